@@ -1,0 +1,162 @@
+//! Labels: validated key/value pairs, and the label sets that selectors are evaluated on.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+/// Longest label key, in bytes (the selector language's limit).
+pub const LABEL_KEY_LEN_MAX: usize = 512;
+/// Longest label value, in bytes.
+pub const LABEL_VALUE_LEN_MAX: usize = 1024;
+/// Most labels on one object.
+pub const LABELS_MAX: usize = 256;
+
+/// Automatic label: the kind of the object, e.g. `Workload` or `NetworkSet`.
+pub const KIND_LABEL: &str = "bulkhead.dev/kind";
+/// Automatic label: the object's name.
+pub const NAME_LABEL: &str = "bulkhead.dev/name";
+/// Automatic label: the object's namespace, if it has one.
+pub const NAMESPACE_LABEL: &str = "bulkhead.dev/namespace";
+/// Automatic label: the host on which a workload runs.
+pub const HOST_LABEL: &str = "bulkhead.dev/host";
+/// Prefix of labels that only Bulkhead itself sets.
+pub const RESERVED_PREFIX: &str = "bulkhead.dev/";
+
+/// Key/value pairs, ordered by key.
+#[derive(Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Labels(BTreeMap<Arc<str>, Arc<str>>);
+
+/// Why a label is not acceptable.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LabelError {
+    /// The key is empty, too long, or has a character that selectors cannot name.
+    #[error("label key {0:?} must be 1 to {LABEL_KEY_LEN_MAX} characters from A-Z a-z 0-9 _ . / -")]
+    Key(String),
+    /// The value is too long or has a control character.
+    #[error(
+        "the value of label {key:?} must be at most {LABEL_VALUE_LEN_MAX} bytes without control characters"
+    )]
+    Value {
+        /// Key of the label.
+        key: String,
+    },
+    /// The key is one that only Bulkhead sets.
+    #[error("label key {0:?} is reserved: labels under {RESERVED_PREFIX} are set by Bulkhead itself")]
+    Reserved(String),
+}
+
+/// Whether a text can be a label key: the LABEL token of the selector grammar.
+pub fn is_label_key(text: &str) -> bool {
+    (1..=LABEL_KEY_LEN_MAX).contains(&text.len()) && text.bytes().all(is_label_byte)
+}
+
+/// Whether a byte can stand in a label key.
+pub(crate) fn is_label_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'/' | b'-')
+}
+
+impl Labels {
+    /// No labels.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Value of a key.
+    pub fn get(&self, key: &str) -> Option<&str> {
+        self.0.get(key).map(AsRef::as_ref)
+    }
+
+    /// Number of labels.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// All pairs, by key.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.0.iter().map(|(key, value)| (key.as_ref(), value.as_ref()))
+    }
+
+    /// Adds or replaces a label that a user may set.
+    ///
+    /// # Errors
+    /// If key or value is not acceptable, or the key is reserved.
+    pub fn insert(&mut self, key: &str, value: &str) -> Result<(), LabelError> {
+        if key.starts_with(RESERVED_PREFIX) {
+            return Err(LabelError::Reserved(key.into()));
+        }
+        self.insert_any(key, value)
+    }
+
+    /// Adds or replaces a label, an automatic one too.
+    ///
+    /// # Errors
+    /// If key or value is not acceptable.
+    pub fn insert_any(&mut self, key: &str, value: &str) -> Result<(), LabelError> {
+        if !is_label_key(key) {
+            return Err(LabelError::Key(key.into()));
+        }
+        if value.len() > LABEL_VALUE_LEN_MAX || value.chars().any(char::is_control) {
+            return Err(LabelError::Value { key: key.into() });
+        }
+        self.0.insert(key.into(), value.into());
+        Ok(())
+    }
+
+    /// Labels from pairs that are known to be acceptable; others are left out. For orchestrators' labels,
+    /// whose authors never heard of our rules: answers how many were left out.
+    pub fn from_foreign<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> (Self, usize) {
+        let mut labels = Self::new();
+        let mut refused = 0;
+        for (key, value) in pairs {
+            if labels.len() >= LABELS_MAX || labels.insert(key, value).is_err() {
+                refused += 1;
+            }
+        }
+        (labels, refused)
+    }
+}
+
+impl fmt::Debug for Labels {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl fmt::Display for Labels {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, (key, value)) in self.iter().enumerate() {
+            write!(f, "{}{key}={value}", if index == 0 { "" } else { "," })?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refuses_what_selectors_could_not_name() {
+        let mut labels = Labels::new();
+        assert!(matches!(labels.insert("", "x"), Err(LabelError::Key(_))));
+        assert!(matches!(labels.insert("a b", "x"), Err(LabelError::Key(_))));
+        assert!(matches!(labels.insert("a", "x\ny"), Err(LabelError::Value { .. })));
+        assert!(matches!(labels.insert(KIND_LABEL, "x"), Err(LabelError::Reserved(_))));
+        labels.insert("app.kubernetes.io/name", "web server").unwrap();
+        assert_eq!(labels.to_string(), "app.kubernetes.io/name=web server");
+    }
+
+    #[test]
+    fn foreign_labels_are_taken_as_far_as_they_go() {
+        let (labels, refused) = Labels::from_foreign([("role", "web"), ("bad key", "x")]);
+        assert_eq!((labels.to_string().as_str(), refused), ("role=web", 1));
+    }
+}

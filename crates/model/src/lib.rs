@@ -1,0 +1,17 @@
+//! The words of Bulkhead as values.
+//!
+//! Pure: no clock, no IO, no async. Everything here is constructed valid or not at all, compares,
+//! prints and serialises. Other crates act on these values; none of them acts here.
+#![deny(missing_docs)]
+
+pub mod address;
+pub mod flow;
+pub mod host_policy;
+pub mod labels;
+pub mod ports;
+pub mod suggest;
+pub mod verdict;
+
+pub use address::Prefix;
+pub use labels::Labels;
+pub use verdict::{Builtin, Direction, RuleRef, Verdict};
