@@ -1,1 +1,19 @@
-//! Placeholder.
+//! The protocol between controller and agents: generated types and conversions to the model's.
+//!
+//! The conversation's rules stand in `proto/distribution.proto`.
+
+/// Generated from `proto/distribution.proto`.
+#[allow(missing_debug_implementations, unreachable_pub, unused_qualifications, elided_lifetimes_in_paths, clippy::all, clippy::unwrap_used, reason = "generated code")]
+pub mod proto {
+    tonic::include_proto!("bulkhead.wire.v1");
+}
+
+mod convert;
+
+pub use convert::{InvalidPrefix, prefix_from_wire, prefix_to_wire};
+
+/// Version of the protocol. A peer that names another is refused.
+pub const PROTOCOL: u32 = 1;
+
+/// Largest message either side accepts, in bytes.
+pub const MESSAGE_BYTES_MAX: usize = 16 << 20;
