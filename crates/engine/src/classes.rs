@@ -140,8 +140,8 @@ impl Classes {
         if let Some(class) = after.and_then(|class| self.classes.get_mut(&class)) {
             class.blocks += 1;
         }
-        if let Some(id) = before {
-            if let Some(class) = self.classes.get_mut(&id) {
+        if let Some(id) = before
+            && let Some(class) = self.classes.get_mut(&id) {
                 class.blocks -= 1;
                 if class.blocks == 0 {
                     let signature = std::mem::take(&mut class.signature);
@@ -150,7 +150,6 @@ impl Classes {
                     changes.died.push(id);
                 }
             }
-        }
         if let Some(block) = self.blocks.get_mut(&prefix) {
             block.class = after;
         }
@@ -162,14 +161,13 @@ impl Classes {
 
     fn forget(&mut self, prefix: Prefix) {
         self.blocks.remove(&prefix);
-        if !prefix.is_host() {
-            if let Some(count) = self.lengths.get_mut(&prefix.mapped_len()) {
+        if !prefix.is_host()
+            && let Some(count) = self.lengths.get_mut(&prefix.mapped_len()) {
                 *count -= 1;
                 if *count == 0 {
                     self.lengths.remove(&prefix.mapped_len());
                 }
             }
-        }
     }
 
     fn class_for(&mut self, signature: Box<[AtomId]>, changes: &mut ClassChanges) -> ClassId {

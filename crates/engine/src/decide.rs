@@ -64,6 +64,8 @@ pub struct Judgement {
     pub audit_verdict: Verdict,
     /// Who would have decided that.
     pub audit_rule: RuleRef,
+    /// Whether a rule on the way asked for the connection to be logged.
+    pub log: bool,
     /// Everything that was looked at, in order. Audit policies are among it, marked.
     pub trace: Vec<Step>,
 }
@@ -151,10 +153,11 @@ pub fn judge(
 ) -> Judgement {
     let mut trace = Vec::new();
     let query = Query { world, endpoint, direction, peer, key };
-    let (verdict, rule) = query.walk(false, &mut Vec::new());
+    let (verdict, rule, log) = query.walk(false, &mut Vec::new());
     // 4.9: as if every Audit policy were Enforce. Its trace holds all that the first walk saw and more.
-    let (audit_verdict, audit_rule) = query.walk(true, &mut trace);
-    Judgement { workload: Arc::clone(&endpoint.name), verdict, rule, audit_verdict, audit_rule, trace }
+    let (audit_verdict, audit_rule, audit_log) = query.walk(true, &mut trace);
+    let log = log || audit_log;
+    Judgement { workload: Arc::clone(&endpoint.name), verdict, rule, audit_verdict, audit_rule, log, trace }
 }
 
 fn own_traffic(endpoint: &Entity) -> Judgement {
@@ -165,6 +168,7 @@ fn own_traffic(endpoint: &Entity) -> Judgement {
         rule: rule.clone(),
         audit_verdict: Verdict::Allow,
         audit_rule: rule,
+        log: false,
         trace: Vec::new(),
     }
 }
@@ -178,7 +182,8 @@ struct Query<'a> {
 }
 
 impl Query<'_> {
-    fn walk(&self, with_audit: bool, trace: &mut Vec<Step>) -> (Verdict, RuleRef) {
+    fn walk(&self, with_audit: bool, trace: &mut Vec<Step>) -> (Verdict, RuleRef, bool) {
+        let mut log = false;
         let mut tiers: Vec<_> = self.world.tiers.iter().collect();
         tiers.sort_by_key(|(name, spec)| (spec.order, (*name).clone()));
         'tiers: for (tier, spec) in tiers {
@@ -203,10 +208,11 @@ impl Query<'_> {
                     });
                     // 4.2: first Allow or Deny decides, Pass goes to the next tier, Log continues.
                     match outcome {
-                        Outcome::Allow => return (Verdict::Allow, author),
-                        Outcome::Deny => return (Verdict::Deny, author),
+                        Outcome::Allow => return (Verdict::Allow, author, log || rule.log),
+                        Outcome::Deny => return (Verdict::Deny, author, log || rule.log),
                         Outcome::Pass => continue 'tiers,
-                        Outcome::Log | Outcome::OtherPeer | Outcome::OtherPort => {}
+                        Outcome::Log => log = true,
+                        Outcome::OtherPeer | Outcome::OtherPort => {}
                     }
                 }
             }
@@ -217,11 +223,11 @@ impl Query<'_> {
             };
             trace.push(Step { rule: author.clone(), audit: false, outcome });
             if spec.default_action == DefaultAction::Deny {
-                return (Verdict::Deny, author);
+                return (Verdict::Deny, author, log);
             }
         }
         // 4.4
-        (self.world.posture, RuleRef::DefaultPosture)
+        (self.world.posture, RuleRef::DefaultPosture, log)
     }
 
     /// 4.2: the policies of a tier that select the endpoint and speak of this direction, in order.

@@ -11,13 +11,13 @@
 
 mod classes;
 mod decide;
-//mod host;
+mod host;
 mod intervals;
 mod members;
 mod program;
 mod world;
 
 pub use decide::{Endpoint, Explanation, Flow, Judgement, Outcome, Step, decide, judge};
-//pub use host::{HostEngine, LocalEndpoint, Member, NotReady};
+pub use host::{HostEngine, LocalEndpoint, Member, NotReady};
 pub use members::{Change, MemberChange, MemberIndex, SelectorId};
 pub use world::World;

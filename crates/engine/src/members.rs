@@ -187,12 +187,11 @@ impl MemberIndex {
         } else {
             self.shared.insert(id, selector);
             for set_id in self.candidate_sets(selector) {
-                if let Some(set) = self.sets.get_mut(&set_id) {
-                    if selector.matches(&set.labels) {
+                if let Some(set) = self.sets.get_mut(&set_id)
+                    && selector.matches(&set.labels) {
                         set.matched.insert(id);
                         subscribed.sets.insert(set_id);
                     }
-                }
             }
         }
         self.selectors.insert(id, subscribed);

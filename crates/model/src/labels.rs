@@ -35,9 +35,11 @@ pub enum LabelError {
     /// The key is empty, too long, or has a character that selectors cannot name.
     #[error("label key {0:?} must be 1 to {LABEL_KEY_LEN_MAX} characters from A-Z a-z 0-9 _ . / -")]
     Key(String),
-    /// The value is too long or has a control character.
+    /// The value is too long, has a control character, or has both kinds of quotes, so that no selector could
+    /// name it.
     #[error(
-        "the value of label {key:?} must be at most {LABEL_VALUE_LEN_MAX} bytes without control characters"
+        "the value of label {key:?} must be at most {LABEL_VALUE_LEN_MAX} bytes without control characters \
+         and with one kind of quote at most"
     )]
     Value {
         /// Key of the label.
@@ -103,7 +105,8 @@ impl Labels {
         if !is_label_key(key) {
             return Err(LabelError::Key(key.into()));
         }
-        if value.len() > LABEL_VALUE_LEN_MAX || value.chars().any(char::is_control) {
+        let unnameable = value.contains('"') && value.contains('\'');
+        if value.len() > LABEL_VALUE_LEN_MAX || value.chars().any(char::is_control) || unnameable {
             return Err(LabelError::Value { key: key.into() });
         }
         self.0.insert(key.into(), value.into());

@@ -1,0 +1,530 @@
+//! The engine of one host: keeps a [`HostPolicy`] by the difference.
+//!
+//! Feed it tiers, policies, local endpoints and the members of the selectors it [wants](HostEngine::wanted),
+//! in any order, then [`flush`](HostEngine::flush): the answer is what to change in the kernel. Repeat while
+//! [`needs_flush`](HostEngine::needs_flush): an atom that nobody reads any more is taken out of the classes
+//! only after the endpoints have left the policies that read it.
+//!
+//! INVARIANT: applied in the order that [`HostDelta`] documents, a delta shows every packet either the members
+//! before or those after, and either the policies before or those after; never tables that disagree about
+//! what a class means. If only one of the two changed, a packet thus sees the old verdict or the new one.
+//!
+//! A policy that reads a selector whose members are not known yet is not put into force: its endpoints keep
+//! what they had, or nothing (deny all) if they are new.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use bulkhead_model::host_policy::{CompiledId, EndpointBinding, HostDelta, HostPolicy, RuleId};
+use bulkhead_model::labels::NAMESPACE_LABEL;
+use bulkhead_model::policy::{Mode, PolicySpec, TierSpec};
+use bulkhead_model::{Direction, Entity, ObjectKey, Prefix, RuleRef, Selector, Verdict};
+
+use crate::classes::{ClassChanges, Classes};
+use crate::program::{BoundTier, Program};
+use crate::world::predefined_tiers;
+
+mod atoms;
+mod bind;
+mod rules;
+
+use atoms::Atoms;
+use rules::RuleTable;
+
+/// A workload on this host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LocalEndpoint {
+    /// What selectors see of it.
+    pub entity: Entity,
+    /// Index of its host-side interface.
+    pub ifindex: u32,
+}
+
+/// A member of a selector, elsewhere.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    /// Name of the entity.
+    pub entity: Arc<str>,
+    /// Its host, if it is a workload. Members on this host are ignored: the engine knows them itself.
+    pub host: Option<Arc<str>>,
+    /// Its addresses.
+    pub prefixes: Vec<Prefix>,
+}
+
+/// An endpoint whose current policy is not in force, and why.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum NotReady {
+    /// The members of a selector have not arrived.
+    Waiting(Selector),
+    /// A policy names a tier that is not known.
+    UnknownTier {
+        /// The policy.
+        policy: String,
+        /// The tier.
+        tier: String,
+    },
+}
+
+/// What a compiled policy is made from: equal keys, equal tables.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct SubjectKey {
+    direction: Direction,
+    tiers_version: u64,
+    /// Versions of the policies that apply, in order.
+    policies: Vec<u64>,
+    /// The endpoint's values of the labels that `sameLabels` reads.
+    same: Vec<(Arc<str>, Option<Arc<str>>)>,
+}
+
+#[derive(Debug)]
+struct Slot {
+    key: SubjectKey,
+    program: Program,
+    /// Whether its tables are part of the host policy.
+    live: bool,
+}
+
+#[derive(Debug)]
+struct StoredPolicy {
+    spec: PolicySpec,
+    /// Unique to this content of this policy.
+    version: u64,
+}
+
+#[derive(Debug, Default)]
+struct AppliesTo {
+    policies: BTreeSet<ObjectKey>,
+    locals: BTreeSet<Arc<str>>,
+}
+
+#[derive(Debug)]
+struct Local {
+    endpoint: LocalEndpoint,
+    selected_by: BTreeSet<Selector>,
+    /// What it should be bound to, per direction; `None` until a choice could be made.
+    desired: [Option<CompiledId>; 2],
+    /// What it is bound to.
+    current: [Option<CompiledId>; 2],
+    broken: Option<NotReady>,
+}
+
+/// Computes one host's tables.
+#[derive(Debug)]
+pub struct HostEngine {
+    host: Arc<str>,
+    posture: Verdict,
+    tiers: BTreeMap<String, TierSpec>,
+    tiers_version: u64,
+    policies: BTreeMap<ObjectKey, StoredPolicy>,
+    applies: BTreeMap<Selector, AppliesTo>,
+    locals: BTreeMap<Arc<str>, Local>,
+    atoms: Atoms,
+    classes: Classes,
+    slots: BTreeMap<CompiledId, Slot>,
+    slot_by_key: HashMap<SubjectKey, CompiledId>,
+    rules: RuleTable,
+    dirty: BTreeSet<Arc<str>>,
+    next_version: u64,
+    next_slot: u32,
+    revision: u64,
+    policy: HostPolicy,
+}
+
+impl HostEngine {
+    /// An engine for the host of this name, with the posture of endpoints that no tier decides for.
+    pub fn new(host: &str, posture: Verdict) -> Self {
+        Self {
+            host: host.into(),
+            posture,
+            tiers: predefined_tiers(),
+            tiers_version: 0,
+            policies: BTreeMap::new(),
+            applies: BTreeMap::new(),
+            locals: BTreeMap::new(),
+            atoms: Atoms::default(),
+            classes: Classes::new(),
+            slots: BTreeMap::new(),
+            slot_by_key: HashMap::new(),
+            rules: RuleTable::default(),
+            dirty: BTreeSet::new(),
+            next_version: 0,
+            next_slot: CompiledId::NONE.0 + 1,
+            revision: 0,
+            policy: HostPolicy::default(),
+        }
+    }
+
+    /// Takes over the rule ids of an earlier process, so that connections which outlived it keep their names.
+    pub fn adopt_rules(&mut self, rules: &BTreeMap<RuleId, RuleRef>) {
+        self.rules.adopt(rules);
+    }
+
+    /// Sets the revision that the next flush will carry.
+    pub fn set_revision(&mut self, revision: u64) {
+        self.revision = revision;
+    }
+
+    /// Adds, replaces or removes a tier. A predefined one falls back to its predefined form.
+    pub fn set_tier(&mut self, name: &str, spec: Option<TierSpec>) {
+        let spec = spec.or_else(|| predefined_tiers().remove(name));
+        if self.tiers.get(name) == spec.as_ref() {
+            return;
+        }
+        match spec {
+            Some(spec) => self.tiers.insert(name.to_owned(), spec),
+            None => self.tiers.remove(name),
+        };
+        self.tiers_version += 1;
+        self.dirty.extend(self.locals.keys().cloned());
+    }
+
+    /// Adds, replaces or removes a policy.
+    pub fn set_policy(&mut self, key: &ObjectKey, spec: Option<&PolicySpec>) {
+        if self.policies.get(key).map(|stored| &stored.spec) == spec {
+            return;
+        }
+        if let Some(old) = self.policies.remove(key) {
+            let selector = subject_selector(key, &old.spec);
+            if let Some(applies) = self.applies.get_mut(&selector) {
+                applies.policies.remove(key);
+                self.dirty.extend(applies.locals.iter().cloned());
+                if applies.policies.is_empty() {
+                    for local in &applies.locals {
+                        if let Some(local) = self.locals.get_mut(local) {
+                            local.selected_by.remove(&selector);
+                        }
+                    }
+                    self.applies.remove(&selector);
+                }
+            }
+        }
+        if let Some(spec) = spec {
+            self.insert_policy(key, spec);
+        }
+    }
+
+    fn insert_policy(&mut self, key: &ObjectKey, spec: &PolicySpec) {
+        self.next_version += 1;
+        let stored = StoredPolicy { spec: spec.clone(), version: self.next_version };
+        self.policies.insert(key.clone(), stored);
+        let selector = subject_selector(key, spec);
+        let locals = &mut self.locals;
+        let applies = self.applies.entry(selector.clone()).or_insert_with(|| {
+            let mut applies = AppliesTo::default();
+            for (name, local) in locals {
+                if selector.matches(&local.endpoint.entity.labels) {
+                    local.selected_by.insert(selector.clone());
+                    applies.locals.insert(Arc::clone(name));
+                }
+            }
+            applies
+        });
+        applies.policies.insert(key.clone());
+        self.dirty.extend(applies.locals.iter().cloned());
+    }
+
+    /// Adds, replaces or removes a local endpoint by the name of its entity.
+    pub fn set_local(&mut self, name: &Arc<str>, endpoint: Option<LocalEndpoint>) {
+        if self.locals.get(name).map(|local| &local.endpoint) == endpoint.as_ref() {
+            return;
+        }
+        self.dirty.insert(Arc::clone(name));
+        self.atoms.set_local(&mut self.classes, name, endpoint.as_ref().map(|endpoint| &endpoint.entity));
+        let Some(endpoint) = endpoint else {
+            if let Some(local) = self.locals.remove(name) {
+                for selector in &local.selected_by {
+                    if let Some(applies) = self.applies.get_mut(selector) {
+                        applies.locals.remove(name);
+                    }
+                }
+            }
+            return;
+        };
+        let mut selected_by = BTreeSet::new();
+        for (selector, applies) in &mut self.applies {
+            if selector.matches(&endpoint.entity.labels) {
+                applies.locals.insert(Arc::clone(name));
+                selected_by.insert(selector.clone());
+            } else {
+                applies.locals.remove(name);
+            }
+        }
+        match self.locals.get_mut(name) {
+            Some(local) => {
+                local.endpoint = endpoint;
+                local.selected_by = selected_by;
+            }
+            None => {
+                let local = Local {
+                    endpoint,
+                    selected_by,
+                    desired: [None; 2],
+                    current: [None; 2],
+                    broken: None,
+                };
+                self.locals.insert(Arc::clone(name), local);
+            }
+        }
+    }
+
+    /// The selectors whose members this host must know.
+    pub fn wanted(&self) -> impl Iterator<Item = &Selector> {
+        self.atoms.selectors()
+    }
+
+    /// All members of a selector: what is not named is gone. Ignored if the selector is not wanted.
+    pub fn set_members(&mut self, selector: &Selector, members: impl IntoIterator<Item = Member>) {
+        let members = members.into_iter().filter(|member| member.host.as_ref() != Some(&self.host));
+        self.atoms.set_members(&mut self.classes, selector, members);
+    }
+
+    /// Members gained, changed and lost. Ignored if the selector is not wanted or was never
+    /// [set](HostEngine::set_members).
+    pub fn change_members(
+        &mut self,
+        selector: &Selector,
+        joins: impl IntoIterator<Item = Member>,
+        leaves: impl IntoIterator<Item = Arc<str>>,
+    ) {
+        let joins = joins.into_iter().filter(|member| member.host.as_ref() != Some(&self.host));
+        self.atoms.change_members(&mut self.classes, selector, joins, leaves);
+    }
+
+    /// What the host must enforce, as of the last flush.
+    pub fn policy(&self) -> &HostPolicy {
+        &self.policy
+    }
+
+    /// Endpoints whose current policy is not in force.
+    pub fn not_ready(&self) -> BTreeMap<Arc<str>, Vec<NotReady>> {
+        let mut result: BTreeMap<Arc<str>, Vec<NotReady>> = BTreeMap::new();
+        for (name, local) in &self.locals {
+            let mut reasons: BTreeSet<NotReady> = local.broken.iter().cloned().collect();
+            for slot in local.desired.iter().flatten().filter_map(|id| self.slots.get(id)) {
+                let waiting = slot.program.atoms().filter(|atom| !self.atoms.is_resolved(*atom));
+                let selectors = waiting.filter_map(|atom| self.atoms.selector(atom).cloned());
+                reasons.extend(selectors.map(NotReady::Waiting));
+            }
+            if !reasons.is_empty() {
+                result.insert(Arc::clone(name), reasons.into_iter().collect());
+            }
+        }
+        result
+    }
+
+    /// Whether another flush has something to do even without new input.
+    pub fn needs_flush(&self) -> bool {
+        !self.dirty.is_empty() || self.atoms.has_retired()
+    }
+
+    /// Brings the tables up to date and answers the difference.
+    pub fn flush(&mut self) -> HostDelta {
+        let mut delta = HostDelta { revision: self.revision, ..HostDelta::default() };
+        self.atoms.collect(&mut self.classes);
+        for name in std::mem::take(&mut self.dirty) {
+            self.choose(&name);
+        }
+        let changes = self.classes.settle();
+        self.rows_for_born_classes(&changes, &mut delta);
+        delta.addresses.clone_from(&changes.addresses);
+        self.enliven(&mut delta);
+        self.bind_endpoints(&mut delta);
+        self.drop_unused(&changes, &mut delta);
+        delta.rules = self.rules.take_new();
+        self.policy.apply(&delta);
+        delta
+    }
+
+    /// Finds or makes the compiled policies that an endpoint should be bound to.
+    fn choose(&mut self, name: &Arc<str>) {
+        let Some(local) = self.locals.get(name) else { return };
+        let labels = local.endpoint.entity.labels.clone();
+        let keys: Vec<ObjectKey> = local
+            .selected_by
+            .iter()
+            .filter_map(|selector| self.applies.get(selector))
+            .flat_map(|applies| applies.policies.iter().cloned())
+            .collect();
+        let chosen = Direction::BOTH.map(|direction| self.slot_for(&labels, &keys, direction));
+        if let Some(local) = self.locals.get_mut(name) {
+            local.broken = None;
+            for (index, choice) in chosen.into_iter().enumerate() {
+                match choice {
+                    Ok(slot) => local.desired[index] = Some(slot),
+                    // DESIGN 4.14: keep the last good tables and say so.
+                    Err(reason) => local.broken = Some(reason),
+                }
+            }
+        }
+    }
+
+    fn slot_for(
+        &mut self,
+        labels: &bulkhead_model::Labels,
+        keys: &[ObjectKey],
+        direction: Direction,
+    ) -> Result<CompiledId, NotReady> {
+        let mut applicable = Vec::new();
+        for key in keys {
+            let Some(stored) = self.policies.get(key) else { continue };
+            if stored.spec.rules(direction).is_none() {
+                continue;
+            }
+            let Some(tier) = self.tiers.get(&stored.spec.tier) else {
+                let tier = stored.spec.tier.clone();
+                return Err(NotReady::UnknownTier { policy: key.qualified_name(), tier });
+            };
+            applicable.push(((tier.order, &stored.spec.tier, stored.spec.order, key), stored));
+        }
+        applicable.sort_unstable_by_key(|(a, _)| *a);
+        let rules = applicable.iter().flat_map(|(_, stored)| stored.spec.rules(direction).unwrap_or_default());
+        let same_keys: BTreeSet<&str> = rules
+            .flat_map(|rule| &rule.peers)
+            .flat_map(|peer| peer.same_labels.iter().map(String::as_str))
+            .collect();
+        let subject = SubjectKey {
+            direction,
+            tiers_version: self.tiers_version,
+            policies: applicable.iter().map(|(_, stored)| stored.version).collect(),
+            same: same_keys.into_iter().map(|key| (key.into(), labels.get(key).map(Into::into))).collect(),
+        };
+        if let Some(id) = self.slot_by_key.get(&subject) {
+            return Ok(*id);
+        }
+        let tiers = bind_tiers(
+            &self.tiers,
+            applicable.iter().map(|((.., key), stored)| (*key, &stored.spec)),
+            &subject,
+            &mut bind::Binder { atoms: &mut self.atoms, classes: &mut self.classes, rules: &mut self.rules },
+        );
+        let program = Program::new(tiers, (self.posture, self.rules.id(RuleRef::DefaultPosture)));
+        self.atoms.acquire(program.atoms());
+        let id = CompiledId(self.next_slot);
+        self.next_slot += 1;
+        self.slot_by_key.insert(subject.clone(), id);
+        self.slots.insert(id, Slot { key: subject, program, live: false });
+        Ok(id)
+    }
+
+    fn rows_for_born_classes(&mut self, changes: &ClassChanges, delta: &mut HostDelta) {
+        for (id, slot) in self.slots.iter_mut().filter(|(_, slot)| slot.live) {
+            let default = slot.program.row(&[]);
+            for class in &changes.born {
+                let row = slot.program.row(self.classes.signature(*class));
+                if row != default {
+                    delta.rows.push((*id, *class, row));
+                }
+            }
+        }
+    }
+
+    /// Makes the tables of compiled policies that somebody waits for and whose selectors are all answered.
+    fn enliven(&mut self, delta: &mut HostDelta) {
+        for (id, slot) in self.slots.iter_mut().filter(|(_, slot)| !slot.live) {
+            if !slot.program.atoms().all(|atom| self.atoms.is_resolved(atom)) {
+                continue;
+            }
+            slot.live = true;
+            let default_row = slot.program.row(&[]);
+            let mut rows = BTreeMap::new();
+            for class in self.classes.iter() {
+                let row = slot.program.row(self.classes.signature(class));
+                if row != default_row {
+                    rows.insert(class, row);
+                }
+            }
+            let compiled = bulkhead_model::host_policy::CompiledPolicy { id: *id, default_row, rows };
+            delta.policies.push(compiled);
+        }
+    }
+
+    fn bind_endpoints(&mut self, delta: &mut HostDelta) {
+        for (name, local) in &mut self.locals {
+            for (current, desired) in local.current.iter_mut().zip(local.desired) {
+                if desired.is_some_and(|id| self.slots.get(&id).is_some_and(|slot| slot.live)) {
+                    *current = desired;
+                }
+            }
+            let [ingress, egress] = local.current.map(|id| id.unwrap_or(CompiledId::NONE));
+            let mut addresses: Vec<IpAddr> =
+                local.endpoint.entity.prefixes.iter().map(|prefix| prefix.address()).collect();
+            addresses.sort_unstable();
+            addresses.dedup();
+            let binding = EndpointBinding { ifindex: local.endpoint.ifindex, addresses, ingress, egress };
+            if self.policy.endpoints.get(name) != Some(&binding) {
+                delta.endpoints.insert(Arc::clone(name), Some(binding));
+            }
+        }
+        for name in self.policy.endpoints.keys().filter(|name| !self.locals.contains_key(*name)) {
+            delta.endpoints.insert(Arc::clone(name), None);
+        }
+    }
+
+    fn drop_unused(&mut self, changes: &ClassChanges, delta: &mut HostDelta) {
+        let locals = self.locals.values();
+        let used: BTreeSet<CompiledId> =
+            locals.flat_map(|local| local.current.into_iter().chain(local.desired)).flatten().collect();
+        let unused: Vec<_> = self.slots.keys().filter(|id| !used.contains(id)).copied().collect();
+        for id in unused {
+            if let Some(slot) = self.slots.remove(&id) {
+                self.slot_by_key.remove(&slot.key);
+                self.atoms.release(slot.program.atoms());
+                if self.policy.policies.contains_key(&id) {
+                    delta.removed_policies.push(id);
+                }
+                // Rows for new classes stay in the delta even now: until the endpoints are switched, addresses
+                // that have moved are still asked about in the old tables.
+                delta.policies.retain(|compiled| compiled.id != id);
+            }
+        }
+        for (id, slot) in &mut self.slots {
+            if let Some(compiled) = self.policy.policies.get(id) {
+                let died = changes.died.iter().filter(|class| compiled.rows.contains_key(class));
+                delta.removed_rows.extend(died.map(|class| (*id, *class)));
+            }
+            if !changes.died.is_empty() {
+                slot.program.shrink();
+            }
+        }
+    }
+}
+
+/// `appliesTo` as evaluated: a policy in a namespace is for endpoints in that namespace.
+fn subject_selector(key: &ObjectKey, spec: &PolicySpec) -> Selector {
+    Selector::all_of(namespace_selector(key).into_iter().chain([spec.applies_to.clone()]))
+}
+
+fn namespace_selector(key: &ObjectKey) -> Option<Selector> {
+    key.namespace.as_ref().map(|namespace| Selector::equals(NAMESPACE_LABEL, namespace))
+}
+
+fn bind_tiers<'a>(
+    tiers: &BTreeMap<String, TierSpec>,
+    policies: impl Iterator<Item = (&'a ObjectKey, &'a PolicySpec)>,
+    subject: &SubjectKey,
+    binder: &mut bind::Binder<'_>,
+) -> Vec<BoundTier> {
+    let mut bound: Vec<(&str, BoundTier)> = Vec::new();
+    for (key, spec) in policies {
+        let Some(tier) = tiers.get(&spec.tier) else { continue };
+        if bound.last().is_none_or(|(name, _)| *name != spec.tier) {
+            let default_rule = binder.rules.id(RuleRef::TierDefault { tier: spec.tier.clone() });
+            let empty = BoundTier {
+                default_rule,
+                default_action: tier.default_action,
+                enforced: false,
+                rules: Vec::new(),
+            };
+            bound.push((&spec.tier, empty));
+        }
+        if let Some((_, tier)) = bound.last_mut() {
+            tier.enforced |= spec.mode == Mode::Enforce;
+            tier.rules.extend(binder.rules_of(key, spec, subject.direction, &subject.same));
+        }
+    }
+    bound.into_iter().map(|(_, tier)| tier).collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,564 @@
+//! The engine against the reference evaluator, and against itself from scratch.
+
+use std::collections::BTreeMap;
+
+use bulkhead_model::host_policy::{ClassId, Row};
+use bulkhead_model::policy::{Action, DefaultAction, Order, Peer, Rule};
+use bulkhead_model::ports::PortKey;
+use bulkhead_model::{Kind, Labels, entity};
+use proptest::prelude::*;
+
+use super::*;
+use crate::{Change, MemberIndex, SelectorId, World, judge};
+
+const HOST: &str = "here";
+
+/// A controller and an agent, joined by function calls.
+struct Fleet {
+    world: World,
+    index: MemberIndex,
+    subscribed: BTreeMap<Selector, SelectorId>,
+    engine: HostEngine,
+}
+
+/// One change of the fleet's state.
+#[derive(Debug, Clone)]
+enum Op {
+    Policy(u8, Option<PolicySpec>),
+    Tier(Option<TierSpec>),
+    Entity(u8, Option<(Labels, Vec<Prefix>)>),
+    Local(u8, Option<(Labels, Vec<Prefix>)>),
+}
+
+fn policy_key(number: u8) -> ObjectKey {
+    let namespace = (number == 3).then(|| "n".to_owned());
+    ObjectKey { kind: Kind::Policy, namespace, name: format!("p{number}") }
+}
+
+fn make_entity(name: &str, kind: Kind, labels: &Labels, prefixes: &[Prefix], host: Option<&str>) -> Entity {
+    let namespace = labels.get("ns").map(ToOwned::to_owned);
+    let labels = entity::with_automatic_labels(labels, kind, namespace.as_deref(), name, host);
+    Entity { name: name.into(), labels, prefixes: prefixes.to_vec(), host: host.map(Into::into) }
+}
+
+impl Fleet {
+    fn new() -> Self {
+        Self {
+            world: World::new(),
+            index: MemberIndex::new(),
+            subscribed: BTreeMap::new(),
+            engine: HostEngine::new(HOST, Verdict::Allow),
+        }
+    }
+
+    fn run(&mut self, op: &Op) {
+        match op {
+            Op::Policy(number, spec) => {
+                let key = policy_key(*number);
+                self.engine.set_policy(&key, spec.as_ref());
+                match spec {
+                    Some(spec) => self.world.policies.insert(key, spec.clone()),
+                    None => self.world.policies.remove(&key),
+                };
+            }
+            Op::Tier(spec) => {
+                // "baseline" is predefined, so policies may always name it.
+                self.engine.set_tier("baseline", spec.clone());
+                let spec = spec.clone().or_else(|| predefined_tiers().remove("baseline"));
+                self.world.tiers.extend(spec.map(|spec| ("baseline".to_owned(), spec)));
+            }
+            Op::Entity(number, state) => {
+                let name = format!("e{number}");
+                // Odd ones are network sets.
+                let (kind, host) = if number % 2 == 1 { (Kind::NetworkSet, None) } else { (Kind::Workload, Some("there")) };
+                let entity = state.as_ref().map(|(l, p)| make_entity(&name, kind, l, p, host));
+                self.set_entity(&name, entity);
+            }
+            Op::Local(number, state) => {
+                let name = format!("l{number}");
+                let entity =
+                    state.as_ref().map(|(l, p)| make_entity(&name, Kind::Workload, l, p, Some(HOST)));
+                let ifindex = u32::from(*number) + 1;
+                let local = entity.clone().map(|entity| LocalEndpoint { entity, ifindex });
+                self.engine.set_local(&name.as_str().into(), local);
+                self.set_entity(&name, entity);
+            }
+        }
+    }
+
+    fn set_entity(&mut self, name: &str, entity: Option<Entity>) {
+        let changes = match entity {
+            Some(entity) => {
+                self.world.entities.insert(name.into(), entity.clone());
+                self.index.upsert(&entity)
+            }
+            None => {
+                self.world.entities.remove(name);
+                self.index.remove(name)
+            }
+        };
+        for change in changes {
+            let selector = self.index.selector(change.selector).unwrap().clone();
+            match change.change {
+                Change::Join { prefixes, host } => {
+                    let member = Member { entity: change.entity, host, prefixes: prefixes.to_vec() };
+                    self.engine.change_members(&selector, [member], []);
+                }
+                Change::Leave => self.engine.change_members(&selector, [], [change.entity]),
+            }
+        }
+    }
+
+    /// Flushes and answers subscriptions until nothing is left to do; answers the deltas.
+    fn settle(&mut self) -> Vec<HostDelta> {
+        let mut deltas = Vec::new();
+        loop {
+            deltas.push(self.engine.flush());
+            let wanted: BTreeSet<Selector> = self.engine.wanted().cloned().collect();
+            let stale: Vec<_> = self.subscribed.keys().filter(|s| !wanted.contains(s)).cloned().collect();
+            for selector in stale {
+                self.index.unsubscribe(self.subscribed.remove(&selector).unwrap());
+            }
+            let new: Vec<_> = wanted.into_iter().filter(|s| !self.subscribed.contains_key(s)).collect();
+            for selector in &new {
+                let id = self.index.subscribe(selector);
+                self.subscribed.insert(selector.clone(), id);
+                let members: Vec<_> = self
+                    .index
+                    .members(id)
+                    .map(|(name, prefixes, host)| Member {
+                        entity: Arc::clone(name),
+                        host: host.cloned(),
+                        prefixes: prefixes.to_vec(),
+                    })
+                    .collect();
+                self.engine.set_members(selector, members);
+            }
+            if new.is_empty() && !self.engine.needs_flush() {
+                return deltas;
+            }
+        }
+    }
+
+    /// Every endpoint, direction, address and port of the small universe gets the reference's answer.
+    fn check_against_reference(&self) {
+        let policy = self.engine.policy();
+        for name in policy.endpoints.keys() {
+            let entity = &self.world.entities[name];
+            for direction in Direction::BOTH {
+                for peer in addresses() {
+                    for key in keys() {
+                        let cell = policy.lookup(name, direction, peer, key).expect("every endpoint is bound");
+                        let judged = judge(&self.world, entity, direction, peer, key);
+                        let found = (
+                            cell.verdict,
+                            &policy.rules[&cell.rule],
+                            cell.audit_verdict,
+                            &policy.rules[&cell.audit_rule],
+                            cell.log,
+                        );
+                        let expected =
+                            (judged.verdict, &judged.rule, judged.audit_verdict, &judged.audit_rule, judged.log);
+                        assert_eq!(found, expected, "{name} {direction} {peer} {key:#x}\n{judged:#?}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn addresses() -> Vec<IpAddr> {
+    let mut addresses: Vec<IpAddr> = (0..8u8).map(|last| [10, 0, 0, last].into()).collect();
+    addresses.extend(["192.0.2.1", "2001:db8::1", "2001:db8::2", "2001:db8:1::1"].map(|a| a.parse::<IpAddr>().unwrap()));
+    addresses
+}
+
+fn keys() -> [PortKey; 6] {
+    let tcp = bulkhead_model::ports::Protocol::TCP;
+    let udp = bulkhead_model::ports::Protocol::UDP;
+    [tcp.key(80), tcp.key(81), tcp.key(443), udp.key(80), bulkhead_model::ports::Protocol::ICMP.key(0x0800), 0]
+}
+
+/// A host policy with ids replaced by what they stand for.
+type Canonical = (
+    BTreeMap<Prefix, usize>,
+    BTreeMap<Arc<str>, (u32, Vec<IpAddr>, [BTreeMap<usize, String>; 2])>,
+);
+
+fn canonical(policy: &HostPolicy) -> Canonical {
+    let mut numbers: BTreeMap<ClassId, usize> = BTreeMap::new();
+    for class in policy.addresses.values() {
+        let next = numbers.len() + 1;
+        numbers.entry(*class).or_insert(next);
+    }
+    let row = |row: &Row| {
+        let cell = |id| policy.rules.get(&id).map(ToString::to_string);
+        let columns = row.columns().iter().map(|c| {
+            (c.first, c.cell.verdict, cell(c.cell.rule), c.cell.audit_verdict, cell(c.cell.audit_rule), c.cell.log, c.cell.written)
+        });
+        format!("{:?}", columns.collect::<Vec<_>>())
+    };
+    let table = |id: CompiledId| -> BTreeMap<usize, String> {
+        let Some(compiled) = policy.policies.get(&id) else { return BTreeMap::new() };
+        let rows = compiled.rows.iter().map(|(class, r)| {
+            (*numbers.get(class).expect("no row for a class that is gone"), row(r))
+        });
+        rows.chain([(0, row(&compiled.default_row))]).collect()
+    };
+    let endpoints = policy.endpoints.iter().map(|(name, binding)| {
+        let tables = [table(binding.ingress), table(binding.egress)];
+        (Arc::clone(name), (binding.ifindex, binding.addresses.clone(), tables))
+    });
+    let addresses = policy.addresses.iter().map(|(prefix, class)| (*prefix, numbers[class]));
+    (addresses.collect(), endpoints.collect())
+}
+
+fn from_scratch(ops: &[Op]) -> Canonical {
+    let mut fleet = Fleet::new();
+    let mut last: BTreeMap<String, &Op> = BTreeMap::new();
+    for op in ops {
+        last.insert(subject(op), op);
+    }
+    last.values().for_each(|op| fleet.run(op));
+    fleet.settle();
+    canonical(fleet.engine.policy())
+}
+
+fn subject(op: &Op) -> String {
+    match op {
+        Op::Policy(number, _) => format!("policy {number}"),
+        Op::Tier(_) => "tier".into(),
+        Op::Entity(number, _) => format!("entity {number}"),
+        Op::Local(number, _) => format!("local {number}"),
+    }
+}
+
+/// The same subject taken away: what comes before an op when a history is split.
+fn removal(op: &Op) -> Op {
+    match op {
+        Op::Policy(number, _) => Op::Policy(*number, None),
+        Op::Tier(_) => Op::Tier(None),
+        Op::Entity(number, _) => Op::Entity(*number, None),
+        Op::Local(number, _) => Op::Local(*number, None),
+    }
+}
+
+fn any_labels() -> impl Strategy<Value = Labels> {
+    (prop::option::of(1..3u8), prop::option::of(1..3u8), any::<bool>()).prop_map(|(a, b, ns)| {
+        let mut labels = Labels::new();
+        for (key, value) in [("a", a), ("b", b)] {
+            if let Some(value) = value {
+                labels.insert(key, &value.to_string()).unwrap();
+            }
+        }
+        if ns {
+            labels.insert("ns", "n").unwrap();
+        }
+        labels
+    })
+}
+
+fn any_selector() -> impl Strategy<Value = Selector> {
+    let texts = ["all()", "a == '1'", "a == '2'", "has(b)", "a != '1'", "b in {'1'} || a == '2'", "bulkhead.dev/name == 'e2'"];
+    prop::sample::select(texts.to_vec()).prop_map(|text| Selector::parse(text).unwrap())
+}
+
+fn any_block() -> impl Strategy<Value = Prefix> {
+    let texts = ["10.0.0.0/30", "10.0.0.4/31", "10.0.0.5/32", "0.0.0.0/0", "::/0", "2001:db8::/64", "2001:db8::1/128", "10.0.0.0/8"];
+    prop::sample::select(texts.to_vec()).prop_map(|text| text.parse().unwrap())
+}
+
+fn any_peer() -> impl Strategy<Value = Peer> {
+    (
+        prop::option::weighted(0.5, any_selector()),
+        prop::option::weighted(0.2, any_selector()),
+        prop::option::weighted(0.3, prop::sample::select(vec!["a", "b"])),
+        prop::collection::vec(any_block(), 0..2),
+        prop::collection::vec(any_block(), 0..2),
+        prop::option::weighted(0.2, any_selector()),
+    )
+        .prop_map(|(selector, not_selector, same, cidrs, not_cidrs, network_sets)| Peer {
+            selector,
+            not_selector,
+            same_labels: same.into_iter().map(ToOwned::to_owned).collect(),
+            cidrs,
+            not_cidrs,
+            network_sets,
+        })
+}
+
+fn any_rule() -> impl Strategy<Value = Rule> {
+    let ports = ["any", "tcp", "tcp/80", "tcp/80-443", "udp", "icmp/8", "tcp/81-65535"];
+    let ports = prop::sample::select(ports.to_vec()).prop_map(|text| text.parse().unwrap());
+    let actions = [Action::Allow, Action::Allow, Action::Deny, Action::Pass, Action::Log];
+    (
+        prop::sample::select(actions.to_vec()),
+        prop::collection::vec(any_peer(), 0..3),
+        prop::collection::vec(ports, 0..3),
+        any::<bool>(),
+    )
+        .prop_map(|(action, peers, ports, log)| Rule { action, peers, ports, log })
+}
+
+fn any_policy() -> impl Strategy<Value = PolicySpec> {
+    let rules = || prop::option::weighted(0.7, prop::collection::vec(any_rule(), 0..4));
+    let tiers = ["admin", "application", "application", "baseline"];
+    (prop::sample::select(tiers.to_vec()), 0..3u8, any::<bool>(), any_selector(), rules(), rules()).prop_map(
+        |(tier, order, audit, applies_to, ingress, egress)| PolicySpec {
+            tier: tier.into(),
+            order: Order::new(order.into()),
+            mode: if audit && order == 2 { Mode::Audit } else { Mode::Enforce },
+            applies_to,
+            ingress,
+            egress,
+        },
+    )
+}
+
+fn any_op() -> impl Strategy<Value = Op> {
+    let host = (0..8u8).prop_map(|last| Prefix::host([10, 0, 0, last].into()));
+    let host6 = (1..3u16).prop_map(|last| Prefix::host([0x2001, 0xdb8, 0, 0, 0, 0, 0, last].into()));
+    let hosts = prop::collection::vec(prop_oneof![3 => host, 1 => host6], 0..3);
+    let local_hosts = (0..8u8).prop_map(|last| vec![Prefix::host([10, 0, 0, last].into())]);
+    let entity = (0..5u8, any_labels(), hosts, prop::collection::vec(any_block(), 0..3), any::<u8>());
+    prop_oneof![
+        4 => (0..4u8, prop::option::weighted(0.8, any_policy())).prop_map(|(n, p)| Op::Policy(n, p)),
+        1 => (any::<bool>(), any::<bool>(), any::<bool>()).prop_map(|(there, first, pass)| {
+            let order = Order::new(if first { 1.0 } else { 2e9 });
+            let default_action = if pass { DefaultAction::Pass } else { DefaultAction::Deny };
+            Op::Tier(there.then_some(TierSpec { order, default_action }))
+        }),
+        4 => entity.prop_map(|(n, labels, hosts, blocks, there)| {
+            let prefixes = if n % 2 == 1 { blocks } else { hosts };
+            Op::Entity(n, (there > 50).then_some((labels, prefixes)))
+        }),
+        3 => (0..3u8, any_labels(), local_hosts, any::<u8>())
+            .prop_map(|(n, labels, hosts, there)| Op::Local(n, (there > 50).then_some((labels, hosts)))),
+    ]
+}
+
+fn histories() -> impl Strategy<Value = Vec<Op>> {
+    prop::collection::vec(any_op(), 1..14)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+
+    /// Tables equal the reference after every step, and equal tables made from scratch.
+    #[test]
+    fn tables_follow_the_reference_through_any_history(ops in histories()) {
+        let mut fleet = Fleet::new();
+        for (index, op) in ops.iter().enumerate() {
+            fleet.run(op);
+            fleet.settle();
+            fleet.check_against_reference();
+            prop_assert_eq!(canonical(fleet.engine.policy()), from_scratch(&ops[..=index]));
+        }
+    }
+
+    /// The end state is the same whether updates come one at a time, all at once, in reverse order (of
+    /// independent subjects), split into removal and addition, or with flushes in between.
+    #[test]
+    fn the_end_depends_on_the_state_alone(ops in histories(), flush_at in prop::collection::vec(any::<bool>(), 14)) {
+        let expected = from_scratch(&ops);
+        let mut squashed = Fleet::new();
+        ops.iter().for_each(|op| squashed.run(op));
+        squashed.settle();
+        prop_assert_eq!(&canonical(squashed.engine.policy()), &expected, "squashed");
+
+        let mut reversed = Fleet::new();
+        let mut seen = BTreeSet::new();
+        for op in ops.iter().rev().filter(|op| seen.insert(subject(op))) {
+            reversed.run(op);
+            reversed.settle();
+        }
+        prop_assert_eq!(&canonical(reversed.engine.policy()), &expected, "reversed");
+
+        let mut split = Fleet::new();
+        for (op, flush) in ops.iter().zip(&flush_at) {
+            split.run(&removal(op));
+            if *flush {
+                split.engine.flush();
+            }
+            split.run(op);
+            split.engine.flush();
+        }
+        split.settle();
+        prop_assert_eq!(&canonical(split.engine.policy()), &expected, "split");
+    }
+
+    /// While a delta is applied piece by piece, every question gets the answer before or the answer after.
+    #[test]
+    fn no_packet_meets_a_third_state(ops in histories()) {
+        let mut fleet = Fleet::new();
+        let mut tables = HostPolicy::default();
+        for op in &ops {
+            fleet.run(op);
+            for delta in fleet.settle() {
+                let before = tables.clone();
+                let mut after = tables.clone();
+                after.apply(&delta);
+                for piece in pieces(&delta) {
+                    tables.apply(&piece);
+                    assert_between(&before, &tables, &after);
+                }
+                prop_assert_eq!(&tables, &after);
+            }
+            prop_assert_eq!(&tables, fleet.engine.policy());
+        }
+    }
+}
+
+/// A delta cut up as a dataplane applies it.
+fn pieces(delta: &HostDelta) -> Vec<HostDelta> {
+    let blank = || HostDelta { revision: delta.revision, ..HostDelta::default() };
+    let mut pieces = vec![HostDelta {
+        rules: delta.rules.clone(),
+        rows: delta.rows.clone(),
+        policies: delta.policies.clone(),
+        ..blank()
+    }];
+    let mut upserts: Vec<_> = delta.addresses.iter().filter(|(_, class)| class.is_some()).collect();
+    upserts.sort_by_key(|(prefix, _)| std::cmp::Reverse(prefix.mapped_len()));
+    let mut removals: Vec<_> = delta.addresses.iter().filter(|(_, class)| class.is_none()).collect();
+    removals.sort_by_key(|(prefix, _)| prefix.mapped_len());
+    for (prefix, class) in upserts.into_iter().chain(removals) {
+        pieces.push(HostDelta { addresses: BTreeMap::from([(*prefix, *class)]), ..blank() });
+    }
+    for (name, binding) in &delta.endpoints {
+        let endpoints = BTreeMap::from([(Arc::clone(name), binding.clone())]);
+        pieces.push(HostDelta { endpoints, ..blank() });
+    }
+    pieces.push(HostDelta {
+        removed_rows: delta.removed_rows.clone(),
+        removed_policies: delta.removed_policies.clone(),
+        removed_rules: delta.removed_rules.clone(),
+        ..blank()
+    });
+    pieces
+}
+
+fn assert_between(before: &HostPolicy, now: &HostPolicy, after: &HostPolicy) {
+    for name in now.endpoints.keys() {
+        // What an endpoint's policy says of its own addresses is never asked: own traffic passes. (When an
+        // endpoint itself changes, its address and its binding do, and only there the two could mix.)
+        let own = |peer: &IpAddr| {
+            [before, now, after].iter().any(|policy| {
+                policy.endpoints.get(name).is_some_and(|endpoint| endpoint.addresses.contains(peer))
+            })
+        };
+        for direction in Direction::BOTH {
+            for peer in addresses().into_iter().filter(|peer| !own(peer)) {
+                for key in keys() {
+                    let answer = |policy: &HostPolicy| policy.lookup(name, direction, peer, key);
+                    let found = answer(now);
+                    assert!(
+                        found == answer(before) || found == answer(after),
+                        "{name} {direction} {peer} {key:#x}: {found:?} is neither {:?} nor {:?}",
+                        answer(before),
+                        answer(after)
+                    );
+                }
+            }
+        }
+    }
+}
+
+fn labels(pairs: &[(&str, &str)]) -> Labels {
+    let mut labels = Labels::new();
+    pairs.iter().for_each(|(key, value)| labels.insert(key, value).unwrap());
+    labels
+}
+
+fn allow_from(applies_to: &str, from: Peer) -> PolicySpec {
+    PolicySpec {
+        tier: "application".into(),
+        order: Order::LAST,
+        mode: Mode::Enforce,
+        applies_to: Selector::parse(applies_to).unwrap(),
+        ingress: Some(vec![Rule { action: Action::Allow, peers: vec![from], ports: vec![], log: false }]),
+        egress: None,
+    }
+}
+
+fn selector_peer(text: &str) -> Peer {
+    Peer { selector: Some(Selector::parse(text).unwrap()), ..Peer::default() }
+}
+
+/// P2: twenty instances of A allowed to twenty of B.
+#[test]
+fn a_new_instance_costs_one_address_where_it_matters_and_nothing_elsewhere() {
+    let instance = |number: u8, role: &str| {
+        (labels(&[("role", role)]), vec![Prefix::host([10, 0, 1, number].into())])
+    };
+    let mut fleet = Fleet::new();
+    fleet.run(&Op::Policy(0, Some(allow_from("role == 'b'", selector_peer("role == 'a'")))));
+    fleet.run(&Op::Local(0, Some(instance(100, "b"))));
+    fleet.run(&Op::Entity(0, Some(instance(0, "a"))));
+    fleet.settle();
+    for number in 1..20 {
+        fleet.run(&Op::Entity(number * 2, Some(instance(number, "a"))));
+        let written: usize = fleet.settle().iter().map(HostDelta::entries_written).sum();
+        assert_eq!(written, 1, "one entry for instance {number}");
+    }
+    fleet.run(&Op::Entity(200, Some(instance(50, "c"))));
+    assert!(fleet.settle().iter().all(HostDelta::is_empty), "nobody here reads role c");
+}
+
+#[test]
+fn a_policy_waits_for_its_members_and_a_new_endpoint_is_closed_until_then() {
+    let mut engine = HostEngine::new(HOST, Verdict::Allow);
+    let entity = make_entity("l0", Kind::Workload, &labels(&[("role", "b")]), &[], Some(HOST));
+    engine.set_local(&"l0".into(), Some(LocalEndpoint { entity, ifindex: 7 }));
+    engine.flush();
+    let open = engine.policy().endpoints["l0"].clone();
+    assert_ne!(open.ingress, CompiledId::NONE);
+    let spec = allow_from("role == 'b'", selector_peer("role == 'a'"));
+    engine.set_policy(&policy_key(0), Some(&spec));
+    assert!(engine.flush().endpoints.is_empty(), "the old tables stay");
+    let waiting = Selector::parse("role == 'a'").unwrap();
+    assert_eq!(engine.not_ready()["l0"], [NotReady::Waiting(waiting.clone())]);
+
+    let entity = make_entity("l1", Kind::Workload, &labels(&[("role", "b")]), &[], Some(HOST));
+    engine.set_local(&"l1".into(), Some(LocalEndpoint { entity, ifindex: 8 }));
+    engine.flush();
+    assert_eq!(engine.policy().endpoints["l1"].ingress, CompiledId::NONE, "closed");
+
+    engine.set_members(&waiting, []);
+    engine.flush();
+    assert!(engine.not_ready().is_empty());
+    assert_ne!(engine.policy().endpoints["l0"].ingress, open.ingress);
+}
+
+#[test]
+fn a_policy_in_an_unknown_tier_leaves_the_last_good_tables_and_is_named() {
+    let mut fleet = Fleet::new();
+    fleet.run(&Op::Local(0, Some((labels(&[("role", "b")]), vec![]))));
+    fleet.settle();
+    let before = fleet.engine.policy().clone();
+    let mut spec = allow_from("role == 'b'", selector_peer("role == 'a'"));
+    spec.tier = "nowhere".into();
+    fleet.engine.set_policy(&policy_key(0), Some(&spec));
+    fleet.settle();
+    assert_eq!(fleet.engine.policy().endpoints, before.endpoints);
+    let reason = NotReady::UnknownTier { policy: "p0".into(), tier: "nowhere".into() };
+    assert_eq!(fleet.engine.not_ready()["l0"], [reason]);
+}
+
+#[test]
+fn rule_numbers_survive_a_restart() {
+    let mut fleet = Fleet::new();
+    fleet.run(&Op::Policy(0, Some(allow_from("all()", selector_peer("has(a)")))));
+    fleet.run(&Op::Local(0, Some((labels(&[]), vec![]))));
+    fleet.settle();
+    let rules = fleet.engine.policy().rules.clone();
+    let mut second = Fleet::new();
+    second.engine.adopt_rules(&rules);
+    second.run(&Op::Local(0, Some((labels(&[]), vec![]))));
+    second.run(&Op::Policy(1, Some(allow_from("all()", selector_peer("has(a)")))));
+    second.run(&Op::Policy(0, Some(allow_from("all()", selector_peer("has(a)")))));
+    second.settle();
+    for (id, rule) in &rules {
+        assert_eq!(second.engine.policy().rules.get(id), Some(rule));
+    }
+}
