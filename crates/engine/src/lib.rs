@@ -1,1 +1,23 @@
-//! Placeholder.
+//! The engine: from policies, labels and members to the tables that one host must enforce.
+//!
+//! Pure: no clock, no IO, no async, no global state.
+//!
+//! * [`decide`] walks the rules naively and answers with its trace. It is the reference that the compiled
+//!   tables and every dataplane must agree with.
+//! * [`MemberIndex`] keeps, for each selector somebody asked for, the entities that match it.
+//! * [`HostEngine`] keeps the [`HostPolicy`](bulkhead_model::host_policy::HostPolicy) of one host, by the
+//!   difference. Its output is a function of its input's current state, whatever the order of updates.
+#![deny(missing_docs)]
+
+mod classes;
+mod decide;
+//mod host;
+mod intervals;
+mod members;
+mod program;
+mod world;
+
+pub use decide::{Endpoint, Explanation, Flow, Judgement, Outcome, Step, decide, judge};
+//pub use host::{HostEngine, LocalEndpoint, Member, NotReady};
+pub use members::{Change, MemberChange, MemberIndex, SelectorId};
+pub use world::World;

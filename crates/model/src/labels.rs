@@ -110,6 +110,13 @@ impl Labels {
         Ok(())
     }
 
+    /// These labels but for some keys.
+    #[must_use]
+    pub fn without(&self, keys: &[&str]) -> Self {
+        let keep = |(key, _): &(&Arc<str>, &Arc<str>)| !keys.contains(&&***key);
+        Self(self.0.iter().filter(keep).map(|(key, value)| (Arc::clone(key), Arc::clone(value))).collect())
+    }
+
     /// Labels from pairs that are known to be acceptable; others are left out. For orchestrators' labels,
     /// whose authors never heard of our rules: answers how many were left out.
     pub fn from_foreign<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> (Self, usize) {

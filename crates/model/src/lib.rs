@@ -5,13 +5,22 @@
 #![deny(missing_docs)]
 
 pub mod address;
+pub mod document;
+pub mod entity;
 pub mod flow;
 pub mod host_policy;
 pub mod labels;
+pub mod policy;
 pub mod ports;
+pub mod resource;
+pub mod selector;
 pub mod suggest;
 pub mod verdict;
 
 pub use address::Prefix;
+pub use document::Problem;
+pub use entity::Entity;
 pub use labels::Labels;
+pub use resource::{Kind, ObjectKey, Resource};
+pub use selector::Selector;
 pub use verdict::{Builtin, Direction, RuleRef, Verdict};

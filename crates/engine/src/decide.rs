@@ -1,0 +1,303 @@
+//! The reference evaluator: walks tiers, policies and rules as they were written and remembers every step.
+//!
+//! Short and obvious on purpose. Nothing here is shared with the compiler, so that the two check each other.
+//! Numbers in comments are those of the design's semantics.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use bulkhead_model::labels::{KIND_LABEL, NAMESPACE_LABEL};
+use bulkhead_model::policy::{Action, DefaultAction, Mode, Order, Peer, PolicySpec, Rule};
+use bulkhead_model::ports::PortKey;
+use bulkhead_model::{Builtin, Direction, Entity, Kind, ObjectKey, Prefix, RuleRef, Selector, Verdict};
+use serde::Serialize;
+
+use crate::world::World;
+
+/// One end of a flow.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Endpoint {
+    /// The workload, if this end is one of ours.
+    pub workload: Option<Arc<str>>,
+    /// Its address.
+    pub address: IpAddr,
+}
+
+/// A new connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Flow {
+    /// Who begins it.
+    pub source: Endpoint,
+    /// Who is called.
+    pub destination: Endpoint,
+    /// Protocol and destination port.
+    pub key: PortKey,
+}
+
+/// Why a connection passes or not, at both ends.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Explanation {
+    /// Whether it passes.
+    pub verdict: Verdict,
+    /// Whether it would if every Audit policy were enforced.
+    pub audit_verdict: Verdict,
+    /// What the source's policy says, if the source is ours.
+    pub egress: Option<Judgement>,
+    /// What the destination's policy says, if the destination is ours.
+    pub ingress: Option<Judgement>,
+}
+
+/// What one endpoint's policy says in one direction.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Judgement {
+    /// The endpoint.
+    pub workload: Arc<str>,
+    /// What is enforced.
+    pub verdict: Verdict,
+    /// Who decided.
+    pub rule: RuleRef,
+    /// What would be enforced if every Audit policy were.
+    pub audit_verdict: Verdict,
+    /// Who would have decided that.
+    pub audit_rule: RuleRef,
+    /// Everything that was looked at, in order. Audit policies are among it, marked.
+    pub trace: Vec<Step>,
+}
+
+/// One thing that was looked at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Step {
+    /// What it was.
+    pub rule: RuleRef,
+    /// Whether it belongs to an Audit policy.
+    pub audit: bool,
+    /// What came of it.
+    pub outcome: Outcome,
+}
+
+/// What came of looking at a rule or at the end of a tier.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Outcome {
+    /// The other end is not one that the rule names.
+    OtherPeer,
+    /// The port is not one that the rule names.
+    OtherPort,
+    /// It matched: allow.
+    Allow,
+    /// It matched: deny.
+    Deny,
+    /// It matched: ask the next tier.
+    Pass,
+    /// It matched: noted.
+    Log,
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::OtherPeer => "no match: other peer",
+            Self::OtherPort => "no match: other port",
+            Self::Allow => "allow",
+            Self::Deny => "deny",
+            Self::Pass => "pass",
+            Self::Log => "log",
+        })
+    }
+}
+
+/// Judges a new connection at both ends (4.1).
+pub fn decide(world: &World, flow: &Flow) -> Explanation {
+    let ours = |end: &Endpoint| end.workload.as_ref().and_then(|name| world.entities.get(name));
+    let (source, destination) = (ours(&flow.source), ours(&flow.destination));
+    let (egress, ingress) = match (source, destination) {
+        // 4.10: a workload may always reach itself.
+        (Some(source), Some(destination)) if source.name == destination.name => {
+            (Some(own_traffic(source)), Some(own_traffic(destination)))
+        }
+        _ => (
+            source.map(|entity| {
+                judge(world, entity, Direction::Egress, flow.destination.address, flow.key)
+            }),
+            destination
+                .map(|entity| judge(world, entity, Direction::Ingress, flow.source.address, flow.key)),
+        ),
+    };
+    let both = |verdict: fn(&Judgement) -> Verdict| {
+        let sides = [&egress, &ingress];
+        let all = sides.into_iter().flatten().all(|side| verdict(side) == Verdict::Allow);
+        if all { Verdict::Allow } else { Verdict::Deny }
+    };
+    Explanation {
+        verdict: both(|side| side.verdict),
+        audit_verdict: both(|side| side.audit_verdict),
+        egress,
+        ingress,
+    }
+}
+
+/// Judges a new connection between one of our endpoints and an address, in one direction.
+pub fn judge(
+    world: &World,
+    endpoint: &Entity,
+    direction: Direction,
+    peer: IpAddr,
+    key: PortKey,
+) -> Judgement {
+    let mut trace = Vec::new();
+    let query = Query { world, endpoint, direction, peer, key };
+    let (verdict, rule) = query.walk(false, &mut Vec::new());
+    // 4.9: as if every Audit policy were Enforce. Its trace holds all that the first walk saw and more.
+    let (audit_verdict, audit_rule) = query.walk(true, &mut trace);
+    Judgement { workload: Arc::clone(&endpoint.name), verdict, rule, audit_verdict, audit_rule, trace }
+}
+
+fn own_traffic(endpoint: &Entity) -> Judgement {
+    let rule = RuleRef::Builtin { builtin: Builtin::SelfTraffic };
+    Judgement {
+        workload: Arc::clone(&endpoint.name),
+        verdict: Verdict::Allow,
+        rule: rule.clone(),
+        audit_verdict: Verdict::Allow,
+        audit_rule: rule,
+        trace: Vec::new(),
+    }
+}
+
+struct Query<'a> {
+    world: &'a World,
+    endpoint: &'a Entity,
+    direction: Direction,
+    peer: IpAddr,
+    key: PortKey,
+}
+
+impl Query<'_> {
+    fn walk(&self, with_audit: bool, trace: &mut Vec<Step>) -> (Verdict, RuleRef) {
+        let mut tiers: Vec<_> = self.world.tiers.iter().collect();
+        tiers.sort_by_key(|(name, spec)| (spec.order, (*name).clone()));
+        'tiers: for (tier, spec) in tiers {
+            let policies = self.policies_of(tier, with_audit);
+            // 4.3: a tier with no policy for this endpoint and direction is skipped.
+            if policies.is_empty() {
+                continue;
+            }
+            for (key, policy) in policies {
+                for (index, rule) in policy.rules(self.direction).unwrap_or_default().iter().enumerate() {
+                    let author = RuleRef::Rule {
+                        tier: tier.clone(),
+                        policy: key.qualified_name(),
+                        direction: self.direction,
+                        index: u32::try_from(index).unwrap_or(u32::MAX),
+                    };
+                    let outcome = self.outcome(key, rule);
+                    trace.push(Step {
+                        rule: author.clone(),
+                        audit: policy.mode == Mode::Audit,
+                        outcome,
+                    });
+                    // 4.2: first Allow or Deny decides, Pass goes to the next tier, Log continues.
+                    match outcome {
+                        Outcome::Allow => return (Verdict::Allow, author),
+                        Outcome::Deny => return (Verdict::Deny, author),
+                        Outcome::Pass => continue 'tiers,
+                        Outcome::Log | Outcome::OtherPeer | Outcome::OtherPort => {}
+                    }
+                }
+            }
+            let author = RuleRef::TierDefault { tier: tier.clone() };
+            let outcome = match spec.default_action {
+                DefaultAction::Deny => Outcome::Deny,
+                DefaultAction::Pass => Outcome::Pass,
+            };
+            trace.push(Step { rule: author.clone(), audit: false, outcome });
+            if spec.default_action == DefaultAction::Deny {
+                return (Verdict::Deny, author);
+            }
+        }
+        // 4.4
+        (self.world.posture, RuleRef::DefaultPosture)
+    }
+
+    /// 4.2: the policies of a tier that select the endpoint and speak of this direction, in order.
+    fn policies_of(&self, tier: &str, with_audit: bool) -> Vec<(&ObjectKey, &PolicySpec)> {
+        let mut policies: Vec<_> = self
+            .world
+            .policies
+            .iter()
+            .filter(|(_, policy)| policy.tier == tier)
+            .filter(|(_, policy)| with_audit || policy.mode == Mode::Enforce)
+            .filter(|(_, policy)| policy.rules(self.direction).is_some())
+            .filter(|(key, policy)| {
+                in_namespace(key, self.endpoint) && policy.applies_to.matches(&self.endpoint.labels)
+            })
+            .collect();
+        policies.sort_by_key(|(key, policy)| -> (Order, &ObjectKey) { (policy.order, key) });
+        policies
+    }
+
+    fn outcome(&self, policy: &ObjectKey, rule: &Rule) -> Outcome {
+        let peer_matches = rule.peers.is_empty() || rule.peers.iter().any(|peer| self.peer(policy, peer));
+        if !peer_matches {
+            return Outcome::OtherPeer;
+        }
+        if !rule.ports.is_empty() && !rule.ports.iter().any(|ports| ports.matches(self.key)) {
+            return Outcome::OtherPort;
+        }
+        match rule.action {
+            Action::Allow => Outcome::Allow,
+            Action::Deny => Outcome::Deny,
+            Action::Pass => Outcome::Pass,
+            Action::Log => Outcome::Log,
+        }
+    }
+
+    /// All criteria that are given must hold.
+    fn peer(&self, policy: &ObjectKey, peer: &Peer) -> bool {
+        let Peer { selector, not_selector, same_labels, cidrs, not_cidrs, network_sets } = peer;
+        let known = |condition: &dyn Fn(&Entity) -> bool| self.peer_entities().any(condition);
+        let selected = (selector.is_none() && same_labels.is_empty())
+            || known(&|entity| {
+                in_namespace(policy, entity)
+                    && matches(selector.as_ref(), entity)
+                    && same_labels.iter().all(|key| {
+                        let own = self.endpoint.labels.get(key);
+                        own.is_some() && entity.labels.get(key) == own
+                    })
+            });
+        let in_set = network_sets.as_ref().is_none_or(|sets| {
+            known(&|entity| {
+                entity.labels.get(KIND_LABEL) == Some(Kind::NetworkSet.as_str())
+                    && in_namespace(policy, entity)
+                    && sets.matches(&entity.labels)
+            })
+        });
+        let excluded = not_selector
+            .as_ref()
+            .is_some_and(|selector| known(&|entity| selector.matches(&entity.labels)));
+        let in_block = |blocks: &[Prefix]| blocks.iter().any(|block| block.contains_address(self.peer));
+        selected && in_set && !excluded && (cidrs.is_empty() || in_block(cidrs)) && !in_block(not_cidrs)
+    }
+
+    /// 4.6: every known entity that has the other end's address.
+    fn peer_entities(&self) -> impl Iterator<Item = &Entity> {
+        self.world
+            .entities
+            .values()
+            .filter(|entity| entity.prefixes.iter().any(|prefix| prefix.contains_address(self.peer)))
+    }
+}
+
+fn matches(selector: Option<&Selector>, entity: &Entity) -> bool {
+    selector.is_none_or(|selector| selector.matches(&entity.labels))
+}
+
+/// A policy in a namespace speaks only of entities in that namespace.
+fn in_namespace(policy: &ObjectKey, entity: &Entity) -> bool {
+    policy.namespace.is_none() || entity.labels.get(NAMESPACE_LABEL) == policy.namespace.as_deref()
+}

@@ -1,0 +1,411 @@
+//! Who matches what: for each selector that somebody asked for, the entities that match it, kept by the
+//! difference.
+//!
+//! Labels are interned: a selector is evaluated once per distinct label set and not per workload, so twenty
+//! replicas are one evaluation. The automatic labels that differ from workload to workload (name and host)
+//! would defeat that; they are kept out of the interned sets, and the few selectors that read them are
+//! evaluated per entity.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+
+use bulkhead_model::labels::{HOST_LABEL, NAME_LABEL};
+use bulkhead_model::selector::{Expr, Restriction};
+use bulkhead_model::{Entity, Labels, Prefix, Selector};
+
+/// A selector in a [`MemberIndex`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SelectorId(pub u32);
+
+/// One selector gained, lost or changed one member.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MemberChange {
+    /// Whose members.
+    pub selector: SelectorId,
+    /// Name of the entity.
+    pub entity: Arc<str>,
+    /// What became of it.
+    pub change: Change,
+}
+
+/// What became of a member.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// It matches now, or its addresses changed.
+    Join {
+        /// Its addresses.
+        prefixes: Arc<[Prefix]>,
+        /// Its host, if it is a workload.
+        host: Option<Arc<str>>,
+    },
+    /// It matches no more, or is gone.
+    Leave,
+}
+
+type LabelSetId = u32;
+
+#[derive(Debug)]
+struct LabelSet {
+    labels: Labels,
+    /// Shared selectors that match.
+    matched: BTreeSet<SelectorId>,
+    entities: BTreeSet<Arc<str>>,
+}
+
+#[derive(Debug)]
+struct Known {
+    labels: Labels,
+    prefixes: Arc<[Prefix]>,
+    host: Option<Arc<str>>,
+    set: LabelSetId,
+    /// Selectors that read this entity's own labels, and match.
+    matched_alone: BTreeSet<SelectorId>,
+}
+
+#[derive(Debug)]
+struct Subscribed {
+    selector: Selector,
+    uses: u32,
+    alone: bool,
+    /// Label sets that match (shared selectors only).
+    sets: HashSet<LabelSetId>,
+    /// Entities that match (selectors evaluated per entity only).
+    entities: BTreeSet<Arc<str>>,
+}
+
+/// Entities and selectors, each found from the other.
+#[derive(Debug, Default)]
+pub struct MemberIndex {
+    entities: HashMap<Arc<str>, Known>,
+    sets: HashMap<LabelSetId, LabelSet>,
+    set_by_labels: HashMap<Labels, LabelSetId>,
+    /// Label sets by key, then by value.
+    sets_by_label: HashMap<Arc<str>, HashMap<Arc<str>, BTreeSet<LabelSetId>>>,
+    selectors: BTreeMap<SelectorId, Subscribed>,
+    selector_ids: HashMap<Selector, SelectorId>,
+    shared: SelectorIndex,
+    alone: SelectorIndex,
+    next_set: LabelSetId,
+    next_selector: u32,
+}
+
+/// Selectors by a condition that each match must fulfil.
+#[derive(Debug, Default)]
+struct SelectorIndex {
+    by_value: HashMap<Arc<str>, HashMap<Arc<str>, Vec<SelectorId>>>,
+    by_key: HashMap<Arc<str>, Vec<SelectorId>>,
+    rest: Vec<SelectorId>,
+}
+
+impl SelectorIndex {
+    /// The lists in which a selector stands; made if they are not there yet.
+    fn for_each_list(&mut self, selector: &Selector, mut visit: impl FnMut(&mut Vec<SelectorId>)) {
+        match selector.restriction() {
+            Restriction::Nothing => {}
+            Restriction::None => visit(&mut self.rest),
+            Restriction::Present(key) => {
+                let list = self.by_key.entry(Arc::clone(&key)).or_default();
+                visit(list);
+                if list.is_empty() {
+                    self.by_key.remove(&key);
+                }
+            }
+            Restriction::OneOf(key, values) => {
+                let by_value = self.by_value.entry(key).or_default();
+                for value in values {
+                    let list = by_value.entry(Arc::clone(&value)).or_default();
+                    visit(list);
+                    if list.is_empty() {
+                        by_value.remove(&value);
+                    }
+                }
+            }
+        }
+    }
+
+    fn insert(&mut self, id: SelectorId, selector: &Selector) {
+        self.for_each_list(selector, |list| list.push(id));
+    }
+
+    fn remove(&mut self, id: SelectorId, selector: &Selector) {
+        self.for_each_list(selector, |list| list.retain(|known| *known != id));
+    }
+
+    /// Selectors that may match these labels; the others cannot.
+    fn candidates(&self, labels: &Labels) -> Vec<SelectorId> {
+        let mut candidates = self.rest.clone();
+        for (key, value) in labels.iter() {
+            candidates.extend(self.by_key.get(key).into_iter().flatten());
+            candidates.extend(self.by_value.get(key).and_then(|values| values.get(value)).into_iter().flatten());
+        }
+        candidates
+    }
+}
+
+impl MemberIndex {
+    /// Knows nobody.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Number of entities known.
+    pub fn entities(&self) -> usize {
+        self.entities.len()
+    }
+
+    /// Number of distinct label sets among them.
+    pub fn label_sets(&self) -> usize {
+        self.sets.len()
+    }
+
+    /// Asks for a selector's members; asking again for the same one counts up.
+    pub fn subscribe(&mut self, selector: &Selector) -> SelectorId {
+        if let Some(id) = self.selector_ids.get(selector) {
+            if let Some(subscribed) = self.selectors.get_mut(id) {
+                subscribed.uses += 1;
+            }
+            return *id;
+        }
+        let id = SelectorId(self.next_selector);
+        self.next_selector += 1;
+        let alone = reads_own_labels(selector.expr());
+        let mut subscribed = Subscribed {
+            selector: selector.clone(),
+            uses: 1,
+            alone,
+            sets: HashSet::new(),
+            entities: BTreeSet::new(),
+        };
+        if alone {
+            self.alone.insert(id, selector);
+            for (name, known) in &mut self.entities {
+                if selector.matches(&known.labels) {
+                    known.matched_alone.insert(id);
+                    subscribed.entities.insert(Arc::clone(name));
+                }
+            }
+        } else {
+            self.shared.insert(id, selector);
+            for set_id in self.candidate_sets(selector) {
+                if let Some(set) = self.sets.get_mut(&set_id) {
+                    if selector.matches(&set.labels) {
+                        set.matched.insert(id);
+                        subscribed.sets.insert(set_id);
+                    }
+                }
+            }
+        }
+        self.selectors.insert(id, subscribed);
+        self.selector_ids.insert(selector.clone(), id);
+        id
+    }
+
+    /// Takes back one [`MemberIndex::subscribe`].
+    pub fn unsubscribe(&mut self, id: SelectorId) {
+        let Some(subscribed) = self.selectors.get_mut(&id) else { return };
+        subscribed.uses -= 1;
+        if subscribed.uses > 0 {
+            return;
+        }
+        let Some(subscribed) = self.selectors.remove(&id) else { return };
+        self.selector_ids.remove(&subscribed.selector);
+        if subscribed.alone {
+            self.alone.remove(id, &subscribed.selector);
+        } else {
+            self.shared.remove(id, &subscribed.selector);
+        }
+        for set in &subscribed.sets {
+            if let Some(set) = self.sets.get_mut(set) {
+                set.matched.remove(&id);
+            }
+        }
+        for entity in &subscribed.entities {
+            if let Some(known) = self.entities.get_mut(entity) {
+                known.matched_alone.remove(&id);
+            }
+        }
+    }
+
+    /// The text of a selector that was asked for.
+    pub fn selector(&self, id: SelectorId) -> Option<&Selector> {
+        self.selectors.get(&id).map(|subscribed| &subscribed.selector)
+    }
+
+    /// The current members of a selector: name, addresses, host.
+    pub fn members(
+        &self,
+        id: SelectorId,
+    ) -> impl Iterator<Item = (&Arc<str>, &Arc<[Prefix]>, Option<&Arc<str>>)> {
+        let subscribed = self.selectors.get(&id);
+        let shared = subscribed
+            .into_iter()
+            .flat_map(|subscribed| &subscribed.sets)
+            .filter_map(|set| self.sets.get(set))
+            .flat_map(|set| &set.entities);
+        let alone = subscribed.into_iter().flat_map(|subscribed| &subscribed.entities);
+        shared.chain(alone).filter_map(|name| {
+            self.entities.get(name).map(|known| (name, &known.prefixes, known.host.as_ref()))
+        })
+    }
+
+    /// Adds or replaces an entity and answers what that means to every selector asked for.
+    pub fn upsert(&mut self, entity: &Entity) -> Vec<MemberChange> {
+        let name = &entity.name;
+        let set = self.intern(&entity.labels);
+        let matched_alone: BTreeSet<_> = self
+            .alone
+            .candidates(&entity.labels)
+            .into_iter()
+            .filter(|id| self.selectors.get(id).is_some_and(|s| s.selector.matches(&entity.labels)))
+            .collect();
+        let known = Known {
+            labels: entity.labels.clone(),
+            prefixes: entity.prefixes.as_slice().into(),
+            host: entity.host.clone(),
+            set,
+            matched_alone,
+        };
+        let moved =
+            self.entities.get(name).is_none_or(|old| (&old.prefixes, &old.host) != (&known.prefixes, &known.host));
+        let before = self.matched(name);
+        if let Some(old) = self.entities.get(name) {
+            let old_set = old.set;
+            if old_set != set {
+                self.leave_set(old_set, name);
+            }
+        }
+        if let Some(set) = self.sets.get_mut(&set) {
+            set.entities.insert(Arc::clone(name));
+        }
+        let join = Change::Join { prefixes: Arc::clone(&known.prefixes), host: known.host.clone() };
+        for id in &known.matched_alone {
+            if let Some(subscribed) = self.selectors.get_mut(id) {
+                subscribed.entities.insert(Arc::clone(name));
+            }
+        }
+        self.entities.insert(Arc::clone(name), known);
+        let after = self.matched(name);
+        let mut changes = Vec::new();
+        for selector in before.difference(&after) {
+            if let Some(subscribed) = self.selectors.get_mut(selector) {
+                subscribed.entities.remove(name);
+            }
+            changes.push(MemberChange { selector: *selector, entity: Arc::clone(name), change: Change::Leave });
+        }
+        for selector in &after {
+            if moved || !before.contains(selector) {
+                changes.push(MemberChange {
+                    selector: *selector,
+                    entity: Arc::clone(name),
+                    change: join.clone(),
+                });
+            }
+        }
+        changes
+    }
+
+    /// Removes an entity and answers what that means to every selector asked for.
+    pub fn remove(&mut self, name: &str) -> Vec<MemberChange> {
+        let matched = self.matched(name);
+        let Some((name, known)) = self.entities.remove_entry(name) else { return Vec::new() };
+        self.leave_set(known.set, &name);
+        matched
+            .into_iter()
+            .map(|selector| {
+                if let Some(subscribed) = self.selectors.get_mut(&selector) {
+                    subscribed.entities.remove(&name);
+                }
+                MemberChange { selector, entity: Arc::clone(&name), change: Change::Leave }
+            })
+            .collect()
+    }
+
+    fn matched(&self, name: &str) -> BTreeSet<SelectorId> {
+        let Some(known) = self.entities.get(name) else { return BTreeSet::new() };
+        let shared = self.sets.get(&known.set).map(|set| set.matched.clone()).unwrap_or_default();
+        shared.into_iter().chain(known.matched_alone.iter().copied()).collect()
+    }
+
+    fn intern(&mut self, labels: &Labels) -> LabelSetId {
+        let shared = labels.without(&[NAME_LABEL, HOST_LABEL]);
+        if let Some(id) = self.set_by_labels.get(&shared) {
+            return *id;
+        }
+        let id = self.next_set;
+        self.next_set += 1;
+        let matched: BTreeSet<_> = self
+            .shared
+            .candidates(&shared)
+            .into_iter()
+            .filter(|id| self.selectors.get(id).is_some_and(|s| s.selector.matches(&shared)))
+            .collect();
+        for selector in &matched {
+            if let Some(subscribed) = self.selectors.get_mut(selector) {
+                subscribed.sets.insert(id);
+            }
+        }
+        for (key, value) in shared.iter() {
+            let by_value = self.sets_by_label.entry(key.into()).or_default();
+            by_value.entry(value.into()).or_default().insert(id);
+        }
+        self.set_by_labels.insert(shared.clone(), id);
+        self.sets.insert(id, LabelSet { labels: shared, matched, entities: BTreeSet::new() });
+        id
+    }
+
+    fn leave_set(&mut self, id: LabelSetId, name: &str) {
+        let Some(set) = self.sets.get_mut(&id) else { return };
+        set.entities.remove(name);
+        if !set.entities.is_empty() {
+            return;
+        }
+        let Some(set) = self.sets.remove(&id) else { return };
+        self.set_by_labels.remove(&set.labels);
+        for selector in &set.matched {
+            if let Some(subscribed) = self.selectors.get_mut(selector) {
+                subscribed.sets.remove(&id);
+            }
+        }
+        for (key, value) in set.labels.iter() {
+            let Some(by_value) = self.sets_by_label.get_mut(key) else { continue };
+            if let Some(sets) = by_value.get_mut(value) {
+                sets.remove(&id);
+                if sets.is_empty() {
+                    by_value.remove(value);
+                }
+            }
+            if by_value.is_empty() {
+                self.sets_by_label.remove(key);
+            }
+        }
+    }
+
+    /// Label sets that may match a selector; the others cannot.
+    fn candidate_sets(&self, selector: &Selector) -> Vec<LabelSetId> {
+        match selector.restriction() {
+            Restriction::Nothing => Vec::new(),
+            Restriction::None => self.sets.keys().copied().collect(),
+            Restriction::Present(key) => {
+                self.sets_by_label.get(&key).into_iter().flat_map(HashMap::values).flatten().copied().collect()
+            }
+            Restriction::OneOf(key, values) => {
+                let by_value = self.sets_by_label.get(&key);
+                let sets = |value| by_value.and_then(|by_value| by_value.get(value)).into_iter().flatten();
+                values.iter().flat_map(sets).copied().collect()
+            }
+        }
+    }
+}
+
+fn reads_own_labels(expr: &Expr) -> bool {
+    let own = |label: &str| label == NAME_LABEL || label == HOST_LABEL;
+    match expr {
+        Expr::All | Expr::Global => false,
+        Expr::Has(label) | Expr::Compare { label, .. } | Expr::In { label, .. } => own(label),
+        Expr::Not(operand) => reads_own_labels(operand),
+        Expr::And(operands) | Expr::Or(operands) => operands.iter().any(reads_own_labels),
+    }
+}
+
+#[cfg(test)]
+mod tests;

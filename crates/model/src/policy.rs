@@ -1,0 +1,466 @@
+//! Tiers, policies and rules.
+
+use std::cmp::Ordering;
+
+use serde_json::{Map, Value as Json, json};
+
+use crate::address::Prefix;
+use crate::document::{Decoder, Node, Value};
+use crate::labels::is_label_key;
+use crate::ports::PortMatch;
+use crate::selector::Selector;
+use crate::verdict::Direction;
+
+/// Most rules in one direction of one policy.
+pub const RULES_MAX: usize = 200_000;
+/// Most peers in one rule.
+pub const PEERS_MAX: usize = 10_000;
+/// Most entries in one list of ports, blocks or label keys.
+pub const LIST_MAX: usize = 100_000;
+
+/// The tier of policies that name none.
+pub const DEFAULT_TIER: &str = "application";
+
+/// Tiers that exist without being written (DESIGN 4.5): name, order, default action.
+pub const PREDEFINED_TIERS: [(&str, f64, DefaultAction); 4] = [
+    ("quarantine", 0.0, DefaultAction::Deny),
+    ("admin", 1_000.0, DefaultAction::Deny),
+    (DEFAULT_TIER, 1_000_000.0, DefaultAction::Deny),
+    ("baseline", 10_000_000.0, DefaultAction::Deny),
+];
+
+/// Place in an order: lower comes first, absent is last.
+#[derive(Debug, Clone, Copy)]
+pub struct Order(f64);
+
+impl Order {
+    /// After everything that has a number.
+    pub const LAST: Self = Self(f64::INFINITY);
+
+    /// A finite number; anything else is [`Order::LAST`].
+    pub fn new(number: f64) -> Self {
+        // -0.0 and 0.0 are one place.
+        if number.is_finite() { Self(number + 0.0) } else { Self::LAST }
+    }
+
+    /// The number, if it has one.
+    pub fn number(self) -> Option<f64> {
+        self.0.is_finite().then_some(self.0)
+    }
+
+    fn to_json(self) -> Json {
+        self.number().map_or(Json::Null, |number| {
+            // Whole numbers are written as people write them: 100, not 100.0.
+            #[expect(clippy::cast_possible_truncation, reason = "checked to be whole and small")]
+            let whole = number as i64;
+            #[expect(clippy::cast_precision_loss, reason = "compared with what it came from")]
+            let same = number.abs() < 1e15 && whole as f64 == number;
+            if same { json!(whole) } else { json!(number) }
+        })
+    }
+}
+
+impl PartialEq for Order {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other) == Ordering::Equal
+    }
+}
+
+impl Eq for Order {}
+
+impl PartialOrd for Order {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Order {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.0.total_cmp(&other.0)
+    }
+}
+
+/// What ends a tier that applied and in which no rule decided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum DefaultAction {
+    /// The connection is refused.
+    Deny,
+    /// The next tier is asked.
+    Pass,
+}
+
+/// `spec` of a Tier.
+#[derive(Debug, Clone, PartialEq)]
+pub struct TierSpec {
+    /// Lower is asked first; ties by name.
+    pub order: Order,
+    /// What ends it.
+    pub default_action: DefaultAction,
+}
+
+/// Whether a policy acts or is only watched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub enum Mode {
+    /// Its rules are in force.
+    #[default]
+    Enforce,
+    /// Its rules count only in the audit verdict.
+    Audit,
+}
+
+/// What a rule does with what it matches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Action {
+    /// Let it through; no later rule, policy or tier is asked.
+    Allow,
+    /// Refuse it; nothing later is asked.
+    Deny,
+    /// Ask the next tier.
+    Pass,
+    /// Note it and ask the next rule.
+    Log,
+}
+
+/// `spec` of a Policy.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PolicySpec {
+    /// Name of its tier.
+    pub tier: String,
+    /// Lower is asked first within the tier; ties by kind, namespace and name.
+    pub order: Order,
+    /// Whether it acts.
+    pub mode: Mode,
+    /// The endpoints it is for.
+    pub applies_to: Selector,
+    /// Rules for connections towards them. An empty list allows nothing; absent says nothing about ingress.
+    pub ingress: Option<Vec<Rule>>,
+    /// Rules for connections from them. An empty list allows nothing; absent says nothing about egress.
+    pub egress: Option<Vec<Rule>>,
+}
+
+/// One match and an action.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rule {
+    /// What to do.
+    pub action: Action,
+    /// The other end must be one of these; empty means any.
+    pub peers: Vec<Peer>,
+    /// The destination port must be in one of these; empty means any.
+    pub ports: Vec<PortMatch>,
+    /// Whether a connection that this rule decides is always reported, however many there are.
+    pub log: bool,
+}
+
+/// A description of the other end. All criteria that are given must hold.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Peer {
+    /// A known endpoint or network set that matches.
+    pub selector: Option<Selector>,
+    /// Everything but known endpoints and network sets that match.
+    pub not_selector: Option<Selector>,
+    /// A known endpoint that has each of these labels with the same value as the endpoint that the policy is for.
+    pub same_labels: Vec<String>,
+    /// An address in one of these blocks.
+    pub cidrs: Vec<Prefix>,
+    /// An address in none of these blocks.
+    pub not_cidrs: Vec<Prefix>,
+    /// An address in a network set that matches.
+    pub network_sets: Option<Selector>,
+}
+
+impl Peer {
+    /// Whether it says nothing, and so means any address.
+    pub fn is_any(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl PolicySpec {
+    /// The rules for one direction, if the policy speaks of it.
+    pub fn rules(&self, direction: Direction) -> Option<&[Rule]> {
+        match direction {
+            Direction::Ingress => self.ingress.as_deref(),
+            Direction::Egress => self.egress.as_deref(),
+        }
+    }
+
+    pub(crate) fn decode(decoder: &mut Decoder, node: &Node) -> Option<Self> {
+        let mut fields = decoder.fields(node, "the policy")?;
+        let tier = fields.optional(decoder, "tier", crate::resource::name);
+        let order = fields.optional(decoder, "order", order).unwrap_or(Order::LAST);
+        let mode = fields.optional(decoder, "mode", |decoder, node| {
+            decoder.word(node, &[("Enforce", Mode::Enforce), ("Audit", Mode::Audit)])
+        });
+        let applies_to = fields.required(decoder, "appliesTo", selector);
+        let ingress = fields.optional(decoder, "ingress", |decoder, node| {
+            decoder.list(node, RULES_MAX, |decoder, node| Rule::decode(decoder, node, Direction::Ingress))
+        });
+        let egress = fields.optional(decoder, "egress", |decoder, node| {
+            decoder.list(node, RULES_MAX, |decoder, node| Rule::decode(decoder, node, Direction::Egress))
+        });
+        for name in ["validFrom", "validUntil", "defaultPosture"] {
+            fields.refuse(decoder, name, "this field is not supported yet");
+        }
+        let absent = |name| node.child(name).is_none_or(|node| node.value == Value::Null);
+        if absent("ingress") && absent("egress") {
+            decoder.problem(node, "a policy needs \"ingress\", \"egress\" or both; [] allows nothing");
+        }
+        fields.finish(decoder);
+        Some(Self {
+            tier: tier.unwrap_or_else(|| DEFAULT_TIER.into()),
+            order,
+            mode: mode.unwrap_or_default(),
+            applies_to: applies_to?,
+            ingress,
+            egress,
+        })
+    }
+
+    pub(crate) fn to_json(&self) -> Json {
+        let Self { tier, order, mode, applies_to, ingress, egress } = self;
+        let mut spec = Map::new();
+        spec.insert("tier".into(), json!(tier));
+        if order.number().is_some() {
+            spec.insert("order".into(), order.to_json());
+        }
+        if *mode == Mode::Audit {
+            spec.insert("mode".into(), json!("Audit"));
+        }
+        spec.insert("appliesTo".into(), json!(applies_to));
+        for (name, rules) in [("ingress", ingress), ("egress", egress)] {
+            if let Some(rules) = rules {
+                let peers = if name == "ingress" { "from" } else { "to" };
+                let rules: Vec<_> = rules.iter().map(|rule| rule.to_json(peers)).collect();
+                spec.insert(name.into(), Json::Array(rules));
+            }
+        }
+        Json::Object(spec)
+    }
+}
+
+impl Rule {
+    fn decode(decoder: &mut Decoder, node: &Node, direction: Direction) -> Option<Self> {
+        let mut fields = decoder.fields(node, "a rule")?;
+        let action = fields.required(decoder, "action", |decoder, node| {
+            decoder.word(
+                node,
+                &[
+                    ("Allow", Action::Allow),
+                    ("Deny", Action::Deny),
+                    ("Pass", Action::Pass),
+                    ("Log", Action::Log),
+                ],
+            )
+        });
+        let (name, other) = match direction {
+            Direction::Ingress => ("from", "to"),
+            Direction::Egress => ("to", "from"),
+        };
+        fields.refuse(
+            decoder,
+            other,
+            &format!("{direction} rules have {name:?} (the other end), not {other:?}"),
+        );
+        let before = decoder.problems.len();
+        let peers = fields.optional(decoder, name, peers);
+        let ports = fields.optional(decoder, "ports", |decoder, node| match &node.value {
+            Value::Sequence(_) => decoder.list(node, LIST_MAX, Decoder::parsed),
+            _ => decoder.parsed(node).map(|port| vec![port]),
+        });
+        let log = fields.optional(decoder, "log", boolean);
+        for unsupported in ["notPorts", "sourcePorts", "ipVersion", "http", "tls", "reject"] {
+            fields.refuse(decoder, unsupported, "this field is not supported yet");
+        }
+        fields.finish(decoder);
+        // A peer or port list that was written but could not be read must not turn into "any".
+        if decoder.problems.len() > before {
+            return None;
+        }
+        Some(Self {
+            action: action?,
+            peers: peers.unwrap_or_default(),
+            ports: ports.unwrap_or_default(),
+            log: log.unwrap_or_default(),
+        })
+    }
+
+    fn to_json(&self, peers_name: &str) -> Json {
+        let Self { action, peers, ports, log } = self;
+        let mut rule = Map::new();
+        let action = match action {
+            Action::Allow => "Allow",
+            Action::Deny => "Deny",
+            Action::Pass => "Pass",
+            Action::Log => "Log",
+        };
+        rule.insert("action".into(), json!(action));
+        match peers.as_slice() {
+            [] => {}
+            [peer] => {
+                rule.insert(peers_name.into(), peer.to_json());
+            }
+            peers => {
+                rule.insert(peers_name.into(), peers.iter().map(Peer::to_json).collect());
+            }
+        }
+        if !ports.is_empty() {
+            rule.insert("ports".into(), json!(ports));
+        }
+        if *log {
+            rule.insert("log".into(), json!(true));
+        }
+        Json::Object(rule)
+    }
+}
+
+impl Peer {
+    fn decode(decoder: &mut Decoder, node: &Node) -> Option<Self> {
+        let mut fields = decoder.fields(node, "a peer, like {selector: role == 'web'}")?;
+        let before = decoder.problems.len();
+        let any = fields.optional(decoder, "any", boolean);
+        let peer = Self {
+            selector: fields.optional(decoder, "selector", selector),
+            not_selector: fields.optional(decoder, "notSelector", selector),
+            same_labels: fields.optional(decoder, "sameLabels", label_keys).unwrap_or_default(),
+            cidrs: fields.optional(decoder, "cidrs", blocks).unwrap_or_default(),
+            not_cidrs: fields.optional(decoder, "notCidrs", blocks).unwrap_or_default(),
+            network_sets: fields.optional(decoder, "networkSets", selector),
+        };
+        for name in
+            ["namespaceSelector", "notSameLabels", "domains", "serviceAccounts", "services", "hosts"]
+        {
+            fields.refuse(decoder, name, "this field is not supported yet");
+        }
+        fields.finish(decoder);
+        if decoder.problems.len() > before {
+            return None;
+        }
+        match (any, peer.is_any()) {
+            (Some(true), true) | (None | Some(false), false) => Some(peer),
+            (Some(true), false) => {
+                decoder.problem(node, "\"any: true\" stands alone: it would make the other criteria pointless");
+                None
+            }
+            (None | Some(false), true) => {
+                decoder.problem(node, "an empty peer is ambiguous: write {any: true} for every address");
+                None
+            }
+        }
+    }
+
+    fn to_json(&self) -> Json {
+        let Self { selector, not_selector, same_labels, cidrs, not_cidrs, network_sets } = self;
+        let mut peer = Map::new();
+        if self.is_any() {
+            peer.insert("any".into(), json!(true));
+        }
+        for (name, selector) in
+            [("selector", selector), ("notSelector", not_selector), ("networkSets", network_sets)]
+        {
+            if let Some(selector) = selector {
+                peer.insert(name.into(), json!(selector));
+            }
+        }
+        if !same_labels.is_empty() {
+            peer.insert("sameLabels".into(), json!(same_labels));
+        }
+        for (name, blocks) in [("cidrs", cidrs), ("notCidrs", not_cidrs)] {
+            if !blocks.is_empty() {
+                peer.insert(name.into(), json!(blocks));
+            }
+        }
+        Json::Object(peer)
+    }
+}
+
+impl TierSpec {
+    pub(crate) fn decode(decoder: &mut Decoder, node: &Node) -> Option<Self> {
+        let mut fields = decoder.fields(node, "the tier")?;
+        let order = fields.optional(decoder, "order", order).unwrap_or(Order::LAST);
+        let default_action = fields.optional(decoder, "defaultAction", |decoder, node| {
+            decoder.word(node, &[("Deny", DefaultAction::Deny), ("Pass", DefaultAction::Pass)])
+        });
+        fields.finish(decoder);
+        Some(Self { order, default_action: default_action.unwrap_or(DefaultAction::Deny) })
+    }
+
+    pub(crate) fn to_json(&self) -> Json {
+        let Self { order, default_action } = self;
+        let mut spec = Map::new();
+        if order.number().is_some() {
+            spec.insert("order".into(), order.to_json());
+        }
+        let action = match default_action {
+            DefaultAction::Deny => "Deny",
+            DefaultAction::Pass => "Pass",
+        };
+        spec.insert("defaultAction".into(), json!(action));
+        Json::Object(spec)
+    }
+}
+
+fn peers(decoder: &mut Decoder, node: &Node) -> Option<Vec<Peer>> {
+    match &node.value {
+        Value::Sequence(items) if items.is_empty() => {
+            decoder.problem(node, "an empty list of peers is ambiguous: leave it out for every address");
+            None
+        }
+        Value::Sequence(_) => decoder.list(node, PEERS_MAX, Peer::decode),
+        _ => Peer::decode(decoder, node).map(|peer| vec![peer]),
+    }
+}
+
+fn order(decoder: &mut Decoder, node: &Node) -> Option<Order> {
+    decoder.number::<f64>(node, "a number").map(Order::new)
+}
+
+fn boolean(decoder: &mut Decoder, node: &Node) -> Option<bool> {
+    match node.value {
+        Value::Bool(value) => Some(value),
+        _ => decoder.expected(node, "true or false"),
+    }
+}
+
+/// A selector; a mistake is reported at its own place inside the text.
+pub(crate) fn selector(decoder: &mut Decoder, node: &Node) -> Option<Selector> {
+    let text = decoder.string(node)?;
+    match Selector::parse(&text) {
+        Ok(selector) => Some(selector),
+        Err(error) => {
+            let mut position = node.position;
+            if position.line > 0 {
+                let characters = text.get(..error.offset).map_or(0, |before| before.chars().count());
+                position.column = position.column.saturating_add(u32::try_from(characters).unwrap_or(0));
+            }
+            let message = format!(
+                "in the selector {text:?}: expected {}, found {}",
+                error.expected, error.found
+            );
+            decoder.problem_at(position, message, error.suggestion);
+            None
+        }
+    }
+}
+
+fn label_keys(decoder: &mut Decoder, node: &Node) -> Option<Vec<String>> {
+    let keys = decoder.list(node, LIST_MAX, |decoder, node| {
+        let key = decoder.string(node)?;
+        if is_label_key(&key) {
+            return Some(key);
+        }
+        decoder.expected(node, "a label key")
+    })?;
+    non_empty(decoder, node, keys)
+}
+
+pub(crate) fn blocks(decoder: &mut Decoder, node: &Node) -> Option<Vec<Prefix>> {
+    let blocks = decoder.list(node, LIST_MAX, Decoder::parsed)?;
+    non_empty(decoder, node, blocks)
+}
+
+fn non_empty<T>(decoder: &mut Decoder, node: &Node, items: Vec<T>) -> Option<Vec<T>> {
+    if items.is_empty() {
+        return decoder.expected(node, "at least one item; leave the field out otherwise");
+    }
+    Some(items)
+}

@@ -1,0 +1,150 @@
+use crate::document::{Problem, parse};
+
+use super::*;
+
+const POLICY: &str = "\
+apiVersion: bulkhead.dev/v1
+kind: Policy
+metadata: {name: credit-status}
+spec:
+  order: 100
+  appliesTo: role == 'creditStatus'
+  ingress:
+  - action: Allow
+    from: {selector: role == 'creditCheck'}
+    ports: [tcp/5432, icmp/8]
+  - action: Deny
+    from: [{cidrs: [10.0.0.0/8], notSelector: has(x)}, {sameLabels: [application]}]
+";
+
+fn problems(text: &str) -> Vec<Problem> {
+    parse("file.yaml", text).expect_err(text)
+}
+
+fn only_problem(text: &str) -> Problem {
+    let mut problems = problems(text);
+    assert_eq!(problems.len(), 1, "{problems:?}");
+    problems.remove(0)
+}
+
+#[test]
+fn a_policy_survives_yaml_to_value_to_json_to_value() {
+    let documents = parse("file.yaml", POLICY).unwrap();
+    let resource = &documents[0].resource;
+    let Resource::Policy(policy) = resource else { panic!("{resource:?}") };
+    assert_eq!(policy.spec.tier, "application");
+    assert_eq!(policy.spec.ingress.as_ref().unwrap()[1].peers.len(), 2);
+    assert!(policy.spec.egress.is_none());
+    let json = resource.to_json();
+    assert_eq!(&Resource::from_json(&json).unwrap(), resource);
+    assert_eq!(&parse("again.json", &json.to_string()).unwrap()[0].resource, resource);
+    assert_eq!(documents[0].position_of("spec.ingress[1].from"), crate::document::Position { line: 12, column: 11 });
+}
+
+#[test]
+fn a_typo_in_a_selector_is_found_at_its_place() {
+    let problem = only_problem(&POLICY.replace("role == 'creditStatus'", "role = 'creditStatus'"));
+    assert_eq!((problem.line, problem.column, problem.path.as_str()), (6, 19, "spec.appliesTo"));
+    assert_eq!(problem.suggestion.as_deref(), Some("=="));
+    assert_eq!(
+        problem.to_string(),
+        "file.yaml:6:19: spec.appliesTo: in the selector \"role = 'creditStatus'\": expected ==, !=, in, not in, \
+         contains, starts with or ends with, found '='; did you mean ==?"
+    );
+}
+
+#[test]
+fn unknown_fields_get_the_nearest_right_word() {
+    let problem = only_problem(&POLICY.replace("appliesTo:", "aplliesTo:").replace("spec:\n", "spec:\n  appliesTo: all()\n"));
+    assert_eq!((problem.line, problem.column), (7, 3));
+    assert_eq!(problem.suggestion.as_deref(), Some("appliesTo"));
+    let problem = only_problem(&POLICY.replace("kind: Policy", "kind: Polcy"));
+    assert_eq!((problem.line, problem.suggestion.as_deref()), (2, Some("Policy")));
+    let problem = only_problem(&POLICY.replace("Allow", "allow"));
+    assert_eq!(problem.suggestion.as_deref(), Some("Allow"));
+}
+
+#[test]
+fn a_port_of_70000_is_refused_with_what_was_expected() {
+    let problem = only_problem(&POLICY.replace("5432", "70000"));
+    assert_eq!((problem.line, problem.column, problem.path.as_str()), (10, 13, "spec.ingress[0].ports[0]"));
+    assert!(problem.message.contains("1 to 65535"), "{problem}");
+}
+
+#[test]
+fn all_problems_of_a_text_are_reported_at_once() {
+    let text = POLICY.replace("5432", "70000").replace("10.0.0.0/8", "10.0.0.1/8").replace("order: 100", "order: first");
+    assert_eq!(problems(&text).len(), 3);
+}
+
+#[test]
+fn what_is_not_supported_yet_is_refused_by_name_and_never_dropped() {
+    for field in ["http: {}", "notPorts: [tcp/1]", "sourcePorts: [tcp/1]"] {
+        let problem = only_problem(&POLICY.replace("  - action: Allow", &format!("  - {field}\n    action: Allow")));
+        assert!(problem.message.contains("not supported yet"), "{problem}");
+    }
+    let problem = only_problem(&POLICY.replace("cidrs: [10.0.0.0/8]", "domains: [example.org]"));
+    assert_eq!(problem.path, "spec.ingress[1].from[0].domains");
+}
+
+#[test]
+fn ambiguous_emptiness_is_refused() {
+    for (from, to) in [
+        ("{selector: role == 'creditCheck'}", "{}"),
+        ("{selector: role == 'creditCheck'}", "[]"),
+        ("{selector: role == 'creditCheck'}", "{cidrs: []}"),
+        ("{selector: role == 'creditCheck'}", "{any: true, selector: all()}"),
+    ] {
+        only_problem(&POLICY.replace(from, to));
+    }
+    assert!(parse("f", &POLICY.replace("{selector: role == 'creditCheck'}", "{any: true}")).is_ok());
+    let problem = only_problem(POLICY.split("  ingress:").next().unwrap());
+    assert!(problem.message.contains("needs \"ingress\", \"egress\""));
+}
+
+#[test]
+fn duplicate_fields_broken_yaml_and_aliases_are_refused() {
+    assert!(only_problem(&format!("{POLICY}  order: 7\n")).message.contains("given twice"));
+    assert!(only_problem("a: [1, 2").message.contains("not valid YAML"));
+    assert!(only_problem("a: &x 1\nb: *x\n").message.contains("aliases"));
+    assert!(only_problem(&"[".repeat(100)).message.contains("nested deeper"));
+    assert!(only_problem("- 1").message.contains("expected an object"));
+}
+
+#[test]
+fn names_labels_and_versions_are_checked() {
+    let problem = only_problem(&POLICY.replace("{name: credit-status}", "{name: Credit_Status}"));
+    assert_eq!(problem.suggestion.as_deref(), Some("credit-status"));
+    let problem = only_problem(&POLICY.replace("{name: credit-status}", "{name: a, labels: {bulkhead.dev/kind: x}}"));
+    assert!(problem.message.contains("reserved"));
+    let problem = only_problem(&POLICY.replace("bulkhead.dev/v1", "v1"));
+    assert!(problem.message.contains("expected \"bulkhead.dev/v1\""));
+}
+
+#[test]
+fn lists_and_several_documents_are_unfolded() {
+    let tier = "apiVersion: bulkhead.dev/v1\nkind: Tier\nmetadata: {name: t}\nspec: {order: 5.5}\n";
+    let documents = parse("f", &format!("---\n{POLICY}---\n{tier}---\n")).unwrap();
+    assert_eq!(documents.len(), 2);
+    let list = serde_json::json!({"kind": "List", "items": [documents[0].resource.to_json()]});
+    assert_eq!(parse("f", &list.to_string()).unwrap().len(), 1);
+    assert!(parse("f", "").unwrap().is_empty());
+}
+
+#[test]
+fn label_values_keep_their_text() {
+    let text = "apiVersion: bulkhead.dev/v1\nkind: Workload\nmetadata: {name: a.h, labels: {v: 1.10, t: true}}\nspec: {host: h, addresses: [10.0.0.1, '2001:db8::1']}\n";
+    let resource = parse("f", text).unwrap().remove(0).resource;
+    assert_eq!(resource.metadata().labels.to_string(), "t=true,v=1.10");
+    let entity = crate::entity::Entity::of(&resource).unwrap();
+    assert_eq!(&*entity.name, "Workload/a.h");
+    assert_eq!(entity.labels.get("bulkhead.dev/host"), Some("h"));
+}
+
+#[test]
+fn kinds_are_found_under_any_spelling() {
+    for text in ["Policy", "policies", "pol", "POLICY"] {
+        assert_eq!(Kind::parse(text), Some(Kind::Policy));
+    }
+    assert_eq!(Kind::parse("pod"), None);
+}

@@ -1,0 +1,300 @@
+//! Selectors: expressions over labels.
+//!
+//! The grammar is Calico's, token for token (projectcalico/calico, `libcalico-go/lib/selector`), and so
+//! are canonical form and id, so that policies move over unchanged:
+//!
+//! ```text
+//! selector := ε | or                      ε is all()
+//! or       := and ( "||" and )*
+//! and      := unary ( "&&" unary )*
+//! unary    := "!"* primary
+//! primary  := "(" or ")" | "all()" | "global()" | "has(" LABEL ")"
+//!           | LABEL ("==" | "!=" | "contains" | "starts with" | "ends with") STRING
+//!           | LABEL ("in" | "not in") "{" [STRING ("," STRING)* [","]] "}"
+//! STRING   := '"' [^"]* '"' | "'" [^']* "'"
+//! LABEL    := [A-Za-z0-9_./-]{1,512}
+//! ```
+//!
+//! A label that is absent makes `==`, `in`, `contains`, `starts with`, `ends with` and `has` false and
+//! `!=` and `not in` true (DESIGN 4.7).
+
+use std::fmt;
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+
+use base64::Engine as _;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha224};
+
+use crate::labels::Labels;
+
+mod parse;
+mod restriction;
+
+pub use parse::SelectorError;
+pub use restriction::Restriction;
+
+/// Longest selector text, in bytes.
+pub const SELECTOR_LEN_MAX: usize = 8192;
+/// Deepest nesting of parentheses.
+pub const SELECTOR_DEPTH_MAX: usize = 64;
+
+/// A selector with its canonical text. Equal canonical text is equality.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Selector {
+    expr: Arc<Expr>,
+    canonical: Arc<str>,
+}
+
+/// The tree of a selector.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Expr {
+    /// `all()`
+    All,
+    /// `global()`: true wherever it is evaluated; kept for Calico policies, where it has a meaning of its
+    /// own in namespace selectors.
+    Global,
+    /// `has(label)`
+    Has(Arc<str>),
+    /// A comparison with one value.
+    Compare {
+        /// Label key.
+        label: Arc<str>,
+        /// How the value is compared.
+        op: CompareOp,
+        /// What it is compared with.
+        value: Arc<str>,
+    },
+    /// `in` or `not in`.
+    In {
+        /// Label key.
+        label: Arc<str>,
+        /// Whether it is `not in`.
+        negated: bool,
+        /// Sorted, without duplicates.
+        values: Vec<Arc<str>>,
+    },
+    /// `!`
+    Not(Box<Expr>),
+    /// `&&`, two operands or more.
+    And(Vec<Expr>),
+    /// `||`, two operands or more.
+    Or(Vec<Expr>),
+}
+
+/// How [`Expr::Compare`] compares.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CompareOp {
+    /// `==`
+    Eq,
+    /// `!=`
+    Ne,
+    /// `contains`
+    Contains,
+    /// `starts with`
+    StartsWith,
+    /// `ends with`
+    EndsWith,
+}
+
+impl CompareOp {
+    fn text(self) -> &'static str {
+        match self {
+            Self::Eq => "==",
+            Self::Ne => "!=",
+            Self::Contains => "contains",
+            Self::StartsWith => "starts with",
+            Self::EndsWith => "ends with",
+        }
+    }
+}
+
+impl Selector {
+    /// Reads a selector.
+    ///
+    /// # Errors
+    /// With the byte offset, what was expected there and, where there is one, the likely right word.
+    pub fn parse(text: &str) -> Result<Self, SelectorError> {
+        parse::parse(text).map(Self::from_expr)
+    }
+
+    /// `all()`: every known endpoint and network set.
+    pub fn all() -> Self {
+        Self::from_expr(Expr::All)
+    }
+
+    /// `label == value`.
+    pub fn equals(label: &str, value: &str) -> Self {
+        Self::from_expr(Expr::Compare { label: label.into(), op: CompareOp::Eq, value: value.into() })
+    }
+
+    /// From a tree.
+    pub fn from_expr(expr: Expr) -> Self {
+        let canonical = expr.to_string().into();
+        Self { expr: Arc::new(expr), canonical }
+    }
+
+    /// True where all of `selectors` are; `all()` if there are none.
+    pub fn all_of(selectors: impl IntoIterator<Item = Self>) -> Self {
+        let mut operands: Vec<Expr> = Vec::new();
+        for selector in selectors {
+            if *selector.expr != Expr::All && !operands.contains(&selector.expr) {
+                operands.push((*selector.expr).clone());
+            }
+        }
+        match operands.len() {
+            0 => Self::all(),
+            1 => Self::from_expr(operands.swap_remove(0)),
+            _ => Self::from_expr(Expr::And(operands)),
+        }
+    }
+
+    /// The tree.
+    pub fn expr(&self) -> &Expr {
+        &self.expr
+    }
+
+    /// The canonical text: parses to the same selector, and is the same for texts that differ only in
+    /// blanks, quotes, needless parentheses and the order of sets.
+    pub fn canonical(&self) -> &Arc<str> {
+        &self.canonical
+    }
+
+    /// Calico's unique id of the canonical text.
+    pub fn id(&self) -> String {
+        let digest = Sha224::digest(format!("s:{}", self.canonical).as_bytes());
+        format!("s:{}", base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(digest))
+    }
+
+    /// Whether it holds for these labels.
+    pub fn matches(&self, labels: &Labels) -> bool {
+        self.expr.matches(labels)
+    }
+
+    /// A condition on one label that every match fulfils, for indexing.
+    pub fn restriction(&self) -> Restriction {
+        restriction::of(&self.expr)
+    }
+}
+
+impl Expr {
+    fn matches(&self, labels: &Labels) -> bool {
+        match self {
+            Self::All | Self::Global => true,
+            Self::Has(label) => labels.get(label).is_some(),
+            Self::Compare { label, op, value } => match (labels.get(label), op) {
+                (None, op) => *op == CompareOp::Ne,
+                (Some(actual), CompareOp::Eq) => actual == &**value,
+                (Some(actual), CompareOp::Ne) => actual != &**value,
+                (Some(actual), CompareOp::Contains) => actual.contains(&**value),
+                (Some(actual), CompareOp::StartsWith) => actual.starts_with(&**value),
+                (Some(actual), CompareOp::EndsWith) => actual.ends_with(&**value),
+            },
+            Self::In { label, negated, values } => match labels.get(label) {
+                None => *negated,
+                Some(actual) => values.binary_search_by(|value| (**value).cmp(actual)).is_ok() != *negated,
+            },
+            Self::Not(operand) => !operand.matches(labels),
+            Self::And(operands) => operands.iter().all(|operand| operand.matches(labels)),
+            Self::Or(operands) => operands.iter().any(|operand| operand.matches(labels)),
+        }
+    }
+}
+
+fn write_string(f: &mut fmt::Formatter<'_>, text: &str) -> fmt::Result {
+    if text.contains('"') { write!(f, "'{text}'") } else { write!(f, "\"{text}\"") }
+}
+
+fn write_joined(f: &mut fmt::Formatter<'_>, operands: &[Expr], operator: &str) -> fmt::Result {
+    f.write_str("(")?;
+    for (index, operand) in operands.iter().enumerate() {
+        if index > 0 {
+            f.write_str(operator)?;
+        }
+        write!(f, "{operand}")?;
+    }
+    f.write_str(")")
+}
+
+impl fmt::Display for Expr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::All => f.write_str("all()"),
+            Self::Global => f.write_str("global()"),
+            Self::Has(label) => write!(f, "has({label})"),
+            Self::Compare { label, op, value } => {
+                write!(f, "{label} {} ", op.text())?;
+                write_string(f, value)
+            }
+            Self::In { label, negated, values } => {
+                write!(f, "{label} {} {{", if *negated { "not in" } else { "in" })?;
+                for (index, value) in values.iter().enumerate() {
+                    if index > 0 {
+                        f.write_str(", ")?;
+                    }
+                    write_string(f, value)?;
+                }
+                f.write_str("}")
+            }
+            Self::Not(operand) => write!(f, "!{operand}"),
+            Self::And(operands) => write_joined(f, operands, " && "),
+            Self::Or(operands) => write_joined(f, operands, " || "),
+        }
+    }
+}
+
+impl PartialEq for Selector {
+    fn eq(&self, other: &Self) -> bool {
+        self.canonical == other.canonical
+    }
+}
+
+impl Eq for Selector {}
+
+impl Hash for Selector {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.canonical.hash(state);
+    }
+}
+
+impl PartialOrd for Selector {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Selector {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.canonical.cmp(&other.canonical)
+    }
+}
+
+impl fmt::Display for Selector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.canonical)
+    }
+}
+
+impl fmt::Debug for Selector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.canonical)
+    }
+}
+
+impl From<Selector> for String {
+    fn from(selector: Selector) -> Self {
+        selector.canonical.to_string()
+    }
+}
+
+impl TryFrom<String> for Selector {
+    type Error = SelectorError;
+
+    fn try_from(text: String) -> Result<Self, SelectorError> {
+        Self::parse(&text)
+    }
+}
+
+#[cfg(test)]
+mod tests;
