@@ -1,1 +1,84 @@
-//! Placeholder.
+//! The boundary between an agent and whatever enforces policy on its host.
+//!
+//! The agent hands a [`Dataplane`] a [`HostPolicy`] (whole) or a [`HostDelta`] (difference) and hears
+//! back about connections. Which kernel mechanism is behind it is none of its business.
+#![deny(missing_docs)]
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::os::fd::BorrowedFd;
+
+use bulkhead_model::Direction;
+use bulkhead_model::flow::RawFlow;
+use bulkhead_model::host_policy::{Cell, HostDelta, HostPolicy};
+use bulkhead_model::ports::PortKey;
+
+mod error;
+pub mod fake;
+mod stats;
+
+pub use error::DataplaneError;
+pub use stats::{Applied, DataplaneStats, SweepStats, TableUse};
+
+/// Something that enforces policy on this host's endpoints and reports their connections.
+///
+/// Every call blocks for as long as the kernel takes (microseconds for a delta, up to a second for a
+/// large replacement): an async caller gives it a thread of its own.
+///
+/// INVARIANT: an attached interface without a binding is denied everything, and what was last
+/// applied stays in force when the value is dropped or its process dies. Only [`Self::detach`] and
+/// [`Self::cleanup`] open anything.
+pub trait Dataplane: Send {
+    /// Name in logs and status: `ebpf`, `fake`.
+    fn name(&self) -> &'static str;
+
+    /// Takes charge of an interface, in both directions: deny all from now on, until a binding for it
+    /// is applied. Idempotent; an interface that already has a binding keeps it.
+    fn attach(&mut self, ifindex: u32) -> Result<(), DataplaneError>;
+
+    /// Lets an interface go: its traffic is not judged any more. Idempotent, also when the interface
+    /// no longer exists.
+    fn detach(&mut self, ifindex: u32) -> Result<(), DataplaneError>;
+
+    /// Interfaces in charge, those of an earlier process included.
+    fn attached(&self) -> Result<BTreeSet<u32>, DataplaneError>;
+
+    /// Puts a whole state into force, whatever was there before, with one atomic switch per endpoint.
+    /// Endpoints that are not in it are denied everything.
+    fn replace(&mut self, policy: &HostPolicy) -> Result<Applied, DataplaneError>;
+
+    /// Applies a difference to what the last [`Self::replace`] and [`Self::apply`] made, in the order
+    /// documented at [`HostDelta`]. After an error other than [`DataplaneError::Capacity`] (which
+    /// changes nothing), the caller repairs with [`Self::replace`].
+    fn apply(&mut self, delta: &HostDelta) -> Result<Applied, DataplaneError>;
+
+    /// Hands over waiting events without blocking.
+    fn poll(&mut self, sink: &mut dyn FnMut(RawFlow)) -> Result<(), DataplaneError>;
+
+    /// Readable when [`Self::poll`] has something to hand over. `None`: poll by time.
+    fn event_fd(&self) -> Option<BorrowedFd<'_>>;
+
+    /// Walks connections and denials: reports what was counted since the last sweep, and removes and
+    /// reports what has ended or been idle too long. `now_ns` is CLOCK_MONOTONIC.
+    fn sweep(&mut self, now_ns: u64, sink: &mut dyn FnMut(RawFlow)) -> Result<SweepStats, DataplaneError>;
+
+    /// Drops by reason, lost reports, table sizes and capacities.
+    fn stats(&self) -> Result<DataplaneStats, DataplaneError>;
+
+    /// What the tables in force say about a new connection of an endpoint. `None` if the interface has
+    /// no tables for that direction.
+    fn lookup(
+        &self,
+        ifindex: u32,
+        direction: Direction,
+        peer: IpAddr,
+        key: PortKey,
+    ) -> Result<Option<Cell>, DataplaneError>;
+
+    /// Number of this process's term. Whoever took over later has a higher one, and from then on
+    /// [`Self::replace`] and [`Self::apply`] here answer [`DataplaneError::Fenced`].
+    fn generation(&self) -> u64;
+
+    /// Removes every trace from the kernel. Traffic is not judged any more.
+    fn cleanup(&mut self) -> Result<(), DataplaneError>;
+}

@@ -1,1 +1,79 @@
-//! Placeholder.
+//! The repository's stores: one trait, several engines, one [`conformance`] suite that each of them passes.
+//!
+//! Values are opaque bytes: a store knows keys, revisions and transactions, not policies. Every transaction
+//! that changes anything makes exactly one new revision. A writer reads its own writes; a watcher sees every
+//! change once, in order and whole transactions at a time, or is told that it must list again.
+//!
+//! * [`Memory`] keeps everything in memory, for tests and try-outs.
+//! * [`Embedded`] is the same with a file beneath: what it acknowledged survives `kill -9` at any instruction.
+
+pub mod conformance;
+mod embedded;
+mod memory;
+mod state;
+mod types;
+
+use std::fmt::Debug;
+use std::hash::{BuildHasher, RandomState};
+
+use async_trait::async_trait;
+
+pub use embedded::{Embedded, EmbeddedOptions};
+pub use memory::Memory;
+pub use state::Watch;
+pub use types::{
+    Applied, Change, Commit, KEY_BYTES_MAX, Op, OpKind, Precondition, Revision, StoreError, Stored,
+    TRANSACTION_BYTES_MAX, TRANSACTION_OPS_MAX, Transaction,
+};
+
+/// Changes that a store remembers, so that watches can resume: enough for hours of an ordinary fleet, and
+/// bounded at some 60 MiB with objects of 600 bytes.
+pub const LOG_CHANGES_MAX: usize = 100_000;
+
+/// What the repository is kept in.
+#[async_trait]
+pub trait Store: Send + Sync + Debug {
+    /// A random id made when the store was created. Revisions of different epochs must not be compared.
+    fn epoch(&self) -> &str;
+
+    /// The object under a key.
+    ///
+    /// # Errors
+    /// If the engine fails.
+    async fn get(&self, key: &str) -> Result<Option<Stored>, StoreError>;
+
+    /// All objects whose keys begin with `prefix`, by key, as of the one revision that is answered with them.
+    ///
+    /// # Errors
+    /// If the engine fails.
+    async fn list(&self, prefix: &str) -> Result<(Vec<Stored>, Revision), StoreError>;
+
+    /// Applies all operations or none. When this answers, the change is as durable as the engine promises,
+    /// and visible to every reader.
+    ///
+    /// # Errors
+    /// [`StoreError::Conflict`] if a precondition does not hold; others if the transaction is malformed or
+    /// the engine fails.
+    async fn apply(&self, transaction: Transaction) -> Result<Applied, StoreError>;
+
+    /// Every change after revision `from` to keys that begin with `prefix`.
+    ///
+    /// # Errors
+    /// [`StoreError::Compacted`] if the log no longer holds the changes after `from`.
+    async fn watch(&self, prefix: &str, from: Revision) -> Result<Watch, StoreError>;
+
+    /// The newest revision.
+    ///
+    /// # Errors
+    /// If the engine fails.
+    async fn revision(&self) -> Result<Revision, StoreError>;
+}
+
+/// 128 random bits as 32 hexadecimal digits, for names that must never occur twice.
+///
+/// The bits come from the keys that the operating system gives the standard library's hash maps. They
+/// are unique, which is all that is asked of them; they are no secrets.
+pub fn random_id() -> String {
+    let keys = RandomState::new();
+    format!("{:016x}{:016x}", keys.hash_one(0_u8), keys.hash_one(1_u8))
+}

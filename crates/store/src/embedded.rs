@@ -1,0 +1,226 @@
+//! A store in one file of a directory, for a single controller.
+//!
+//! All objects are kept in memory, which the fleet's size allows; the file (redb) makes them last. One thread
+//! writes: it takes all transactions that wait in its queue (bounded at [`WRITE_QUEUE_LEN`]; callers wait when
+//! it is full), writes them in one durable file transaction, and only then shows them to readers and answers
+//! the callers. So a hundred writers at once pay for one fsync, and nothing that anybody has seen can be lost.
+//! When the store is dropped, the thread finishes its queue, marks the file as cleanly closed and ends.
+//!
+//! Files: `store.redb`, and `store.lock`, which is locked while the store is open and names its holder. A lock
+//! file that names one when nobody holds the lock tells of an unclean stop: the file is then checked page by
+//! page before use.
+
+mod codec;
+mod file;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use async_trait::async_trait;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::state::{Pending, Shared};
+use crate::types::{Applied, Commit, Revision, StoreError, Stored, Transaction};
+use crate::{LOG_CHANGES_MAX, Store, Watch};
+
+use file::{Lock, StoreFile};
+
+/// Transactions that may wait for the writer.
+pub(crate) const WRITE_QUEUE_LEN: usize = 4096;
+/// Transactions that the writer commits together at most, so that the first of a group does not wait for ever.
+const GROUP_LEN_MAX: usize = 4096;
+/// Operations after which a group is full.
+const GROUP_OPS_MAX: usize = 50_000;
+
+/// How to open an [`Embedded`] store.
+#[derive(Debug, Clone)]
+pub struct EmbeddedOptions {
+    /// Directory of its files; made if it does not exist.
+    pub directory: PathBuf,
+    /// Changes that are remembered for watches.
+    pub log_changes_max: usize,
+}
+
+impl EmbeddedOptions {
+    /// With the defaults.
+    pub fn new(directory: impl Into<PathBuf>) -> Self {
+        Self { directory: directory.into(), log_changes_max: LOG_CHANGES_MAX }
+    }
+}
+
+/// A store in one file.
+#[derive(Debug)]
+pub struct Embedded {
+    epoch: String,
+    shared: Arc<Shared>,
+    queue: Option<mpsc::Sender<Waiting>>,
+    writer: Option<JoinHandle<()>>,
+}
+
+/// A transaction with the caller who waits for it.
+#[derive(Debug)]
+struct Waiting {
+    transaction: Transaction,
+    answer: oneshot::Sender<Result<Applied, StoreError>>,
+}
+
+impl Embedded {
+    /// Opens the store in a directory, or makes one. Reads all of it, so it belongs on a blocking thread.
+    ///
+    /// # Errors
+    /// [`StoreError::Locked`] if another process has it open, [`StoreError::Corrupt`] if its file is damaged,
+    /// [`StoreError::Io`] if it cannot be read or made.
+    pub fn open(directory: impl AsRef<Path>) -> Result<Self, StoreError> {
+        Self::open_with(&EmbeddedOptions::new(directory.as_ref()))
+    }
+
+    /// As [`Embedded::open`], with options.
+    ///
+    /// # Errors
+    /// As [`Embedded::open`].
+    pub fn open_with(options: &EmbeddedOptions) -> Result<Self, StoreError> {
+        let lock = Lock::take(&options.directory)?;
+        let path = options.directory.join(file::FILE_NAME);
+        let (file, loaded) = StoreFile::open(&path, lock.unclean_stop(), options.log_changes_max)?;
+        let epoch = loaded.epoch;
+        let shared = Arc::new(Shared::new(loaded.state));
+        let (queue, waiting) = mpsc::channel(WRITE_QUEUE_LEN);
+        let writer = Writer { file, lock, shared: Arc::clone(&shared), waiting };
+        let thread = std::thread::Builder::new()
+            .name("store-writer".into())
+            .spawn(move || writer.run())
+            .map_err(|source| StoreError::Io { path, reason: source.to_string() })?;
+        Ok(Self { epoch, shared, queue: Some(queue), writer: Some(thread) })
+    }
+}
+
+impl Drop for Embedded {
+    fn drop(&mut self) {
+        self.queue = None;
+        // Waits for one last commit, so that whoever opens the directory next finds it unlocked.
+        if let Some(writer) = self.writer.take()
+            && writer.join().is_err()
+        {
+            tracing::error!("the store's writer panicked");
+        }
+    }
+}
+
+#[async_trait]
+impl Store for Embedded {
+    fn epoch(&self) -> &str {
+        &self.epoch
+    }
+
+    async fn get(&self, key: &str) -> Result<Option<Stored>, StoreError> {
+        Ok(self.shared.read().get(key).cloned())
+    }
+
+    async fn list(&self, prefix: &str) -> Result<(Vec<Stored>, Revision), StoreError> {
+        let state = self.shared.read();
+        Ok((state.list(prefix), state.revision()))
+    }
+
+    async fn apply(&self, transaction: Transaction) -> Result<Applied, StoreError> {
+        transaction.check()?;
+        let (answer, answered) = oneshot::channel();
+        let queue = self.queue.as_ref().ok_or(StoreError::Closed)?;
+        queue.send(Waiting { transaction, answer }).await.map_err(|_ended| StoreError::Closed)?;
+        answered.await.map_err(|_ended| StoreError::Closed)?
+    }
+
+    async fn watch(&self, prefix: &str, from: Revision) -> Result<Watch, StoreError> {
+        self.shared.watch(prefix, from)
+    }
+
+    async fn revision(&self) -> Result<Revision, StoreError> {
+        Ok(self.shared.read().revision())
+    }
+}
+
+/// The writing thread.
+struct Writer {
+    file: StoreFile,
+    lock: Lock,
+    shared: Arc<Shared>,
+    waiting: mpsc::Receiver<Waiting>,
+}
+
+impl Writer {
+    fn run(mut self) {
+        while let Some(first) = self.waiting.blocking_recv() {
+            let group = self.collect(first);
+            if let Err(error) = self.commit(group) {
+                // The file's state is unknown now; only opening it again tells. Callers get Closed.
+                tracing::error!(%error, "the store cannot write and stops");
+                return;
+            }
+        }
+        match self.file.close() {
+            Ok(()) => self.lock.mark_clean(),
+            Err(error) => tracing::error!(%error, "the store's file did not close cleanly"),
+        }
+    }
+
+    fn collect(&mut self, first: Waiting) -> Vec<Waiting> {
+        let mut ops = first.transaction.ops.len();
+        let mut group = vec![first];
+        while group.len() < GROUP_LEN_MAX
+            && ops < GROUP_OPS_MAX
+            && let Ok(next) = self.waiting.try_recv()
+        {
+            ops += next.transaction.ops.len();
+            group.push(next);
+        }
+        group
+    }
+
+    fn commit(&mut self, group: Vec<Waiting>) -> Result<(), StoreError> {
+        let mut commits: Vec<Commit> = Vec::new();
+        let mut answers = Vec::with_capacity(group.len());
+        {
+            let state = self.shared.read();
+            let mut pending = Pending::default();
+            for Waiting { transaction, answer } in group {
+                let next = Revision(state.revision().0 + 1 + commits.len() as u64);
+                let result = pending.decide(&state, &transaction, next).map(|commit| match commit {
+                    Some(commit) => {
+                        commits.push(commit);
+                        Applied { revision: next, changed: true }
+                    }
+                    None => Applied { revision: Revision(next.0 - 1), changed: false },
+                });
+                answers.push((answer, result));
+            }
+        }
+        self.write(commits).inspect_err(|error| {
+            for (answer, _) in std::mem::take(&mut answers) {
+                // A caller that no longer waits has nobody to tell.
+                answer.send(Err(error.clone())).ok();
+            }
+        })?;
+        // Only now, conflicts too: they may tell of a transaction of this same group.
+        for (answer, result) in answers {
+            answer.send(result).ok();
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, commits: Vec<Commit>) -> Result<(), StoreError> {
+        if commits.is_empty() {
+            return Ok(());
+        }
+        self.file.write(&commits)?;
+        {
+            let mut state = self.shared.write();
+            for commit in commits {
+                if let Some(dropped) = state.commit(commit) {
+                    self.file.forget(dropped);
+                }
+            }
+        }
+        self.shared.announce();
+        Ok(())
+    }
+}

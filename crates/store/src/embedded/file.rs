@@ -1,0 +1,267 @@
+//! The file beneath an embedded store, and the lock beside it.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::ops::RangeInclusive;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+
+use super::codec;
+use crate::random_id;
+use crate::state::State;
+use crate::types::{Commit, Revision, StoreError};
+
+/// Name of the store's file in its directory.
+pub(super) const FILE_NAME: &str = "store.redb";
+/// Name of the lock file.
+const LOCK_NAME: &str = "store.lock";
+/// Memory for pages: reads are answered from our own memory, so little is needed.
+const CACHE_BYTES: usize = 16 << 20;
+/// Layout of the tables; another number is refused.
+const FORMAT: &str = "1";
+
+const OBJECTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("objects");
+const LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("log");
+const META: TableDefinition<'_, &str, &str> = TableDefinition::new("meta");
+const META_EPOCH: &str = "epoch";
+const META_FORMAT: &str = "format";
+const META_REVISION: &str = "revision";
+
+/// The lock on a store's directory, held until dropped.
+#[derive(Debug)]
+pub(super) struct Lock {
+    file: File,
+    unclean_stop: bool,
+}
+
+impl Lock {
+    /// Takes it.
+    pub(super) fn take(directory: &Path) -> Result<Self, StoreError> {
+        let path = directory.join(LOCK_NAME);
+        let failed =
+            |source: std::io::Error| StoreError::Io { path: path.clone(), reason: source.to_string() };
+        std::fs::create_dir_all(directory).map_err(failed)?;
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)
+            .map_err(failed)?;
+        let locked = file.try_lock();
+        let mut holder = String::new();
+        file.read_to_string(&mut holder).map_err(failed)?;
+        match locked {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                return Err(StoreError::Locked {
+                    path: directory.to_owned(),
+                    holder: holder.trim().to_owned(),
+                });
+            }
+            Err(TryLockError::Error(source)) => return Err(failed(source)),
+        }
+        let mut lock = Self { file, unclean_stop: !holder.is_empty() };
+        lock.rewrite(&format!("process {}\n", std::process::id())).map_err(failed)?;
+        Ok(lock)
+    }
+
+    /// Whether the holder before never said that it was done.
+    pub(super) fn unclean_stop(&self) -> bool {
+        self.unclean_stop
+    }
+
+    /// Says that we are done. If this fails, the next start checks the file once more than it need.
+    pub(super) fn mark_clean(&mut self) {
+        if let Err(error) = self.rewrite("") {
+            tracing::warn!(%error, "the store could not be marked as cleanly closed");
+        }
+    }
+
+    fn rewrite(&mut self, text: &str) -> std::io::Result<()> {
+        self.file.set_len(0)?;
+        self.file.seek(SeekFrom::Start(0))?;
+        self.file.write_all(text.as_bytes())?;
+        self.file.sync_data()
+    }
+}
+
+/// What stood in the file.
+pub(super) struct Loaded {
+    pub(super) epoch: String,
+    pub(super) state: State,
+}
+
+/// The file itself.
+#[derive(Debug)]
+pub(super) struct StoreFile {
+    path: PathBuf,
+    database: Database,
+    /// Log rows to remove with the next write.
+    forgotten: Vec<RangeInclusive<u64>>,
+}
+
+impl StoreFile {
+    /// Opens or makes it and reads all of it.
+    pub(super) fn open(
+        path: &Path,
+        check: bool,
+        log_changes_max: usize,
+    ) -> Result<(Self, Loaded), StoreError> {
+        let corrupt = |reason: String| StoreError::Corrupt { path: path.to_owned(), reason };
+        // redb panics on some kinds of damage instead of reporting them (seen with 4.5).
+        let opened = catch_unwind(AssertUnwindSafe(|| -> Result<(Database, Loaded), redb::Error> {
+            let database = Database::builder()
+                .set_cache_size(CACHE_BYTES)
+                .set_check_integrity_on_open(check && path.exists())
+                .create(path)?;
+            initialise(&database)?;
+            // The file's name must be as durable as what stands in it.
+            if let Some(directory) = path.parent() {
+                File::open(directory)?.sync_all()?;
+            }
+            let loaded = load(&database, log_changes_max)?;
+            Ok((database, loaded))
+        }));
+        match opened {
+            Ok(Ok((database, loaded))) => {
+                // Rows that were due to be forgotten when the store stopped, or that a smaller bound drops.
+                let forgotten = vec![0..=loaded.state.compacted().0];
+                Ok((Self { path: path.to_owned(), database, forgotten }, loaded))
+            }
+            Ok(Err(redb::Error::DatabaseAlreadyOpen)) => Err(StoreError::Locked {
+                path: path.to_owned(),
+                holder: "unknown: it does not use the lock file".to_owned(),
+            }),
+            Ok(Err(redb::Error::Corrupted(reason))) => Err(corrupt(reason)),
+            Ok(Err(error)) => Err(StoreError::Io { path: path.to_owned(), reason: error.to_string() }),
+            Err(_panic) => Err(corrupt("reading it panicked".to_owned())),
+        }
+    }
+
+    /// Writes commits durably, all or none.
+    pub(super) fn write(&mut self, commits: &[Commit]) -> Result<(), StoreError> {
+        let forgotten = std::mem::take(&mut self.forgotten);
+        self.write_inner(commits, forgotten)
+            .map_err(|error| StoreError::Io { path: self.path.clone(), reason: error.to_string() })
+    }
+
+    fn write_inner(
+        &self,
+        commits: &[Commit],
+        forgotten: Vec<RangeInclusive<u64>>,
+    ) -> Result<(), redb::Error> {
+        let transaction = self.database.begin_write()?;
+        {
+            let mut objects = transaction.open_table(OBJECTS)?;
+            let mut log = transaction.open_table(LOG)?;
+            let mut meta = transaction.open_table(META)?;
+            for range in forgotten {
+                log.retain_in(range, |_, _| false)?;
+            }
+            for commit in commits {
+                for change in &commit.changes {
+                    match &change.object {
+                        Some(object) => {
+                            objects.insert(&*change.key, codec::object_to_row(object).as_slice())?;
+                        }
+                        None => {
+                            objects.remove(&*change.key)?;
+                        }
+                    }
+                }
+                log.insert(commit.revision.0, codec::commit_to_row(commit).as_slice())?;
+            }
+            if let Some(last) = commits.last() {
+                meta.insert(META_REVISION, last.revision.to_string().as_str())?;
+            }
+        }
+        transaction.commit()?;
+        Ok(())
+    }
+
+    /// Notes log rows that nobody needs any more. They go with the next write: it is no harm if they stay.
+    pub(super) fn forget(&mut self, revisions: RangeInclusive<u64>) {
+        match self.forgotten.last_mut() {
+            Some(last) if *last.end() + 1 == *revisions.start() => {
+                *last = *last.start()..=*revisions.end();
+            }
+            _ => self.forgotten.push(revisions),
+        }
+    }
+
+    /// Closes it.
+    pub(super) fn close(self) -> Result<(), StoreError> {
+        let path = self.path;
+        self.database.close().map_err(|error| StoreError::Io { path, reason: error.to_string() })
+    }
+}
+
+/// Makes the tables, and the epoch of a new store.
+fn initialise(database: &Database) -> Result<(), redb::Error> {
+    let transaction = database.begin_write()?;
+    {
+        transaction.open_table(OBJECTS)?;
+        transaction.open_table(LOG)?;
+        let mut meta = transaction.open_table(META)?;
+        let known = meta.get(META_FORMAT)?.map(|format| format.value().to_owned());
+        match known.as_deref() {
+            Some(FORMAT) => {
+                drop(meta);
+                transaction.abort()?;
+                return Ok(());
+            }
+            Some(other) => {
+                return Err(redb::Error::Corrupted(format!(
+                    "its format is {other:?}, this program reads {FORMAT:?}"
+                )));
+            }
+            None => {
+                meta.insert(META_FORMAT, FORMAT)?;
+                meta.insert(META_EPOCH, random_id().as_str())?;
+                meta.insert(META_REVISION, "0")?;
+            }
+        }
+    }
+    transaction.commit()?;
+    Ok(())
+}
+
+fn load(database: &Database, log_changes_max: usize) -> Result<Loaded, redb::Error> {
+    let malformed = |what: &str| redb::Error::Corrupted(format!("{what} is malformed"));
+    let transaction = database.begin_read()?;
+    let meta = transaction.open_table(META)?;
+    let text = |key: &str| -> Result<String, redb::Error> {
+        let value = meta.get(key)?.ok_or_else(|| malformed(key))?;
+        Ok(value.value().to_owned())
+    };
+    let epoch = text(META_EPOCH)?;
+    let revision = Revision(text(META_REVISION)?.parse().map_err(|_digits| malformed(META_REVISION))?);
+
+    let mut objects = Vec::new();
+    for row in transaction.open_table(OBJECTS)?.iter()? {
+        let (key, value) = row?;
+        let object = codec::object_from_row(key.value(), value.value());
+        objects.push(object.map_err(|_short| malformed(key.value()))?);
+    }
+    // Newest first, as far as it is contiguous and within the bound, which may be smaller than before.
+    let mut log = Vec::new();
+    let mut changes = 0;
+    for row in transaction.open_table(LOG)?.iter()?.rev() {
+        let (number, value) = row?;
+        let number = Revision(number.value());
+        if number.0 + log.len() as u64 != revision.0 {
+            return Err(malformed("the log"));
+        }
+        let commit = codec::commit_from_row(number, value.value()).map_err(|_short| malformed("the log"))?;
+        changes += commit.changes.len();
+        if changes > log_changes_max {
+            break;
+        }
+        log.push(commit);
+    }
+    log.reverse();
+    Ok(Loaded { epoch, state: State::restore(objects, log, revision, log_changes_max) })
+}

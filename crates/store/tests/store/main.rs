@@ -1,0 +1,26 @@
+//! The conformance suite on every engine, random transactions against a model, and what only a file must do.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod crash;
+mod embedded;
+mod model;
+
+use std::sync::Arc;
+
+use bulkhead_store::{Embedded, Memory, Store, conformance};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn memory_conforms() {
+    conformance::run_all(|| async { Arc::new(Memory::new()) as Arc<dyn Store> }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn embedded_conforms() {
+    let directory = tempfile::tempdir().unwrap();
+    let count = std::sync::atomic::AtomicUsize::new(0);
+    conformance::run_all(|| async {
+        let number = count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        Arc::new(Embedded::open(directory.path().join(number.to_string())).unwrap()) as Arc<dyn Store>
+    })
+    .await;
+}
