@@ -22,9 +22,9 @@ fn main() -> Result<(), Failure> {
     // For <asm/types.h>, which Debian keeps per architecture.
     command.arg(format!("-I/usr/include/{}-linux-gnu", env::var("CARGO_CFG_TARGET_ARCH")?));
     command.args(["-c", "bpf/policy.bpf.c", "-o"]).arg(&object);
-    let status = command
-        .status()
-        .map_err(|error| format!("cannot run {clang:?} (needed for the kernel programs; Debian: apt install clang): {error}"))?;
+    let status = command.status().map_err(|error| {
+        format!("cannot run {clang:?} (needed for the kernel programs; Debian: apt install clang): {error}")
+    })?;
     if !status.success() {
         return Err(format!("{clang} failed on bpf/policy.bpf.c: {status}").into());
     }

@@ -11,7 +11,9 @@ use bulkhead_model::host_policy::{ClassId, CompiledId, CompiledPolicy, HostDelta
 
 use crate::capacities::{Capacities, fits};
 use crate::intern::Interner;
-use crate::layout::{Addr, BindingWord, CLASS_DEFAULT_ROW, CellEntry, ClassEntry, LpmKey, RowEntry, RowKey, Step};
+use crate::layout::{
+    Addr, BindingWord, CLASS_DEFAULT_ROW, CellEntry, ClassEntry, LpmKey, RowEntry, RowKey, Step,
+};
 use crate::loader::Loaded;
 use crate::mapping::Mapping;
 use crate::sys::{Table, TableSpec};
@@ -46,9 +48,9 @@ impl Outer {
         ];
         for ((name, table), fd) in self.tables.iter().zip(inner) {
             // For a map of maps the value is a descriptor when writing, and an id when reading.
-            table
-                .put(&bank.slot, &fd.cast_unsigned())
-                .map_err(|error| DataplaneError::io(format!("put table {name} into bank {}", bank.slot), error))?;
+            table.put(&bank.slot, &fd.cast_unsigned()).map_err(|error| {
+                DataplaneError::io(format!("put table {name} into bank {}", bank.slot), error)
+            })?;
         }
         Ok(())
     }
@@ -115,9 +117,8 @@ impl Bank {
 
     fn create(slot: u32, capacities: &Capacities) -> io::Result<Self> {
         let spec = |name, kind, flags, entries| TableSpec { name, kind, flags, entries };
-        let hash = |name, entries| {
-            spec(name, libbpf_sys::BPF_MAP_TYPE_HASH, libbpf_sys::BPF_F_NO_PREALLOC, entries)
-        };
+        let hash =
+            |name, entries| spec(name, libbpf_sys::BPF_MAP_TYPE_HASH, libbpf_sys::BPF_F_NO_PREALLOC, entries);
         let array = |name, entries| {
             let flags = libbpf_sys::BPF_F_MMAPABLE | libbpf_sys::BPF_F_INNER_MAP;
             spec(name, libbpf_sys::BPF_MAP_TYPE_ARRAY, flags, entries)
@@ -221,9 +222,11 @@ impl Bank {
         addresses.sort_by_key(|(prefix, _)| std::cmp::Reverse(prefix.mapped_len()));
         let hosts = addresses.partition_point(|(prefix, _)| prefix.is_host());
         let (single, blocks) = addresses.split_at(hosts);
-        let (keys, values): (Vec<_>, Vec<_>) = single.iter().map(|(prefix, class)| exact_entry(*prefix, *class)).unzip();
+        let (keys, values): (Vec<_>, Vec<_>) =
+            single.iter().map(|(prefix, class)| exact_entry(*prefix, *class)).unzip();
         self.exact.put_all(&keys, &values).map_err(|error| DataplaneError::io("write addresses", error))?;
-        let (keys, values): (Vec<_>, Vec<_>) = blocks.iter().map(|(prefix, class)| lpm_entry(*prefix, *class)).unzip();
+        let (keys, values): (Vec<_>, Vec<_>) =
+            blocks.iter().map(|(prefix, class)| lpm_entry(*prefix, *class)).unzip();
         self.lpm.put_all(&keys, &values).map_err(|error| DataplaneError::io("write prefixes", error))?;
         tally.written += addresses.len() as u64;
         for (prefix, class) in addresses {
@@ -273,7 +276,12 @@ impl Bank {
         Ok(())
     }
 
-    fn delete_row(&mut self, compiled: CompiledId, class: u32, tally: &mut Tally) -> Result<(), DataplaneError> {
+    fn delete_row(
+        &mut self,
+        compiled: CompiledId,
+        class: u32,
+        tally: &mut Tally,
+    ) -> Result<(), DataplaneError> {
         let Some(row) = self.policies.get_mut(&compiled).and_then(|rows| rows.remove(&class)) else {
             return Ok(());
         };
@@ -308,7 +316,10 @@ fn rows_of(policy: &CompiledPolicy) -> impl Iterator<Item = KeyedRow> + '_ {
 
 fn check_ids(key: RowKey) -> Result<(), DataplaneError> {
     if key.compiled == CompiledId::NONE.0 || key.compiled > BindingWord::MAX_ID {
-        return Err(DataplaneError::Inconsistent(format!("compiled policy id {} is out of range", key.compiled)));
+        return Err(DataplaneError::Inconsistent(format!(
+            "compiled policy id {} is out of range",
+            key.compiled
+        )));
     }
     Ok(())
 }
@@ -320,5 +331,8 @@ fn exact_entry(prefix: Prefix, class: ClassId) -> (Addr, ClassEntry) {
 
 fn lpm_entry(prefix: Prefix, class: ClassId) -> (LpmKey, ClassEntry) {
     let prefixlen = u32::from(prefix.mapped_len());
-    (LpmKey { prefixlen, addr: Addr::from_bits(prefix.bits()) }, ClassEntry { class: class.0, tag: prefixlen })
+    (
+        LpmKey { prefixlen, addr: Addr::from_bits(prefix.bits()) },
+        ClassEntry { class: class.0, tag: prefixlen },
+    )
 }

@@ -67,8 +67,8 @@ impl EbpfDataplane {
         let generation = config.word(CONFIG_GENERATION).fetch_add(1, Ordering::SeqCst) + 1;
         let links = Links::open(&dir)?;
         links.take_over(&loaded)?;
-        let events =
-            Events::open(loaded.map("events")?).map_err(|error| DataplaneError::io("open the ring buffer", error))?;
+        let events = Events::open(loaded.map("events")?)
+            .map_err(|error| DataplaneError::io("open the ring buffer", error))?;
         let cpus = libbpf_rs::num_possible_cpus().map_err(|error| libbpf_error("count CPUs", &error))?;
         Ok(Self {
             outer: Outer::open(&loaded)?,
@@ -163,7 +163,9 @@ impl EbpfDataplane {
         let targets: Targets<'_> = self.endpoints.targets_of_delta(delta)?;
         self.endpoints.check(&targets)?;
         let Some(bank) = &mut self.bank else {
-            return Err(DataplaneError::Inconsistent("a difference came before the first whole state".to_owned()));
+            return Err(DataplaneError::Inconsistent(
+                "a difference came before the first whole state".to_owned(),
+            ));
         };
         bank.extend(delta, tally)?;
         self.endpoints.switch(&targets, bank.slot, tally)?;
@@ -255,7 +257,12 @@ impl Dataplane for EbpfDataplane {
         let entry = |table, used, capacity| TableUse { table, used, capacity: u64::from(capacity) };
         tables.push(entry("conns", self.sweeper.connections, self.capacities.conns));
         tables.push(entry("denials", self.sweeper.denied, self.capacities.denials));
-        Ok(DataplaneStats { drops, unrecorded_denials, lost_events: self.counter(COUNTER_LOST_EVENTS)?, tables })
+        Ok(DataplaneStats {
+            drops,
+            unrecorded_denials,
+            lost_events: self.counter(COUNTER_LOST_EVENTS)?,
+            tables,
+        })
     }
 
     fn lookup(

@@ -12,7 +12,7 @@ use bulkhead_model::host_policy::{EndpointBinding, HostDelta, HostPolicy};
 use crate::bank::Tally;
 use crate::capacities::{Capacities, fits};
 use crate::extent::Extents;
-use crate::layout::{Addr, BANKS, BindingWord, EndpointAddrKey};
+use crate::layout::{BANKS, BindingWord, EndpointAddrKey};
 use crate::loader::Loaded;
 use crate::mapping::Mapping;
 use crate::sys::Table;
@@ -100,7 +100,10 @@ impl Endpoints {
     }
 
     /// Targets of a replacement: what is not in the policy loses its binding.
-    pub(crate) fn targets_of_policy<'a>(&self, policy: &'a HostPolicy) -> Result<Targets<'a>, DataplaneError> {
+    pub(crate) fn targets_of_policy<'a>(
+        &self,
+        policy: &'a HostPolicy,
+    ) -> Result<Targets<'a>, DataplaneError> {
         let mut targets: Targets<'a> = self.bound.keys().map(|ifindex| (*ifindex, None)).collect();
         for (name, binding) in &policy.endpoints {
             set_target(&mut targets, name, binding)?;

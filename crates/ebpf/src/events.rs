@@ -47,8 +47,8 @@ impl Events {
         let ring = NonNull::new(ring).ok_or_else(io::Error::last_os_error)?;
         #[expect(unsafe_code, reason = "libbpf call; borrows a descriptor to duplicate it")]
         // SAFETY: the ring is alive, and its descriptor with it.
-        let epoll =
-            unsafe { BorrowedFd::borrow_raw(libbpf_sys::ring_buffer__epoll_fd(ring.as_ptr())) }.try_clone_to_owned();
+        let epoll = unsafe { BorrowedFd::borrow_raw(libbpf_sys::ring_buffer__epoll_fd(ring.as_ptr())) }
+            .try_clone_to_owned();
         match epoll {
             Ok(epoll) => Ok(Self { ring, received, epoll, _map: map }),
             Err(error) => {
@@ -107,14 +107,6 @@ pub(crate) fn verdict(number: u8) -> Verdict {
 
 pub(crate) fn direction(number: u8) -> Direction {
     if number == 0 { Direction::Ingress } else { Direction::Egress }
-}
-
-/// `enum direction` of `abi.h`.
-pub(crate) fn direction_number(direction: Direction) -> u8 {
-    match direction {
-        Direction::Ingress => 0,
-        Direction::Egress => 1,
-    }
 }
 
 /// Counters as the model has them, from those of the side that began and the other's.

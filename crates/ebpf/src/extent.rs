@@ -39,7 +39,8 @@ impl Extents {
 
     /// The lowest run of `len` elements, or `None` if no free run is that long.
     pub(crate) fn allocate(&mut self, len: u32) -> Option<u32> {
-        let (start, free) = self.free.iter().find(|(_, free)| **free >= len).map(|(start, free)| (*start, *free))?;
+        let (start, free) =
+            self.free.iter().find(|(_, free)| **free >= len).map(|(start, free)| (*start, *free))?;
         self.free.remove(&start);
         if free > len {
             self.free.insert(start + len, free - len);

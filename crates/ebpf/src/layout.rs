@@ -210,7 +210,8 @@ mod tests {
 
     #[test]
     fn a_binding_survives_its_word() {
-        let binding = BindingWord { ingress: CompiledId(BindingWord::MAX_ID), egress: CompiledId(7), bank: 5 };
+        let binding =
+            BindingWord { ingress: CompiledId(BindingWord::MAX_ID), egress: CompiledId(7), bank: 5 };
         assert_eq!(BindingWord::decode(binding.encode()), Some(binding));
         assert_eq!(BindingWord::decode(0), None);
     }

@@ -105,7 +105,10 @@ impl Loaded {
             .and_then(|map| duplicate(map.as_fd()))
     }
 
-    pub(crate) fn table<K: Plain, V: Plain>(&self, name: &'static str) -> Result<Table<K, V>, DataplaneError> {
+    pub(crate) fn table<K: Plain, V: Plain>(
+        &self,
+        name: &'static str,
+    ) -> Result<Table<K, V>, DataplaneError> {
         self.map(name).map(Table::from_fd)
     }
 }
@@ -126,7 +129,9 @@ fn size_slot<'a>(capacities: &'a mut Capacities, map: &str) -> Option<&'a mut u3
 fn pinned_size(path: &Path) -> Result<Option<u32>, DataplaneError> {
     let context = || format!("open pinned map {}", path.display());
     match sys::open_pin(path) {
-        Ok(map) => sys::max_entries(map.as_fd()).map(Some).map_err(|error| DataplaneError::io(context(), error)),
+        Ok(map) => {
+            sys::max_entries(map.as_fd()).map(Some).map_err(|error| DataplaneError::io(context(), error))
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(DataplaneError::io(context(), error)),
     }

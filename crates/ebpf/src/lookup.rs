@@ -9,7 +9,8 @@ use bulkhead_model::ports::PortKey;
 use crate::bank::Outer;
 use crate::events::verdict;
 use crate::layout::{
-    Addr, CELL_LOG, CELL_WRITTEN, CLASS_DEFAULT_ROW, CellEntry, ClassEntry, LpmKey, Plain, RowEntry, RowKey, Step,
+    Addr, CELL_LOG, CELL_WRITTEN, CLASS_DEFAULT_ROW, CellEntry, ClassEntry, LpmKey, Plain, RowEntry, RowKey,
+    Step,
 };
 use crate::sys::Table;
 
@@ -47,7 +48,8 @@ impl Reader<'_> {
         };
         let row_key = |class| RowKey { compiled: compiled.0, class };
         let own = rows.get(&row_key(self.class_of(peer)?))?;
-        let Some(row) = own.map_or_else(|| rows.get(&row_key(CLASS_DEFAULT_ROW)), |row| Ok(Some(row)))? else {
+        let Some(row) = own.map_or_else(|| rows.get(&row_key(CLASS_DEFAULT_ROW)), |row| Ok(Some(row)))?
+        else {
             return Ok(None);
         };
         let (mut low, mut high) = (0, row.len);

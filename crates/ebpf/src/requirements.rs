@@ -38,10 +38,16 @@ pub fn check(pin_root: &Path) -> Result<(), DataplaneError> {
     let capabilities = effective_capabilities(&status);
     let has = |bit: u32| capabilities >> bit & 1 == 1;
     if !has(CAP_SYS_ADMIN) && !has(CAP_BPF) {
-        return Err(missing("CAP_BPF", "run as root, or grant CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON".into()));
+        return Err(missing(
+            "CAP_BPF",
+            "run as root, or grant CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON".into(),
+        ));
     }
     if !has(CAP_NET_ADMIN) {
-        return Err(missing("CAP_NET_ADMIN", "attaching to interfaces needs it: run as root, or grant it".into()));
+        return Err(missing(
+            "CAP_NET_ADMIN",
+            "attaching to interfaces needs it: run as root, or grant it".into(),
+        ));
     }
     check_bpffs(pin_root)
 }
@@ -49,8 +55,9 @@ pub fn check(pin_root: &Path) -> Result<(), DataplaneError> {
 fn check_bpffs(pin_root: &Path) -> Result<(), DataplaneError> {
     // The directory itself may have to be made yet: what counts is the file system of what exists.
     let existing = pin_root.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
-    let magic = file_system_magic(existing)
-        .map_err(|error| DataplaneError::io(format!("look at the file system of {}", existing.display()), error))?;
+    let magic = file_system_magic(existing).map_err(|error| {
+        DataplaneError::io(format!("look at the file system of {}", existing.display()), error)
+    })?;
     if magic == BPF_FS_MAGIC {
         return Ok(());
     }

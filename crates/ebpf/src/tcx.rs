@@ -49,9 +49,13 @@ impl Links {
         for hook in Hook::BOTH {
             let program = loaded.program(hook)?;
             let path = self.dir.join(hook.pin_name(ifindex));
-            attach_one(&path, program.as_fd(), ifindex, hook).map_err(|error| match error.raw_os_error() {
-                Some(libc::ENODEV) => DataplaneError::InterfaceGone { ifindex },
-                _ => DataplaneError::io(format!("attach {} to interface {ifindex}", hook.program()), error),
+            attach_one(&path, program.as_fd(), ifindex, hook).map_err(|error| {
+                match error.raw_os_error() {
+                    Some(libc::ENODEV) => DataplaneError::InterfaceGone { ifindex },
+                    _ => {
+                        DataplaneError::io(format!("attach {} to interface {ifindex}", hook.program()), error)
+                    }
+                }
             })?;
         }
         Ok(())
@@ -74,7 +78,8 @@ impl Links {
     pub(crate) fn detach(&self, ifindex: u32) -> Result<(), DataplaneError> {
         for hook in Hook::BOTH {
             let path = self.dir.join(hook.pin_name(ifindex));
-            remove(&path).map_err(|error| DataplaneError::io(format!("remove link {}", path.display()), error))?;
+            remove(&path)
+                .map_err(|error| DataplaneError::io(format!("remove link {}", path.display()), error))?;
         }
         Ok(())
     }
