@@ -1,15 +1,21 @@
 //! Compiles the kernel programs with clang.
 
+use std::env;
 use std::path::PathBuf;
 use std::process::Command;
-use std::{env, fs};
 
 type Failure = Box<dyn std::error::Error>;
 
 fn main() -> Result<(), Failure> {
     println!("cargo::rerun-if-changed=bpf");
     println!("cargo::rerun-if-env-changed=CLANG");
-    let object = PathBuf::from(env::var("OUT_DIR")?).join("policy.bpf.o");
+    compile("policy")?;
+    compile("empty")
+}
+
+fn compile(name: &str) -> Result<(), Failure> {
+    let source = format!("bpf/{name}.bpf.c");
+    let object = PathBuf::from(env::var("OUT_DIR")?).join(format!("{name}.bpf.o"));
     let clang = env::var("CLANG").unwrap_or_else(|_unset| "clang".into());
     let mut command = Command::new(&clang);
     command.args(["-target", "bpf", "-mcpu=v3", "-g", "-O2", "-Wall", "-Wextra", "-Werror"]);
@@ -21,13 +27,11 @@ fn main() -> Result<(), Failure> {
     }
     // For <asm/types.h>, which Debian keeps per architecture.
     command.arg(format!("-I/usr/include/{}-linux-gnu", env::var("CARGO_CFG_TARGET_ARCH")?));
-    command.args(["-c", "bpf/policy.bpf.c", "-o"]).arg(&object);
+    command.args(["-c", &source, "-o"]).arg(&object);
     let status = command.status().map_err(|error| {
-        format!("cannot run {clang:?} (needed for the kernel programs; Debian: apt install clang): {error}")
+        format!(
+            "cannot run {clang:?}, which compiles the kernel programs (Debian: apt install clang): {error}"
+        )
     })?;
-    if !status.success() {
-        return Err(format!("{clang} failed on bpf/policy.bpf.c: {status}").into());
-    }
-    fs::metadata(&object)?;
-    Ok(())
+    if status.success() { Ok(()) } else { Err(format!("{clang} failed on {source}: {status}").into()) }
 }

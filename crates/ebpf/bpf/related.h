@@ -18,13 +18,15 @@ struct {
 	__type(value, struct quoted);
 } scratch SEC(".maps");
 
-static __always_inline int quoted_allows(const struct flow *f, const struct quoted *quoted, int icmp, __u8 direction)
+static __always_inline int quoted_allows(const struct flow *f, const struct quoted *quoted, int icmp, __u8 direction,
+					 int from_host)
 {
 	struct question question = {
 		.peer = quoted->key.peer,
 		.binding = f->binding,
 		.port_key = port_key_of(&quoted->key, icmp, direction),
 		.direction = direction,
+		.from_host = from_host,
 	};
 	struct answer answer = {};
 
@@ -54,11 +56,11 @@ __noinline int is_related(struct __sk_buff *skb, const struct flow *f)
 	if (c && !(c->flags & CONN_REVOKED) && !is_expired(c, quoted->key.protocol, f->now)) {
 		if (c->revision == f->revision)
 			return 1;
-		return quoted_allows(f, quoted, icmp, c->direction);
+		return quoted_allows(f, quoted, icmp, c->direction, !!(c->flags & CONN_FROM_HOST));
 	}
 	if (c && c->flags & CONN_REVOKED)
 		return 0;
-	return quoted_allows(f, quoted, icmp, DIR_INGRESS) || quoted_allows(f, quoted, icmp, DIR_EGRESS);
+	return quoted_allows(f, quoted, icmp, DIR_INGRESS, 0) || quoted_allows(f, quoted, icmp, DIR_EGRESS, 0);
 }
 
 #endif

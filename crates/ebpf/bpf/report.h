@@ -102,7 +102,7 @@ __noinline int deny(const struct flow *f, const struct answer *a, int direction,
 	fresh.last_ns = f->now;
 	fresh.reported_packets = f->packets;
 	fresh.reported_bytes = f->p.len;
-	/* Told before it is stored, so that no sweep can meet an entry whose story is unclear. */
+	/* Stored before it is told: only the one who made the entry tells. */
 	error = bpf_map_update_elem(&denials, &key, &fresh, BPF_NOEXIST);
 	if (error) {
 		d = bpf_map_lookup_elem(&denials, &key);

@@ -148,14 +148,23 @@ impl EbpfDataplane {
 
     /// Programs of another layout, left by another version of the agent, have judged up to now.
     fn remove_other_versions(&self) -> Result<(), DataplaneError> {
+        self.versions()?
+            .iter()
+            .filter(|path| **path != self.dir)
+            .try_for_each(|path| loader::remove_pins(path))
+    }
+
+    /// Pin directories of all layouts. Nothing else under the root is ours.
+    fn versions(&self) -> Result<Vec<PathBuf>, DataplaneError> {
         let entries = fs::read_dir(&self.root)
             .map_err(|error| DataplaneError::io(format!("list {}", self.root.display()), error))?;
-        for path in entries.filter_map(Result::ok).map(|entry| entry.path()) {
-            if path != self.dir && path.is_dir() {
-                loader::remove_pins(&path)?;
-            }
-        }
-        Ok(())
+        let is_version =
+            |name: &str| name.strip_prefix('v').is_some_and(|number| number.parse::<u32>().is_ok());
+        Ok(entries
+            .filter_map(Result::ok)
+            .filter(|entry| entry.file_name().to_str().is_some_and(is_version))
+            .map(|entry| entry.path())
+            .collect())
     }
 
     fn apply_delta(&mut self, delta: &HostDelta, tally: &mut Tally) -> Result<(), DataplaneError> {
@@ -293,6 +302,11 @@ impl Dataplane for EbpfDataplane {
         for ifindex in self.links.attached()? {
             self.links.detach(ifindex)?;
         }
-        loader::remove_pins(&self.root)
+        for version in self.versions()? {
+            loader::remove_pins(&version)?;
+        }
+        // It stays if somebody else has something there.
+        let _not_empty = fs::remove_dir(&self.root);
+        Ok(())
     }
 }

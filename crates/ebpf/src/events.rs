@@ -17,11 +17,11 @@ const EVENTS_PER_DRAIN: usize = 65_536;
 
 /// The consumer's end of the ring buffer.
 ///
-/// INVARIANT: `ring` was made with `received` as its context and is freed before it.
+/// INVARIANT: `received` comes from a box; `ring` was made with it as its context and is freed before it.
 #[derive(Debug)]
 pub(crate) struct Events {
     ring: NonNull<libbpf_sys::ring_buffer>,
-    received: Box<Vec<Event>>,
+    received: NonNull<Vec<Event>>,
     epoll: OwnedFd,
     _map: OwnedFd,
 }
@@ -32,7 +32,7 @@ unsafe impl Send for Events {}
 
 impl Events {
     pub(crate) fn open(map: OwnedFd) -> io::Result<Self> {
-        let mut received = Box::<Vec<Event>>::default();
+        let received = NonNull::from(Box::leak(Box::<Vec<Event>>::default()));
         #[expect(unsafe_code, reason = "libbpf call")]
         // SAFETY: the context is boxed, so its address stays valid until `Drop`, and the callback is
         // called only from `drain`.
@@ -40,23 +40,22 @@ impl Events {
             libbpf_sys::ring_buffer__new(
                 map.as_raw_fd(),
                 Some(receive),
-                (&raw mut *received).cast(),
+                received.as_ptr().cast(),
                 std::ptr::null(),
             )
         };
-        let ring = NonNull::new(ring).ok_or_else(io::Error::last_os_error)?;
+        let Some(ring) = NonNull::new(ring) else {
+            let error = io::Error::last_os_error();
+            free_received(received);
+            return Err(error);
+        };
         #[expect(unsafe_code, reason = "libbpf call; borrows a descriptor to duplicate it")]
         // SAFETY: the ring is alive, and its descriptor with it.
-        let epoll = unsafe { BorrowedFd::borrow_raw(libbpf_sys::ring_buffer__epoll_fd(ring.as_ptr())) }
-            .try_clone_to_owned();
-        match epoll {
+        let epoll = unsafe { BorrowedFd::borrow_raw(libbpf_sys::ring_buffer__epoll_fd(ring.as_ptr())) };
+        match epoll.try_clone_to_owned() {
             Ok(epoll) => Ok(Self { ring, received, epoll, _map: map }),
             Err(error) => {
-                #[expect(unsafe_code, reason = "libbpf call")]
-                // SAFETY: made above, not used any more.
-                unsafe {
-                    libbpf_sys::ring_buffer__free(ring.as_ptr());
-                }
+                free(ring, received);
                 Err(error)
             }
         }
@@ -73,19 +72,34 @@ impl Events {
         let result = unsafe {
             libbpf_sys::ring_buffer__consume_n(self.ring.as_ptr(), EVENTS_PER_DRAIN as libbpf_sys::size_t)
         };
-        self.received.drain(..).filter_map(|event| event.flow()).for_each(sink);
+        #[expect(unsafe_code, reason = "takes what the callback left")]
+        // SAFETY: from a box that lives as long as `self`; the ring is not consumed now.
+        let received = std::mem::take(unsafe { self.received.as_mut() });
+        received.into_iter().filter_map(|event| event.flow()).for_each(sink);
         if result < 0 { Err(io::Error::from_raw_os_error(-result)) } else { Ok(()) }
     }
 }
 
 impl Drop for Events {
     fn drop(&mut self) {
-        #[expect(unsafe_code, reason = "libbpf call")]
-        // SAFETY: made by `open`, freed once, before its context.
-        unsafe {
-            libbpf_sys::ring_buffer__free(self.ring.as_ptr());
-        }
+        free(self.ring, self.received);
     }
+}
+
+/// Frees a ring and then its context, neither of which is used again.
+fn free(ring: NonNull<libbpf_sys::ring_buffer>, received: NonNull<Vec<Event>>) {
+    #[expect(unsafe_code, reason = "libbpf call")]
+    // SAFETY: made by `Events::open` and given up by the caller.
+    unsafe {
+        libbpf_sys::ring_buffer__free(ring.as_ptr());
+    }
+    free_received(received);
+}
+
+fn free_received(received: NonNull<Vec<Event>>) {
+    #[expect(unsafe_code, reason = "takes back what was leaked")]
+    // SAFETY: leaked from a box by `Events::open`, and no ring refers to it any more.
+    drop(unsafe { Box::from_raw(received.as_ptr()) });
 }
 
 #[expect(unsafe_code, reason = "a C callback gets untyped pointers")]

@@ -6,6 +6,7 @@
 #![deny(missing_docs)]
 
 mod bank;
+pub mod bench;
 mod capacities;
 mod dataplane;
 mod endpoints;

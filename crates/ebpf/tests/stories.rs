@@ -1,4 +1,5 @@
 //! Single packets through the real programs: what passes, who decided, what is told.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails here")]
 
 mod common;
 

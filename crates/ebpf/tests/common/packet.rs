@@ -61,7 +61,7 @@ impl Packet {
         match (self.src, self.dst) {
             (IpAddr::V4(src), IpAddr::V4(dst)) => {
                 let (id, offset, more) = self.fragment.unwrap_or((0, 0, false));
-                let word = offset / 8 | u16::from(more) << 13;
+                let word = (offset / 8) | (u16::from(more) << 13);
                 let mut bytes = vec![0x45, 0];
                 bytes.extend((20 + self.l4.len() as u16).to_be_bytes());
                 bytes.extend(id.to_be_bytes());
@@ -77,7 +77,7 @@ impl Packet {
                 let mut next = self.protocol.0;
                 if let Some((id, offset, more)) = self.fragment {
                     rest.extend([next, 0]);
-                    rest.extend((offset & !7 | u16::from(more)).to_be_bytes());
+                    rest.extend(((offset & !7) | u16::from(more)).to_be_bytes());
                     rest.extend(u32::from(id).to_be_bytes());
                     next = 44;
                 }
