@@ -146,8 +146,14 @@ impl Flows {
         let limit = limit.min(QUERY_LEN_MAX);
         let (mut found, older_than) = {
             let ring = self.ring();
-            let found: Vec<_> =
-                ring.records.iter().rev().filter(|one| filter.passes(&one.record)).take(limit).cloned().collect();
+            let found: Vec<_> = ring
+                .records
+                .iter()
+                .rev()
+                .filter(|one| filter.passes(&one.record))
+                .take(limit)
+                .cloned()
+                .collect();
             (found, ring.records.front().map_or(ring.next_sequence, |oldest| oldest.sequence))
         };
         if found.len() < limit

@@ -102,10 +102,7 @@ fn check_removal(context: &Context, name: &str, host: &str) -> Result<Option<Obj
     match context.repository.view().get(&key).map(|object| &object.resource) {
         Some(Resource::Workload(workload)) if workload.spec.host != host => Err(Refused {
             name: name.to_owned(),
-            reason: format!(
-                "it is on host {:?}, and this is the agent of {host:?}",
-                workload.spec.host
-            ),
+            reason: format!("it is on host {:?}, and this is the agent of {host:?}", workload.spec.host),
         }),
         Some(_) => Ok(Some(key)),
         None => Ok(None),

@@ -198,10 +198,11 @@ impl Registry {
 
 impl Record {
     fn report(&self, host: &str) -> AgentReport {
-        let not_enforced = self.status.not_enforced.iter().map(|one| NotEnforced {
-            subject: one.subject.clone(),
-            reason: one.reason.clone(),
-        });
+        let not_enforced = self
+            .status
+            .not_enforced
+            .iter()
+            .map(|one| NotEnforced { subject: one.subject.clone(), reason: one.reason.clone() });
         AgentReport {
             host: host.to_owned(),
             connected: self.live.is_some(),

@@ -45,10 +45,7 @@ pub(super) async fn openapi() -> Response {
 }
 
 /// `GET /apis/bulkhead.dev/v1/status`.
-pub(super) async fn status(
-    State(context): Shared,
-    parameters: Parameters,
-) -> Result<Json<Value>, Refusal> {
+pub(super) async fn status(State(context): Shared, parameters: Parameters) -> Result<Json<Value>, Refusal> {
     parameters.only(&[])?;
     let (revision, objects, selectors) = {
         let view = context.repository.view();
@@ -100,8 +97,16 @@ fn agent_metrics(page: &mut Page, context: &Context) {
         ("agent_messages_sent_total", "Messages to agents.", &metrics.agent_messages_sent),
         ("agent_bytes_sent_total", "Bytes of messages to agents.", &metrics.agent_bytes_sent),
         ("agent_sessions_total", "Sessions that agents have begun.", &metrics.sessions_opened),
-        ("agent_sessions_cut_off_total", "Sessions ended since the agent read nothing.", &metrics.sessions_cut_off),
-        ("agent_sessions_replaced_total", "Sessions ended by another of that host.", &metrics.sessions_replaced),
+        (
+            "agent_sessions_cut_off_total",
+            "Sessions ended since the agent read nothing.",
+            &metrics.sessions_cut_off,
+        ),
+        (
+            "agent_sessions_replaced_total",
+            "Sessions ended by another of that host.",
+            &metrics.sessions_replaced,
+        ),
         ("workloads_refused_total", "Workloads published by agents and refused.", &metrics.workloads_refused),
         ("hosts_expired_total", "Hosts whose workloads were removed.", &metrics.hosts_expired),
     ];

@@ -70,11 +70,8 @@ mod tests {
         for (namespace, text) in
             [(None, "/bulkhead.dev/v1/policies/_/a.b"), (Some("shop"), "/bulkhead.dev/v1/policies/shop/a.b")]
         {
-            let key = ObjectKey {
-                kind: Kind::Policy,
-                namespace: namespace.map(Into::into),
-                name: "a.b".into(),
-            };
+            let key =
+                ObjectKey { kind: Kind::Policy, namespace: namespace.map(Into::into), name: "a.b".into() };
             assert_eq!(store_key(&key), text);
             assert_eq!(object_key(text), Some(key));
         }

@@ -71,12 +71,7 @@ pub(crate) struct View {
 
 impl View {
     /// From a snapshot; `log` are the changes before it that are still known, after `log_begins_after`.
-    pub(super) fn new(
-        objects: &[Stored],
-        revision: u64,
-        log: &[Arc<Commit>],
-        log_begins_after: u64,
-    ) -> Self {
+    pub(super) fn new(objects: &[Stored], revision: u64, log: &[Arc<Commit>], log_begins_after: u64) -> Self {
         let mut view = Self {
             revision,
             objects: BTreeMap::new(),

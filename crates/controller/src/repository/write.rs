@@ -122,11 +122,7 @@ impl Repository {
         Ok(applied.revision.0)
     }
 
-    fn plan(
-        &self,
-        documents: &[Document],
-        verb: Verb,
-    ) -> Result<(Vec<Change>, Transaction), WriteError> {
+    fn plan(&self, documents: &[Document], verb: Verb) -> Result<(Vec<Change>, Transaction), WriteError> {
         let view = self.view();
         let mut problems = duplicates(documents);
         problems.extend(unknown_tiers(&view, documents));
@@ -155,9 +151,8 @@ impl Repository {
             }
             let written = before.filter(|before| before.modified > 0);
             let after = stamp(resource.clone(), before.map(|object| &**object));
-            let precondition = written.map_or(Precondition::Absent, |written| {
-                Precondition::AtRevision(Revision(written.modified))
-            });
+            let precondition = written
+                .map_or(Precondition::Absent, |written| Precondition::AtRevision(Revision(written.modified)));
             transaction.ops.push(put_op(&after, precondition));
             let outcome = if before.is_some() { Outcome::Configured } else { Outcome::Created };
             let before = before.map(|before| before.resource.clone());
@@ -178,10 +173,8 @@ fn duplicates(documents: &[Document]) -> Vec<Problem> {
             continue;
         };
         let place = other.position_of("metadata.name");
-        let message = format!(
-            "{key} is given twice, first at {}:{}:{}",
-            other.source, place.line, place.column
-        );
+        let message =
+            format!("{key} is given twice, first at {}:{}:{}", other.source, place.line, place.column);
         problems.push(document.problem("metadata.name", message, None));
     }
     problems
@@ -232,9 +225,9 @@ fn check_deletable(view: &View, keys: &[ObjectKey]) -> Result<(), WriteError> {
         }
         let mut users = view
             .of_kind(Kind::Policy)
-            .filter(|policy| {
-                matches!(&policy.resource, Resource::Policy(policy) if policy.spec.tier == key.name)
-            })
+            .filter(
+                |policy| matches!(&policy.resource, Resource::Policy(policy) if policy.spec.tier == key.name),
+            )
             .map(|policy| policy.resource.key())
             .filter(|policy| !gone.contains(policy));
         if let Some(user) = users.next() {

@@ -139,20 +139,21 @@ async fn status_shows_what_agents_say() {
     agent.subscribe("has(x)", 0).await;
     let not_enforced =
         vec![bulkhead_wire::proto::NotEnforced { subject: "Policy/db".into(), reason: "too large".into() }];
-    let status = AgentStatus {
-        revision: 1,
-        endpoints: 3,
-        not_enforced,
-        dataplane: "ebpf".into(),
-        entries: 12,
-    };
+    let status =
+        AgentStatus { revision: 1, endpoints: 3, not_enforced, dataplane: "ebpf".into(), entries: 12 };
     agent.say(Up::Status(status)).await;
     agent.publish(true, &[], &[]).await;
     let status = fixture.get("/apis/bulkhead.dev/v1/status").await;
     let agent = &status["agents"][0];
-    assert_eq!((&agent["host"], &agent["version"], &agent["dataplane"]), (&json!("h1"), &json!("0.1.0"), &json!("ebpf")));
+    assert_eq!(
+        (&agent["host"], &agent["version"], &agent["dataplane"]),
+        (&json!("h1"), &json!("0.1.0"), &json!("ebpf"))
+    );
     assert_eq!((&agent["enforcedRevision"], &agent["lag"]), (&json!(1), &json!(0)), "{agent}");
-    assert_eq!((&agent["endpoints"], &agent["entries"], &agent["subscriptions"]), (&json!(3), &json!(12), &json!(1)));
+    assert_eq!(
+        (&agent["endpoints"], &agent["entries"], &agent["subscriptions"]),
+        (&json!(3), &json!(12), &json!(1))
+    );
     assert_eq!(agent["notEnforced"], json!([{ "subject": "Policy/db", "reason": "too large" }]));
     assert!(agent["bytesSent"].as_u64().unwrap() > 0);
     assert_eq!(status["controller"]["revision"], json!(1), "the host itself");
@@ -163,9 +164,13 @@ async fn a_large_membership_comes_whole() {
     const COUNT: usize = 10_000;
     let fixture = Fixture::new().await;
     let mut writer = fixture.agent("h2").await;
-    let names: Vec<_> = (0..COUNT).map(|number| (format!("w{number}.h2"), format!("10.1.{}.{}", number / 250, number % 250))).collect();
-    let upserts: Vec<_> =
-        names.iter().map(|(name, address)| (name.as_str(), "h2", json!({ "role": "web" }), address.as_str())).collect();
+    let names: Vec<_> = (0..COUNT)
+        .map(|number| (format!("w{number}.h2"), format!("10.1.{}.{}", number / 250, number % 250)))
+        .collect();
+    let upserts: Vec<_> = names
+        .iter()
+        .map(|(name, address)| (name.as_str(), "h2", json!({ "role": "web" }), address.as_str()))
+        .collect();
     writer.publish(true, &upserts, &[]).await;
     let mut reader = fixture.agent("h1").await;
     let batch = reader.subscribe("role == 'web'", 0).await;

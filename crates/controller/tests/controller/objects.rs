@@ -148,7 +148,10 @@ async fn a_watch_resumes_where_it_was_told_to() {
     let path = format!("{POLICIES}?watch=true&resourceVersion=1");
     let mut lines = Lines::of(fixture.send(Method::GET, &path, String::new()).await);
     let event = lines.next().await;
-    assert_eq!((&event["type"], &event["object"]["metadata"]["resourceVersion"]), (&json!("MODIFIED"), &json!("2")));
+    assert_eq!(
+        (&event["type"], &event["object"]["metadata"]["resourceVersion"]),
+        (&json!("MODIFIED"), &json!("2"))
+    );
     fixture.apply(TIER).await;
     fixture.apply(&POLICY.replace("name: db", "name: other")).await;
     let event = lines.next().await;
@@ -169,9 +172,11 @@ async fn a_watch_resumes_where_it_was_told_to() {
 async fn explain_judges_both_ends_by_short_name_or_address() {
     let fixture = Fixture::new().await;
     fixture.apply(POLICY).await;
-    for (name, host, role, address) in
-        [("db.h1", "h1", "db", "10.0.0.1"), ("web.h2", "h2", "web", "10.0.0.2"), ("web.h3", "h3", "x", "10.0.0.3")]
-    {
+    for (name, host, role, address) in [
+        ("db.h1", "h1", "db", "10.0.0.1"),
+        ("web.h2", "h2", "web", "10.0.0.2"),
+        ("web.h3", "h3", "x", "10.0.0.3"),
+    ] {
         fixture
             .apply(&format!(
                 "apiVersion: bulkhead.dev/v1\nkind: Workload\nmetadata: {{name: {name}, labels: {{role: {role}}}}}\n\

@@ -58,11 +58,8 @@ async fn another_epoch_or_a_revision_to_come_gets_everything() {
 #[tokio::test(flavor = "multi_thread")]
 async fn agents_resume_over_a_restart_of_the_controller() {
     let directory = tempfile::tempdir().unwrap();
-    let config = Config {
-        store: StoreKind::Embedded,
-        data_directory: directory.path().to_owned(),
-        ..config()
-    };
+    let config =
+        Config { store: StoreKind::Embedded, data_directory: directory.path().to_owned(), ..config() };
     let fixture = Fixture::with(config.clone()).await;
     let (mut writer, mut reader, epoch, revision) = fleet(&fixture).await;
     writer.publish(false, &[("web3.h2", "h2", json!({ "role": "web" }), "10.0.0.4")], &[]).await;
