@@ -1,1 +1,224 @@
-//! Placeholder.
+//! The controller: keeps the repository, serves operators and agents, collects flows.
+//!
+//! [`start`] makes one and answers its addresses; [`run`] does so and waits for the end.
+//!
+//! Tasks and threads, with what they are fed from and what happens when that is full:
+//!
+//! | task | fed from | when full |
+//! |---|---|---|
+//! | store writer (thread, one) | queue of transactions (4096) | writers wait |
+//! | feeder (one) | the store's log (100 000 changes), at its own pace | it ends, and the controller with it |
+//! | API connections (one each) | the client | the client waits; bodies end at 16 MiB |
+//! | REST watch (one each) | the store's log, at its own pace | ERROR event 410, the client lists again |
+//! | agent session (one each) | repository by wake-up, at its own pace; the agent's messages | outgoing messages (64): an agent that takes none for ten seconds is cut off and resumes by revision |
+//! | flow report (one each) | the agent's batches | the agent waits for receipts |
+//! | flow writer (thread, one) | queue of batches (1024) | not written, counted |
+//! | flow follower (one each) | broadcast of batches (256) | misses some, counted and told |
+//! | lease keeper (one) | the clock | - |
+//!
+//! At shutdown streams end, requests under way are finished within [`SHUTDOWN_TIME_MAX`], flows are written,
+//! and the store is closed last.
+
+mod agents;
+mod api;
+mod clock;
+mod config;
+mod context;
+mod flows;
+mod members;
+mod metrics;
+mod repository;
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bulkhead_store::{Embedded, Memory, Store, StoreError};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::{JoinError, JoinSet};
+
+pub use config::{Config, StoreKind};
+
+use agents::Registry;
+use context::Context;
+use flows::Flows;
+use metrics::Metrics;
+use repository::Repository;
+
+/// Longest that requests under way may take once the controller stops.
+pub const SHUTDOWN_TIME_MAX: Duration = Duration::from_secs(5);
+
+/// Why a controller did not start, or ended.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The repository cannot be opened or has failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The flow records cannot be opened.
+    #[error("cannot open the flow records: {0}")]
+    Flows(String),
+    /// An address cannot be listened on.
+    #[error("cannot listen on {address} for {purpose}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What for.
+        purpose: &'static str,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// A part of the controller ended that must not.
+    #[error("the {part} ended: {reason}")]
+    Part {
+        /// Which.
+        part: &'static str,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// A running controller.
+#[derive(Debug)]
+pub struct Controller {
+    /// Where operators are served.
+    pub api: SocketAddr,
+    /// Where agents are served.
+    pub agents: SocketAddr,
+    stop: watch::Sender<bool>,
+    parts: JoinSet<Result<(), Error>>,
+    context: Arc<Context>,
+}
+
+/// Opens the repository, binds both listeners and serves.
+///
+/// # Errors
+/// If the repository, the flow records or a listener cannot be opened.
+pub async fn start(config: Config) -> Result<Controller, Error> {
+    warn_if_open("operators", config.listen_api);
+    warn_if_open("agents", config.listen_agents);
+    let api = listen(config.listen_api, "operators").await?;
+    let agents = listen(config.listen_agents, "agents").await?;
+    let (stop, shutdown) = watch::channel(false);
+    let context = Arc::new(open(config, shutdown.clone()).await?);
+    let bound = |listener: &TcpListener, address| listener.local_addr().unwrap_or(address);
+    let api_address = bound(&api, context.config.listen_api);
+    let agents_address = bound(&agents, context.config.listen_agents);
+
+    let mut parts = JoinSet::new();
+    let feed = repository::feed(Arc::clone(&context.repository), shutdown.clone());
+    parts.spawn(async move { feed.await.map_err(Error::Store) });
+    let part = |part, result: Result<(), String>| result.map_err(|reason| Error::Part { part, reason });
+    let serving = api::serve(api, Arc::clone(&context), shutdown.clone());
+    parts.spawn(async move { part("API", serving.await.map_err(|error| error.to_string())) });
+    let serving = agents::serve(agents, Arc::clone(&context), shutdown.clone());
+    parts.spawn(async move { part("agents' server", serving.await.map_err(|error| error.to_string())) });
+    let keeping = agents::keep_leases(Arc::clone(&context), shutdown);
+    parts.spawn(async move {
+        keeping.await;
+        Ok(())
+    });
+    tracing::info!(api = %api_address, agents = %agents_address, "controller serves");
+    Ok(Controller { api: api_address, agents: agents_address, stop, parts, context })
+}
+
+/// Starts a controller and serves until `shutdown` completes, or a part fails.
+///
+/// # Errors
+/// As [`start`], or if a part ends that must not.
+pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
+    let mut controller = start(config).await?;
+    tokio::select! {
+        () = shutdown => controller.shutdown().await,
+        failed = controller.failed() => {
+            tracing::error!(error = %failed, "the controller stops");
+            // What failed first is the error that matters.
+            let _ = controller.shutdown().await;
+            Err(failed)
+        }
+    }
+}
+
+impl Controller {
+    /// Waits until a part ends that must not.
+    pub async fn failed(&mut self) -> Error {
+        match self.parts.join_next().await {
+            Some(Ok(Err(error))) => error,
+            Some(Err(error)) => panicked(&error),
+            Some(Ok(Ok(()))) | None => Error::Part { part: "server", reason: "unexpectedly".into() },
+        }
+    }
+
+    /// Stops serving, finishes what is under way, and closes the files.
+    ///
+    /// # Errors
+    /// If a part failed.
+    pub async fn shutdown(mut self) -> Result<(), Error> {
+        self.stop.send_replace(true);
+        let mut result = Ok(());
+        let all = async {
+            while let Some(part) = self.parts.join_next().await {
+                match part {
+                    Ok(Ok(())) => {}
+                    Ok(Err(error)) => result = Err(error),
+                    Err(error) => result = Err(panicked(&error)),
+                }
+            }
+        };
+        if tokio::time::timeout(SHUTDOWN_TIME_MAX, all).await.is_err() {
+            tracing::warn!("not all requests were finished in time");
+            self.parts.shutdown().await;
+        }
+        self.context.flows.close().await;
+        tracing::info!("controller has stopped");
+        result
+    }
+}
+
+fn panicked(error: &JoinError) -> Error {
+    Error::Part { part: "server", reason: error.to_string() }
+}
+
+async fn open(config: Config, shutdown: watch::Receiver<bool>) -> Result<Context, Error> {
+    let store = open_store(&config).await?;
+    let repository = Arc::new(Repository::open(store).await?);
+    let metrics = Arc::new(Metrics::default());
+    let directory = match config.store {
+        StoreKind::Embedded => Some(config.data_directory.as_path()),
+        StoreKind::Memory => None,
+    };
+    let flows = Flows::open(
+        directory,
+        config.flow_records_in_memory,
+        config.flow_records_on_disk,
+        Arc::clone(&repository),
+        Arc::clone(&metrics),
+    )
+    .map_err(|error| Error::Flows(error.to_string()))?;
+    let started_ms = clock::now_ms();
+    Ok(Context { config, repository, registry: Registry::default(), flows, metrics, started_ms, shutdown })
+}
+
+async fn open_store(config: &Config) -> Result<Arc<dyn Store>, Error> {
+    match config.store {
+        StoreKind::Memory => Ok(Arc::new(Memory::new())),
+        StoreKind::Embedded => {
+            let directory: PathBuf = config.data_directory.clone();
+            let opened = tokio::task::spawn_blocking(move || Embedded::open(directory));
+            let store = opened.await.map_err(|error| panicked(&error))??;
+            Ok(Arc::new(store))
+        }
+    }
+}
+
+async fn listen(address: SocketAddr, purpose: &'static str) -> Result<TcpListener, Error> {
+    TcpListener::bind(address).await.map_err(|source| Error::Listen { address, purpose, source })
+}
+
+fn warn_if_open(who: &str, address: SocketAddr) {
+    if !address.ip().is_loopback() {
+        tracing::warn!(%address, "{who} are served without authentication beyond this machine");
+    }
+}

@@ -1,0 +1,224 @@
+//! Which agents there are: connected or lately seen, and what they said of themselves.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use bulkhead_wire::proto;
+use serde::Serialize;
+use tokio::sync::oneshot;
+use tonic::Status;
+
+use crate::clock;
+use crate::members::SessionId;
+
+/// Most hosts that are remembered.
+const HOSTS_MAX: usize = 50_000;
+
+/// One agent, as status shows it.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct AgentReport {
+    pub(crate) host: String,
+    pub(crate) connected: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) connected_since: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) last_seen: Option<String>,
+    pub(crate) version: String,
+    pub(crate) dataplane: String,
+    /// Revision up to which it has been told everything that concerns it.
+    pub(crate) sent_revision: u64,
+    /// Revision up to which it enforces.
+    pub(crate) enforced_revision: u64,
+    /// The difference: 0 means that it enforces all that concerns it.
+    pub(crate) lag: u64,
+    pub(crate) endpoints: u32,
+    pub(crate) entries: u64,
+    pub(crate) not_enforced: Vec<NotEnforced>,
+    pub(crate) subscriptions: usize,
+    pub(crate) messages_sent: u64,
+    pub(crate) bytes_sent: u64,
+}
+
+/// Something that an agent cannot put into force.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct NotEnforced {
+    pub(crate) subject: String,
+    pub(crate) reason: String,
+}
+
+#[derive(Debug)]
+struct Live {
+    id: SessionId,
+    close: oneshot::Sender<Status>,
+}
+
+#[derive(Debug, Default)]
+struct Record {
+    live: Option<Live>,
+    connected_since_ms: u64,
+    last_seen_ms: u64,
+    last_seen: Option<Instant>,
+    version: String,
+    status: proto::AgentStatus,
+    sent_revision: u64,
+    subscriptions: usize,
+    messages_sent: u64,
+    bytes_sent: u64,
+}
+
+#[derive(Debug, Default)]
+struct Hosts {
+    by_name: HashMap<Arc<str>, Record>,
+    last_session: SessionId,
+}
+
+/// All agents.
+#[derive(Debug, Default)]
+pub(crate) struct Registry {
+    hosts: Mutex<Hosts>,
+}
+
+/// A session's place in the registry.
+#[derive(Debug)]
+pub(crate) struct Admission {
+    pub(crate) id: SessionId,
+    /// Answers when another session has taken this one's place.
+    pub(crate) closed: oneshot::Receiver<Status>,
+    /// Whether it took another's place.
+    pub(crate) replaced: bool,
+}
+
+impl Registry {
+    fn hosts(&self) -> MutexGuard<'_, Hosts> {
+        self.hosts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A session of a host begins. A session that the host still has is closed: its agent has come back
+    /// before we noticed that it was gone.
+    pub(crate) fn admit(&self, host: &Arc<str>, version: &str) -> Result<Admission, Status> {
+        let mut hosts = self.hosts();
+        if hosts.by_name.len() >= HOSTS_MAX && !hosts.by_name.contains_key(host) {
+            return Err(Status::resource_exhausted(format!("{HOSTS_MAX} hosts are known already")));
+        }
+        hosts.last_session += 1;
+        let id = hosts.last_session;
+        let record = hosts.by_name.entry(Arc::clone(host)).or_default();
+        let (close, closed) = oneshot::channel();
+        let before = record.live.replace(Live { id, close });
+        let replaced = before.is_some();
+        if let Some(before) = before {
+            let reason = format!("another session of host {host:?} has taken the place of this one");
+            // An error means that it has ended by itself meanwhile.
+            let _ = before.close.send(Status::aborted(reason));
+        }
+        let (now_ms, version) = (clock::now_ms(), version.to_owned());
+        *record = Record {
+            live: record.live.take(),
+            connected_since_ms: now_ms,
+            last_seen_ms: now_ms,
+            last_seen: Some(Instant::now()),
+            version,
+            ..Record::default()
+        };
+        Ok(Admission { id, closed, replaced })
+    }
+
+    /// Changes what is known of a host, if the session is still its own.
+    fn update(&self, host: &str, id: SessionId, update: impl FnOnce(&mut Record)) {
+        if let Some(record) = self.hosts().by_name.get_mut(host)
+            && record.live.as_ref().is_some_and(|live| live.id == id)
+        {
+            update(record);
+        }
+    }
+
+    /// The agent said something.
+    pub(crate) fn seen(&self, host: &str, id: SessionId) {
+        self.update(host, id, |record| {
+            record.last_seen_ms = clock::now_ms();
+            record.last_seen = Some(Instant::now());
+        });
+    }
+
+    /// The agent said how it is.
+    pub(crate) fn status(&self, host: &str, id: SessionId, status: proto::AgentStatus) {
+        self.update(host, id, |record| record.status = status);
+    }
+
+    /// Something was sent to the agent.
+    pub(crate) fn sent(&self, host: &str, id: SessionId, bytes: u64) {
+        self.update(host, id, |record| {
+            record.messages_sent += 1;
+            record.bytes_sent += bytes;
+        });
+    }
+
+    /// The agent has been told everything up to a revision.
+    pub(crate) fn synced(&self, host: &str, id: SessionId, revision: u64, subscriptions: usize) {
+        self.update(host, id, |record| {
+            record.sent_revision = revision;
+            record.subscriptions = subscriptions;
+        });
+    }
+
+    /// The session has ended.
+    pub(crate) fn leave(&self, host: &str, id: SessionId) {
+        self.update(host, id, |record| record.live = None);
+    }
+
+    /// For how long nothing has been heard of a host; `None` if it was never seen.
+    pub(crate) fn silent_for(&self, host: &str) -> Option<Duration> {
+        Some(self.hosts().by_name.get(host)?.last_seen?.elapsed())
+    }
+
+    /// Ends the session of a host, if it has one.
+    pub(crate) fn close(&self, host: &str, status: Status) {
+        let live = self.hosts().by_name.get_mut(host).and_then(|record| record.live.take());
+        if let Some(live) = live {
+            // An error means that it has ended by itself meanwhile.
+            let _ = live.close.send(status);
+        }
+    }
+
+    /// Sessions there are.
+    pub(crate) fn connected(&self) -> usize {
+        self.hosts().by_name.values().filter(|record| record.live.is_some()).count()
+    }
+
+    /// All agents, by host.
+    pub(crate) fn report(&self) -> Vec<AgentReport> {
+        let hosts = self.hosts();
+        let mut reports: Vec<_> = hosts.by_name.iter().map(|(host, record)| record.report(host)).collect();
+        reports.sort_unstable_by(|a, b| a.host.cmp(&b.host));
+        reports
+    }
+}
+
+impl Record {
+    fn report(&self, host: &str) -> AgentReport {
+        let not_enforced = self
+            .status
+            .not_enforced
+            .iter()
+            .map(|one| NotEnforced { subject: one.subject.clone(), reason: one.reason.clone() });
+        AgentReport {
+            host: host.to_owned(),
+            connected: self.live.is_some(),
+            connected_since: self.live.as_ref().map(|_| clock::rfc3339(self.connected_since_ms)),
+            last_seen: self.last_seen.map(|_| clock::rfc3339(self.last_seen_ms)),
+            version: self.version.clone(),
+            dataplane: self.status.dataplane.clone(),
+            sent_revision: self.sent_revision,
+            enforced_revision: self.status.revision,
+            lag: self.sent_revision.saturating_sub(self.status.revision),
+            endpoints: self.status.endpoints,
+            entries: self.status.entries,
+            not_enforced: not_enforced.collect(),
+            subscriptions: self.subscriptions,
+            messages_sent: self.messages_sent,
+            bytes_sent: self.bytes_sent,
+        }
+    }
+}

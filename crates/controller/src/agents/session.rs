@@ -1,0 +1,246 @@
+//! One agent's conversation.
+//!
+//! The task waits for whichever comes first: a message of the agent, a wake-up since something that concerns
+//! it has changed, the end of its lease, another session of the same host, shutdown. Then it tells the agent
+//! everything that there is to tell, at once. Nothing is queued for an agent but the messages that are on
+//! their way: whoever reads slowly gets several changes as one, and whoever reads nothing for
+//! [`SEND_TIME_MAX`] is cut off and resumes later.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bulkhead_model::Labels;
+use bulkhead_model::entity::HostSpec;
+use bulkhead_model::resource::{Host, Metadata, Resource, is_name};
+use bulkhead_wire::proto::agent_message::Body as Incoming;
+use bulkhead_wire::proto::controller_message::Body;
+use bulkhead_wire::proto::{AgentMessage, ControllerMessage, Hello, Welcome};
+use bulkhead_wire::{PROTOCOL, proto};
+use futures::{FutureExt, StreamExt};
+use prost::Message;
+use tokio::sync::{Notify, mpsc};
+use tonic::{Status, Streaming};
+
+use super::inventory;
+use super::pump::Pump;
+use super::registry::Admission;
+use crate::context::{Context, stopped};
+use crate::members::{SessionId, Subscriber};
+
+/// Longest that an agent may take to say who it is.
+const HELLO_TIME_MAX: Duration = Duration::from_secs(10);
+/// Longest that an agent may leave its messages lying.
+const SEND_TIME_MAX: Duration = Duration::from_secs(10);
+/// Messages of an agent that are taken in before it is answered, if they are there already.
+const BURST_LEN_MAX: usize = 1024;
+
+type Outgoing = mpsc::Sender<Result<ControllerMessage, Status>>;
+
+/// Holds the conversation until either side ends it.
+pub(super) async fn run(context: Arc<Context>, mut incoming: Streaming<AgentMessage>, outgoing: Outgoing) {
+    let (hello, admission) = match admit(&context, &mut incoming).await {
+        Ok(admitted) => admitted,
+        Err(status) => {
+            tracing::warn!(%status, "an agent was refused");
+            // It may be gone already.
+            let _ = outgoing.try_send(Err(status));
+            return;
+        }
+    };
+    let host: Arc<str> = hello.host.as_str().into();
+    tracing::info!(%host, version = %hello.version, session = admission.id, "agent connected");
+    context.metrics.sessions_opened.add(1);
+    if admission.replaced {
+        context.metrics.sessions_replaced.add(1);
+    }
+    let Admission { id, closed, replaced: _ } = admission;
+    let subscriber = Arc::new(Subscriber { id, host: Arc::clone(&host), wake: Notify::new() });
+    let epoch_is_ours = hello.epoch == context.repository.store().epoch();
+    let known = (epoch_is_ours && hello.revision > 0).then_some(hello.revision);
+    context.repository.view_mut().add_session(&subscriber);
+    let pump = Pump::new(Arc::clone(&subscriber), known);
+    let mut session = Session { context, id, host, subscriber, epoch_is_ours, pump, outgoing };
+    let ended = tokio::select! {
+        ended = session.converse(&hello, &mut incoming) => ended,
+        status = closed => Err(status.unwrap_or_else(|_gone| Status::aborted("the session was ended"))),
+    };
+    session.end(ended);
+}
+
+/// Hears who the agent is, and gives it a place.
+async fn admit(
+    context: &Context,
+    incoming: &mut Streaming<AgentMessage>,
+) -> Result<(Hello, Admission), Status> {
+    let first = tokio::time::timeout(HELLO_TIME_MAX, incoming.message()).await;
+    let first = first.map_err(|_elapsed| Status::deadline_exceeded("no Hello"))??;
+    let Some(Incoming::Hello(hello)) = first.and_then(|message| message.body) else {
+        return Err(Status::invalid_argument("the first message must be Hello"));
+    };
+    if hello.protocol != PROTOCOL {
+        return Err(Status::failed_precondition(format!(
+            "this controller speaks protocol {PROTOCOL}, the agent of {:?} speaks {}",
+            hello.host, hello.protocol
+        )));
+    }
+    if !is_name(&hello.host) {
+        return Err(Status::invalid_argument(format!("{:?} cannot be the name of a host", hello.host)));
+    }
+    let admission = context.registry.admit(&hello.host.as_str().into(), &hello.version)?;
+    Ok((hello, admission))
+}
+
+struct Session {
+    context: Arc<Context>,
+    id: SessionId,
+    host: Arc<str>,
+    subscriber: Arc<Subscriber>,
+    epoch_is_ours: bool,
+    pump: Pump,
+    outgoing: Outgoing,
+}
+
+impl Session {
+    /// Ends well if the agent ends it.
+    async fn converse(
+        &mut self,
+        hello: &Hello,
+        incoming: &mut Streaming<AgentMessage>,
+    ) -> Result<(), Status> {
+        self.publish_host(hello).await?;
+        self.welcome().await?;
+        self.tell().await?;
+        let mut shutdown = self.context.shutdown.clone();
+        let lease = self.context.config.lease();
+        let silence = tokio::time::sleep(lease);
+        tokio::pin!(silence);
+        loop {
+            let message = tokio::select! {
+                message = incoming.message() => message?,
+                () = self.subscriber.wake.notified() => {
+                    self.tell().await?;
+                    continue;
+                }
+                () = &mut silence => {
+                    return Err(Status::deadline_exceeded(format!("nothing heard for {lease:?}")));
+                }
+                () = stopped(&mut shutdown) => {
+                    return Err(Status::unavailable("the controller stops"));
+                }
+            };
+            let Some(message) = message else { return Ok(()) };
+            silence.as_mut().reset(tokio::time::Instant::now() + lease);
+            self.context.registry.seen(&self.host, self.id);
+            self.take_in(message).await?;
+            // Subscriptions come in bursts: what is there already is answered together.
+            for _ in 1..BURST_LEN_MAX {
+                match incoming.next().now_or_never() {
+                    Some(Some(message)) => self.take_in(message?).await?,
+                    Some(None) | None => break,
+                }
+            }
+            self.tell().await?;
+        }
+    }
+
+    async fn welcome(&self) -> Result<(), Status> {
+        let welcome = Welcome {
+            protocol: PROTOCOL,
+            epoch: self.context.repository.store().epoch().to_owned(),
+            revision: self.context.repository.view().revision,
+            controller: self.context.config.name.clone(),
+            heartbeat_ms: self.context.config.heartbeat_ms(),
+        };
+        self.send(Body::Welcome(welcome)).await
+    }
+
+    async fn publish_host(&self, hello: &Hello) -> Result<(), Status> {
+        let labels = hello.labels.iter().map(|(key, value)| (key.as_str(), value.as_str()));
+        let (labels, refused) = Labels::from_foreign(labels);
+        if refused > 0 {
+            tracing::warn!(host = %self.host, refused, "labels of a host cannot be used");
+        }
+        let metadata = Metadata { name: hello.host.clone(), labels, ..Metadata::default() };
+        let agent_version = (!hello.version.is_empty()).then(|| hello.version.clone());
+        let host = Resource::Host(Host { metadata, spec: HostSpec { agent_version } });
+        self.context.repository.publish(vec![host], Vec::new()).await.map_err(unavailable)?;
+        Ok(())
+    }
+
+    async fn take_in(&mut self, message: AgentMessage) -> Result<(), Status> {
+        match message.body {
+            Some(Incoming::Subscribe(subscribe)) => {
+                let known = (self.epoch_is_ours && subscribe.revision > 0).then_some(subscribe.revision);
+                self.pump.subscribe(&mut self.context.repository.view_mut(), &subscribe, known)
+            }
+            Some(Incoming::Unsubscribe(proto::Unsubscribe { handle })) => {
+                self.pump.unsubscribe(&mut self.context.repository.view_mut(), handle);
+                Ok(())
+            }
+            Some(Incoming::Inventory(inventory)) => {
+                let ack = inventory::take_in(&self.context, &self.host, inventory).await;
+                self.send(Body::InventoryAck(ack.map_err(unavailable)?)).await
+            }
+            Some(Incoming::Status(status)) => {
+                self.context.registry.status(&self.host, self.id, status);
+                Ok(())
+            }
+            Some(Incoming::Hello(_)) => Err(Status::invalid_argument("a second Hello")),
+            // Of a newer agent; by the protocol's rules it can be ignored.
+            None => Ok(()),
+        }
+    }
+
+    /// Tells everything that there is to tell.
+    async fn tell(&mut self) -> Result<(), Status> {
+        let (messages, revision) = {
+            let view = self.context.repository.view();
+            (self.pump.messages(&view), view.revision)
+        };
+        if messages.is_empty() {
+            return Ok(());
+        }
+        for message in messages {
+            self.send(message).await?;
+        }
+        self.context.registry.synced(&self.host, self.id, revision, self.pump.subscriptions());
+        Ok(())
+    }
+
+    async fn send(&self, body: Body) -> Result<(), Status> {
+        let message = ControllerMessage { body: Some(body) };
+        let bytes = message.encoded_len() as u64;
+        match tokio::time::timeout(SEND_TIME_MAX, self.outgoing.send(Ok(message))).await {
+            Ok(Ok(())) => {
+                self.context.metrics.agent_messages_sent.add(1);
+                self.context.metrics.agent_bytes_sent.add(bytes);
+                self.context.registry.sent(&self.host, self.id, bytes);
+                Ok(())
+            }
+            Ok(Err(_closed)) => Err(Status::cancelled("the agent is gone")),
+            Err(_elapsed) => {
+                self.context.metrics.sessions_cut_off.add(1);
+                Err(Status::resource_exhausted(format!(
+                    "the agent has taken no message for {SEND_TIME_MAX:?}"
+                )))
+            }
+        }
+    }
+
+    fn end(mut self, ended: Result<(), Status>) {
+        self.pump.close(&mut self.context.repository.view_mut());
+        self.context.registry.leave(&self.host, self.id);
+        match ended {
+            Ok(()) => tracing::info!(host = %self.host, session = self.id, "agent left"),
+            Err(status) => {
+                tracing::info!(host = %self.host, session = self.id, reason = %status.message(), "session ended");
+                // It may be gone, or not reading.
+                let _ = self.outgoing.try_send(Err(status));
+            }
+        }
+    }
+}
+
+fn unavailable(error: impl std::fmt::Display) -> Status {
+    Status::unavailable(format!("the repository does not write: {error}"))
+}

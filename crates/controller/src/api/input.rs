@@ -1,0 +1,133 @@
+//! What requests say: bodies and query parameters. Unknown parameters are refused, like unknown fields.
+
+use std::collections::BTreeMap;
+
+use axum::body::Bytes;
+use axum::extract::rejection::{BytesRejection, QueryRejection};
+use axum::extract::{FromRequestParts, Query};
+use axum::http::StatusCode;
+use axum::http::request::Parts;
+use bulkhead_model::Problem;
+use bulkhead_model::document::{self, Document};
+
+use super::problem::Refusal;
+
+/// Query parameters, by name.
+#[derive(Debug)]
+pub(crate) struct Parameters(BTreeMap<String, String>);
+
+impl<S: Send + Sync> FromRequestParts<S> for Parameters {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refusal> {
+        let query: Result<Query<BTreeMap<String, String>>, QueryRejection> =
+            Query::from_request_parts(parts, state).await;
+        query.map(|Query(map)| Self(map)).map_err(|error| Refusal::bad_request(error.to_string()))
+    }
+}
+
+impl Parameters {
+    /// Refuses parameters that this request does not have.
+    pub(crate) fn only(&self, known: &[&str]) -> Result<(), Refusal> {
+        let Some(unknown) = self.0.keys().find(|name| !known.contains(&name.as_str())) else { return Ok(()) };
+        let suggestion = bulkhead_model::suggest::nearest(unknown, known.iter().copied())
+            .map_or_else(String::new, |word| format!("; did you mean {word}?"));
+        let known = if known.is_empty() { "none".into() } else { known.join(", ") };
+        Err(Refusal::bad_request(format!(
+            "there is no query parameter {unknown:?}, there are {known}{suggestion}"
+        )))
+    }
+
+    /// A parameter's text, if it is given and not empty.
+    pub(crate) fn text(&self, name: &str) -> Option<&str> {
+        self.0.get(name).map(String::as_str).filter(|text| !text.is_empty())
+    }
+
+    /// A parameter's text, which must be given.
+    pub(crate) fn required(&self, name: &str, expected: &str) -> Result<&str, Refusal> {
+        self.text(name)
+            .ok_or_else(|| Refusal::bad_request(format!("query parameter {name} is missing: {expected}")))
+    }
+
+    /// A parameter as a value.
+    pub(crate) fn parsed<T: std::str::FromStr>(
+        &self,
+        name: &str,
+        expected: &str,
+    ) -> Result<Option<T>, Refusal> {
+        let wrong = |text| format!("query parameter {name}: expected {expected}, found {text:?}");
+        self.text(name)
+            .map(|text| text.parse().map_err(|_unhelpful| Refusal::bad_request(wrong(text))))
+            .transpose()
+    }
+
+    /// A switch; absent means no.
+    pub(crate) fn switch(&self, name: &str) -> Result<bool, Refusal> {
+        match self.text(name) {
+            // Kubernetes clients say dryRun=All.
+            Some("true" | "1" | "All") => Ok(true),
+            None | Some("false" | "0") => Ok(false),
+            Some(other) => Err(Refusal::bad_request(format!(
+                "query parameter {name}: expected true or false, found {other:?}"
+            ))),
+        }
+    }
+}
+
+/// A body, or why there is none.
+pub(crate) type Body = Result<Bytes, BytesRejection>;
+
+/// The body's text.
+fn text(body: Body) -> Result<String, Refusal> {
+    let bytes = body.map_err(|error| match error.status() {
+        StatusCode::PAYLOAD_TOO_LARGE => {
+            let message = format!("a body may have {} bytes", super::BODY_BYTES_MAX);
+            Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, "RequestEntityTooLarge", message)
+        }
+        _ => Refusal::bad_request(error.to_string()),
+    })?;
+    String::from_utf8(bytes.into())
+        .map_err(|error| Refusal::bad_request(format!("the body is not UTF-8: {error}")))
+}
+
+/// The body's only object, YAML or JSON.
+pub(crate) fn document(body: Body) -> Result<Document, Refusal> {
+    let text = text(body)?;
+    let mut documents = document::parse("body", &text).map_err(Refusal::invalid)?;
+    match (documents.pop(), documents.is_empty()) {
+        (Some(document), true) => Ok(document),
+        (None, _) => Err(Refusal::bad_request("the body has no object")),
+        (Some(_), false) => Err(Refusal::bad_request("the body has more than one object")),
+    }
+}
+
+/// Files sent together.
+#[derive(Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Sources {
+    sources: Vec<Source>,
+}
+
+#[derive(Debug, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Source {
+    name: String,
+    text: String,
+}
+
+/// The objects of a `{"sources": [{"name", "text"}]}` body, or all problems of all texts.
+pub(crate) fn documents(body: Body) -> Result<Vec<Document>, Refusal> {
+    let text = text(body)?;
+    let Sources { sources } = serde_json::from_str(&text).map_err(|error| {
+        Refusal::bad_request(format!("expected {{\"sources\": [{{\"name\", \"text\"}}]}}: {error}"))
+    })?;
+    let mut documents = Vec::new();
+    let mut problems: Vec<Problem> = Vec::new();
+    for Source { name, text } in sources {
+        match document::parse(&name, &text) {
+            Ok(mut more) => documents.append(&mut more),
+            Err(mut more) => problems.append(&mut more),
+        }
+    }
+    if problems.is_empty() { Ok(documents) } else { Err(Refusal::invalid(problems)) }
+}

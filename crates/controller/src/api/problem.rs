@@ -1,0 +1,143 @@
+//! Errors as Kubernetes `Status` objects.
+
+use axum::Json;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use bulkhead_model::{Kind, ObjectKey, Problem};
+use bulkhead_store::StoreError;
+use serde_json::{Value, json};
+
+use crate::flows::FlowError;
+use crate::repository::WriteError;
+
+/// An answer that is an error.
+#[derive(Debug)]
+pub(crate) struct Refusal {
+    pub(crate) code: StatusCode,
+    pub(crate) reason: &'static str,
+    pub(crate) message: String,
+    about: Option<ObjectKey>,
+    problems: Vec<Problem>,
+}
+
+impl Refusal {
+    pub(crate) fn new(code: StatusCode, reason: &'static str, message: impl Into<String>) -> Self {
+        Self { code, reason, message: message.into(), about: None, problems: Vec::new() }
+    }
+
+    /// The request itself makes no sense.
+    pub(crate) fn bad_request(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, "BadRequest", message)
+    }
+
+    /// What was asked for does not exist.
+    pub(crate) fn not_found(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "NotFound", message)
+    }
+
+    /// What was sent is wrong, at these places.
+    pub(crate) fn invalid(problems: Vec<Problem>) -> Self {
+        let message = problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
+        Self { problems, ..Self::new(StatusCode::UNPROCESSABLE_ENTITY, "Invalid", message) }
+    }
+
+    pub(crate) fn no_such_kind(plural: &str) -> Self {
+        let known = Kind::ALL.map(Kind::plural);
+        let suggestion = bulkhead_model::suggest::nearest(plural, known)
+            .map_or_else(String::new, |word| format!("; did you mean {word}?"));
+        Self::not_found(format!("there is no kind {plural:?}, there are {}{suggestion}", known.join(", ")))
+    }
+
+    fn about(mut self, key: ObjectKey) -> Self {
+        self.about = Some(key);
+        self
+    }
+
+    /// The Status object.
+    pub(crate) fn status(&self) -> Value {
+        let mut details = json!({});
+        if let Some(key) = &self.about {
+            details["name"] = json!(key.qualified_name());
+            details["kind"] = json!(key.kind.plural());
+            details["group"] = json!("bulkhead.dev");
+        }
+        if !self.problems.is_empty() {
+            details["causes"] = self.problems.iter().map(cause).collect();
+        }
+        json!({
+            "apiVersion": "v1",
+            "kind": "Status",
+            "metadata": {},
+            "status": "Failure",
+            "reason": self.reason,
+            "message": self.message,
+            "code": self.code.as_u16(),
+            "details": details,
+        })
+    }
+}
+
+fn cause(problem: &Problem) -> Value {
+    let mut cause = json!({
+        "reason": "FieldValueInvalid",
+        "field": problem.path,
+        "message": problem.message,
+        "source": problem.source,
+        "line": problem.line,
+        "column": problem.column,
+    });
+    if let Some(suggestion) = &problem.suggestion {
+        cause["suggestion"] = json!(suggestion);
+    }
+    cause
+}
+
+impl IntoResponse for Refusal {
+    fn into_response(self) -> Response {
+        (self.code, Json(self.status())).into_response()
+    }
+}
+
+impl From<WriteError> for Refusal {
+    fn from(error: WriteError) -> Self {
+        let message = error.to_string();
+        match error {
+            WriteError::Invalid(problems) => Self::invalid(problems),
+            WriteError::AlreadyExists(key) => {
+                Self::new(StatusCode::CONFLICT, "AlreadyExists", message).about(key)
+            }
+            WriteError::NotFound(key) => Self::not_found(message).about(key),
+            WriteError::Conflict { key, .. } => {
+                Self::new(StatusCode::CONFLICT, "Conflict", message).about(key)
+            }
+            WriteError::Forbidden(_) => Self::new(StatusCode::FORBIDDEN, "Forbidden", message),
+            WriteError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<StoreError> for Refusal {
+    fn from(error: StoreError) -> Self {
+        let message = error.to_string();
+        match error {
+            StoreError::Conflict { .. } => Self::new(StatusCode::CONFLICT, "Conflict", message),
+            StoreError::Compacted { .. } | StoreError::Ahead { .. } => {
+                Self::new(StatusCode::GONE, "Expired", message)
+            }
+            StoreError::Key(_) | StoreError::DuplicateKey(_) => Self::bad_request(message),
+            StoreError::TooManyOps(_) | StoreError::TooManyBytes(_) => {
+                Self::new(StatusCode::PAYLOAD_TOO_LARGE, "RequestEntityTooLarge", message)
+            }
+            StoreError::Locked { .. }
+            | StoreError::Corrupt { .. }
+            | StoreError::Io { .. }
+            | StoreError::Closed => Self::new(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable", message),
+        }
+    }
+}
+
+impl From<FlowError> for Refusal {
+    fn from(error: FlowError) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "InternalError", error.to_string())
+    }
+}

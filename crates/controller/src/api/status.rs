@@ -1,0 +1,132 @@
+//! How the controller is, for people, probes and Prometheus.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use bulkhead_model::resource::API_VERSION;
+use serde_json::{Value, json};
+
+use super::Shared;
+use super::input::Parameters;
+use super::problem::Refusal;
+use crate::clock;
+use crate::context::Context;
+use crate::metrics::Page;
+
+/// `GET /healthz`: the process serves.
+pub(super) async fn healthz() -> &'static str {
+    "ok\n"
+}
+
+/// `GET /readyz`: the view has what the store has, so answers are current.
+pub(super) async fn readyz(State(context): Shared) -> Response {
+    let stored = match context.repository.store().revision().await {
+        Ok(revision) => revision.0,
+        Err(error) => return (StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")).into_response(),
+    };
+    let seen = context.repository.view().revision;
+    if *context.shutdown.borrow() {
+        return (StatusCode::SERVICE_UNAVAILABLE, "stopping\n").into_response();
+    }
+    if stored.saturating_sub(seen) > VIEW_LAG_MAX {
+        let message = format!("the view is at revision {seen}, the store at {stored}\n");
+        return (StatusCode::SERVICE_UNAVAILABLE, message).into_response();
+    }
+    "ok\n".into_response()
+}
+
+/// Revisions that the view may be behind while it is still called current.
+const VIEW_LAG_MAX: u64 = 10_000;
+
+/// `GET /openapi.json`.
+pub(super) async fn openapi() -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], super::OPENAPI).into_response()
+}
+
+/// `GET /apis/bulkhead.dev/v1/status`.
+pub(super) async fn status(State(context): Shared, parameters: Parameters) -> Result<Json<Value>, Refusal> {
+    parameters.only(&[])?;
+    let (revision, objects, selectors) = {
+        let view = context.repository.view();
+        (view.revision, view.len(), view.members.selectors())
+    };
+    Ok(Json(json!({
+        "apiVersion": API_VERSION,
+        "kind": "Status",
+        "controller": {
+            "name": context.config.name,
+            "version": env!("CARGO_PKG_VERSION"),
+            "startedAt": clock::rfc3339(context.started_ms),
+            "epoch": context.repository.store().epoch(),
+            "revision": revision,
+            "objects": objects,
+            "selectors": selectors,
+            "flowsInMemory": context.flows.in_memory(),
+        },
+        "agents": context.registry.report(),
+    })))
+}
+
+/// `GET /metrics`.
+pub(super) async fn metrics(State(context): Shared) -> Response {
+    let mut page = Page::default();
+    repository_metrics(&mut page, &context);
+    agent_metrics(&mut page, &context);
+    flow_metrics(&mut page, &context);
+    let requests = &context.metrics;
+    page.counter("api_requests_total", "Requests by operators.", requests.requests.value());
+    let failed = requests.requests_failed.value();
+    page.counter("api_requests_failed_total", "Requests answered with a server error.", failed);
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], page.into_text()).into_response()
+}
+
+fn repository_metrics(page: &mut Page, context: &Context) {
+    let view = context.repository.view();
+    page.gauge("revision", "Newest revision of the repository.", view.revision);
+    page.gauge("objects", "Objects in the repository.", view.len());
+    page.gauge("selectors", "Selectors that agents have subscribed to.", view.members.selectors());
+    let undecodable = view.undecodable();
+    page.counter("objects_undecodable_total", "Stored objects that could not be read.", undecodable);
+}
+
+fn agent_metrics(page: &mut Page, context: &Context) {
+    let metrics = &context.metrics;
+    page.gauge("agents_connected", "Sessions of agents.", context.registry.connected());
+    let counters = [
+        ("agent_messages_sent_total", "Messages to agents.", &metrics.agent_messages_sent),
+        ("agent_bytes_sent_total", "Bytes of messages to agents.", &metrics.agent_bytes_sent),
+        ("agent_sessions_total", "Sessions that agents have begun.", &metrics.sessions_opened),
+        (
+            "agent_sessions_cut_off_total",
+            "Sessions ended since the agent read nothing.",
+            &metrics.sessions_cut_off,
+        ),
+        (
+            "agent_sessions_replaced_total",
+            "Sessions ended by another of that host.",
+            &metrics.sessions_replaced,
+        ),
+        ("workloads_refused_total", "Workloads published by agents and refused.", &metrics.workloads_refused),
+        ("hosts_expired_total", "Hosts whose workloads were removed.", &metrics.hosts_expired),
+    ];
+    for (name, help, counter) in counters {
+        page.counter(name, help, counter.value());
+    }
+}
+
+fn flow_metrics(page: &mut Page, context: &Context) {
+    let (flows, metrics) = (&context.flows, &context.metrics);
+    page.counter("flows_received_total", "Flow records received.", metrics.flows_received.value());
+    let lost = [
+        ("agent", metrics.flows_lost_by_agents.value()),
+        ("malformed", metrics.flows_malformed.value()),
+        ("disk", metrics.flows_not_on_disk.value()),
+    ];
+    page.family("flows_lost_total", "Flow records lost, by cause.", "counter", "cause", lost);
+    let missed = metrics.flow_batches_missed.value();
+    page.counter("flow_batches_missed_total", "Batches that followers read too slowly for.", missed);
+    page.gauge("flows_in_memory", "Flow records in memory.", flows.in_memory());
+    page.gauge("flow_disk_queue", "Batches of flow records that wait for the disk.", flows.disk_queue());
+    page.gauge("flow_followers", "Clients that follow flows.", flows.followers());
+}

@@ -1,0 +1,87 @@
+//! What can be configured.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+/// Where the repository is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StoreKind {
+    /// In one file of [`Config::data_directory`].
+    #[default]
+    Embedded,
+    /// In memory, and lost when the controller stops. Flows are then kept in memory only, too.
+    Memory,
+}
+
+/// Configuration of a controller.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Config {
+    /// Its name, for status; default `controller`.
+    pub name: String,
+    /// Where operators are served (REST); default `127.0.0.1:7440`. Port 0 takes any free one. There is no
+    /// authentication yet, so listen elsewhere only where everybody may do everything.
+    pub listen_api: SocketAddr,
+    /// Where agents are served (gRPC); default `127.0.0.1:7441`. As above.
+    pub listen_agents: SocketAddr,
+    /// Directory of all files; default `/var/lib/bulkhead/controller`.
+    pub data_directory: PathBuf,
+    /// Where the repository is kept; default `embedded`.
+    pub store: StoreKind,
+    /// An agent that is silent for so many milliseconds is unseen; default 60 000. Agents are told to
+    /// report three times as often.
+    pub lease_ms: u64,
+    /// How long after that the workloads of its host are kept; default 240 000.
+    pub grace_ms: u64,
+    /// Flow records in memory, from which recent queries are answered; default 100 000.
+    pub flow_records_in_memory: usize,
+    /// Flow records on disk; default 1 000 000.
+    pub flow_records_on_disk: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            name: "controller".into(),
+            listen_api: SocketAddr::from((Ipv4Addr::LOCALHOST, 7440)),
+            listen_agents: SocketAddr::from((Ipv4Addr::LOCALHOST, 7441)),
+            data_directory: "/var/lib/bulkhead/controller".into(),
+            store: StoreKind::Embedded,
+            lease_ms: 60_000,
+            grace_ms: 240_000,
+            flow_records_in_memory: 100_000,
+            flow_records_on_disk: 1_000_000,
+        }
+    }
+}
+
+impl Config {
+    pub(crate) fn lease(&self) -> Duration {
+        Duration::from_millis(self.lease_ms.max(1))
+    }
+
+    pub(crate) fn grace(&self) -> Duration {
+        Duration::from_millis(self.grace_ms)
+    }
+
+    /// How often agents are asked to report.
+    pub(crate) fn heartbeat_ms(&self) -> u32 {
+        u32::try_from((self.lease_ms / 3).max(1)).unwrap_or(u32::MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unknown_keys_are_refused_and_absent_ones_have_defaults() {
+        let config: Config = serde_json::from_str(r#"{"leaseMs": 5000}"#).unwrap();
+        assert_eq!(config, Config { lease_ms: 5000, ..Config::default() });
+        assert!(serde_json::from_str::<Config>(r#"{"lease": 5000}"#).is_err());
+    }
+}

@@ -1,0 +1,30 @@
+//! What everything in a controller shares.
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use crate::agents::Registry;
+use crate::config::Config;
+use crate::flows::Flows;
+use crate::metrics::Metrics;
+use crate::repository::Repository;
+
+/// Shared by the API, the agents' sessions and the background tasks.
+#[derive(Debug)]
+pub(crate) struct Context {
+    pub(crate) config: Config,
+    pub(crate) repository: Arc<Repository>,
+    pub(crate) registry: Registry,
+    pub(crate) flows: Flows,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) started_ms: u64,
+    /// Becomes true when everything is to stop.
+    pub(crate) shutdown: watch::Receiver<bool>,
+}
+
+/// Completes when everything is to stop, or when whoever would say so is gone.
+pub(crate) async fn stopped(shutdown: &mut watch::Receiver<bool>) {
+    // The answer borrows the channel, which must not be held over other awaits.
+    let _ = shutdown.wait_for(|stop| *stop).await;
+}

@@ -1,0 +1,155 @@
+//! Who is selected by what, for every selector that an agent has subscribed to.
+//!
+//! One [`MemberIndex`] serves all agents: a selector that a thousand of them read is evaluated once. Each
+//! selector has a bounded log of the entities that joined, changed or left, from which its subscribers catch
+//! up at their own pace, and a list of subscribers, so that nobody else is woken.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use bulkhead_engine::{MemberIndex, SelectorId};
+use bulkhead_model::{Entity, Prefix, Selector};
+use tokio::sync::Notify;
+
+use crate::repository::ChangeLog;
+
+/// Changes that each selector remembers.
+const SELECTOR_LOG_LEN_MAX: usize = 10_000;
+
+/// Number of a session, never used again.
+pub(crate) type SessionId = u64;
+
+/// An agent's session as the repository knows it.
+#[derive(Debug)]
+pub(crate) struct Subscriber {
+    /// Which.
+    pub(crate) id: SessionId,
+    /// Host of the agent: changes of its own workloads do not concern it.
+    pub(crate) host: Arc<str>,
+    /// To be rung when something concerns it.
+    pub(crate) wake: Notify,
+}
+
+/// A member as agents hear of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Member {
+    pub(crate) entity: Arc<str>,
+    pub(crate) host: Option<Arc<str>>,
+    pub(crate) prefixes: Arc<[Prefix]>,
+}
+
+/// The hosts that an entity was and is on (network sets: none).
+#[derive(Debug, Clone, Copy)]
+struct Hosts<'a> {
+    before: Option<&'a str>,
+    after: Option<&'a str>,
+}
+
+impl Hosts<'_> {
+    /// Whether the change is one of a host's own workload, which its agent knows better.
+    fn only(self, host: &str) -> bool {
+        let mut hosts = [self.before, self.after].into_iter().flatten().peekable();
+        hosts.peek().is_some() && hosts.all(|one| one == host)
+    }
+}
+
+#[derive(Debug)]
+struct InForce {
+    log: ChangeLog<Arc<str>>,
+    subscribers: HashMap<SessionId, Arc<Subscriber>>,
+}
+
+/// The index with its logs and subscribers.
+#[derive(Debug, Default)]
+pub(crate) struct Members {
+    index: MemberIndex,
+    in_force: HashMap<SelectorId, InForce>,
+}
+
+impl Members {
+    /// Takes in a new or changed entity. `host_before` is the host that it was on, if it was known.
+    pub(crate) fn upsert(&mut self, entity: &Entity, host_before: Option<&str>, revision: u64) {
+        let hosts = Hosts { before: host_before, after: entity.host.as_deref() };
+        for change in self.index.upsert(entity) {
+            self.note(change.selector, revision, &change.entity, hosts);
+        }
+    }
+
+    /// Takes an entity out.
+    pub(crate) fn remove(&mut self, name: &str, host_before: Option<&str>, revision: u64) {
+        let hosts = Hosts { before: host_before, after: None };
+        for change in self.index.remove(name) {
+            self.note(change.selector, revision, &change.entity, hosts);
+        }
+    }
+
+    fn note(&mut self, id: SelectorId, revision: u64, name: &Arc<str>, hosts: Hosts<'_>) {
+        let Some(in_force) = self.in_force.get_mut(&id) else { return };
+        in_force.log.push(revision, Arc::clone(name));
+        for subscriber in in_force.subscribers.values().filter(|subscriber| !hosts.only(&subscriber.host)) {
+            subscriber.wake.notify_one();
+        }
+    }
+
+    /// Puts a selector in force for a session, as of `revision`.
+    pub(crate) fn subscribe(
+        &mut self,
+        selector: &Selector,
+        subscriber: &Arc<Subscriber>,
+        revision: u64,
+    ) -> SelectorId {
+        let id = self.index.subscribe(selector);
+        let in_force = self.in_force.entry(id).or_insert_with(|| InForce {
+            log: ChangeLog::new(revision, SELECTOR_LOG_LEN_MAX),
+            subscribers: HashMap::new(),
+        });
+        in_force.subscribers.insert(subscriber.id, Arc::clone(subscriber));
+        id
+    }
+
+    /// Takes back one [`Members::subscribe`]. The selector is out of force when nobody reads it any more;
+    /// `still_read` says that the session itself does, by another subscription.
+    pub(crate) fn unsubscribe(&mut self, id: SelectorId, session: SessionId, still_read: bool) {
+        self.index.unsubscribe(id);
+        if still_read {
+            return;
+        }
+        if let Some(in_force) = self.in_force.get_mut(&id) {
+            in_force.subscribers.remove(&session);
+            if in_force.subscribers.is_empty() {
+                self.in_force.remove(&id);
+            }
+        }
+    }
+
+    /// All members that run elsewhere than on `host`, by name.
+    pub(crate) fn all(&self, id: SelectorId, host: &str) -> Vec<Member> {
+        let mut members: Vec<_> = self
+            .index
+            .members(id)
+            .filter(|(_, _, on)| on.map(|on| &**on) != Some(host))
+            .map(|(entity, prefixes, on)| Member {
+                entity: Arc::clone(entity),
+                host: on.cloned(),
+                prefixes: Arc::clone(prefixes),
+            })
+            .collect();
+        members.sort_unstable_by(|a, b| a.entity.cmp(&b.entity));
+        members
+    }
+
+    /// Entities that joined, changed or left a selector after `revision`; `None` if its log begins later.
+    pub(crate) fn changed_since(&self, id: SelectorId, revision: u64) -> Option<BTreeSet<Arc<str>>> {
+        self.in_force.get(&id)?.log.since(revision)
+    }
+
+    /// The selector in force under an id.
+    pub(crate) fn selector(&self, id: SelectorId) -> Option<&Selector> {
+        self.index.selector(id)
+    }
+
+    /// Selectors in force.
+    pub(crate) fn selectors(&self) -> usize {
+        self.in_force.len()
+    }
+}

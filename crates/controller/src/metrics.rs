@@ -1,0 +1,86 @@
+//! Counters of what happened, and how they are printed. Gauges are read where they live.
+
+use std::fmt::{Display, Write};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// A number that only rises.
+#[derive(Debug, Default)]
+pub(crate) struct Counter(AtomicU64);
+
+impl Counter {
+    pub(crate) fn add(&self, amount: u64) {
+        self.0.fetch_add(amount, Ordering::Relaxed);
+    }
+
+    pub(crate) fn value(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// All counters of a controller.
+#[derive(Debug, Default)]
+pub(crate) struct Metrics {
+    pub(crate) requests: Counter,
+    pub(crate) requests_failed: Counter,
+    pub(crate) agent_messages_sent: Counter,
+    pub(crate) agent_bytes_sent: Counter,
+    pub(crate) sessions_opened: Counter,
+    pub(crate) sessions_cut_off: Counter,
+    pub(crate) sessions_replaced: Counter,
+    pub(crate) workloads_refused: Counter,
+    pub(crate) hosts_expired: Counter,
+    pub(crate) flows_received: Counter,
+    /// Records that agents say they had to drop.
+    pub(crate) flows_lost_by_agents: Counter,
+    pub(crate) flows_malformed: Counter,
+    /// Records not written to disk, since the writer's queue was full or the disk failed.
+    pub(crate) flows_not_on_disk: Counter,
+    /// Batches of records that a follower did not get, since it read too slowly.
+    pub(crate) flow_batches_missed: Counter,
+}
+
+/// Text in the format that Prometheus reads.
+#[derive(Debug, Default)]
+pub(crate) struct Page(String);
+
+impl Page {
+    pub(crate) fn counter(&mut self, name: &str, help: &str, value: u64) {
+        self.head(name, help, "counter");
+        self.sample(name, &[], value);
+    }
+
+    pub(crate) fn gauge(&mut self, name: &str, help: &str, value: impl Display) {
+        self.head(name, help, "gauge");
+        self.sample(name, &[], value);
+    }
+
+    /// One name with a label that tells its values apart.
+    pub(crate) fn family<'a>(
+        &mut self,
+        name: &str,
+        help: &str,
+        kind: &str,
+        label: &str,
+        values: impl IntoIterator<Item = (&'a str, u64)>,
+    ) {
+        self.head(name, help, kind);
+        for (value_of_label, value) in values {
+            self.sample(name, &[(label, value_of_label)], value);
+        }
+    }
+
+    fn head(&mut self, name: &str, help: &str, kind: &str) {
+        // Writing to a String does not fail.
+        let _ = writeln!(self.0, "# HELP bulkhead_{name} {help}\n# TYPE bulkhead_{name} {kind}");
+    }
+
+    fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: impl Display) {
+        let labels: Vec<_> = labels.iter().map(|(key, value)| format!("{key}={value:?}")).collect();
+        let labels = if labels.is_empty() { String::new() } else { format!("{{{}}}", labels.join(",")) };
+        let _ = writeln!(self.0, "bulkhead_{name}{labels} {value}");
+    }
+
+    pub(crate) fn into_text(self) -> String {
+        self.0
+    }
+}

@@ -1,0 +1,135 @@
+//! The repository: objects in the store, a [`View`] of them in memory, and the one way to change them.
+//!
+//! One task (the feeder) follows the store's watch and takes whatever has been committed into the view, all
+//! pending commits at once. Writers wait until the view has their revision, so everybody reads their own
+//! writes. Changes by operators go through one mutex, since their validation looks at other objects; what
+//! agents publish does not, and is committed beside them.
+
+mod feed;
+mod keys;
+mod log;
+mod view;
+mod write;
+
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Duration;
+
+use bulkhead_model::{ObjectKey, Resource};
+use bulkhead_store::{Applied, Op, OpKind, Precondition, Store, StoreError, Transaction, random_id};
+use tokio::sync::{Mutex, watch};
+
+use crate::clock;
+
+pub(crate) use feed::feed;
+pub(crate) use keys::prefix as store_prefix;
+pub(crate) use keys::{decode as decode_stored, object_key};
+pub(crate) use log::ChangeLog;
+pub(crate) use view::{Object, View, is_predefined};
+pub(crate) use write::{Change, Verb, WriteError};
+
+/// Longest that a write waits for the view to catch up with it.
+const CATCH_UP_MAX: Duration = Duration::from_secs(10);
+
+/// Objects, and how they are read and changed.
+#[derive(Debug)]
+pub(crate) struct Repository {
+    store: Arc<dyn Store>,
+    view: RwLock<View>,
+    revision: watch::Sender<u64>,
+    operator_writes: Mutex<()>,
+}
+
+impl Repository {
+    /// Reads the store. [`feed`] must be run from then on.
+    pub(crate) async fn open(store: Arc<dyn Store>) -> Result<Self, StoreError> {
+        let view = feed::first_view(&*store).await?;
+        let revision = watch::Sender::new(view.revision);
+        Ok(Self { store, view: RwLock::new(view), revision, operator_writes: Mutex::new(()) })
+    }
+
+    /// The store beneath.
+    pub(crate) fn store(&self) -> &Arc<dyn Store> {
+        &self.store
+    }
+
+    /// The view, to be read. Not to be held over an await.
+    pub(crate) fn view(&self) -> RwLockReadGuard<'_, View> {
+        self.view.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The view, to be changed.
+    pub(crate) fn view_mut(&self) -> RwLockWriteGuard<'_, View> {
+        self.view.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until the view has a revision. That it takes long means that the feeder is stuck, which
+    /// readiness reports; the write is done all the same.
+    pub(crate) async fn wait_for(&self, revision: u64) {
+        let mut newest = self.revision.subscribe();
+        let reached = newest.wait_for(|newest| *newest >= revision);
+        if tokio::time::timeout(CATCH_UP_MAX, reached).await.is_err() {
+            tracing::error!(revision, "the view does not catch up with the store");
+        }
+    }
+
+    /// Writes without looking at other objects: what agents publish. One transaction.
+    pub(crate) async fn publish(
+        &self,
+        upserts: Vec<Resource>,
+        removes: Vec<ObjectKey>,
+    ) -> Result<Applied, StoreError> {
+        let mut transaction = Transaction::new();
+        {
+            let view = self.view();
+            for resource in upserts {
+                let before = view.get(&resource.key()).cloned();
+                if before.as_ref().is_some_and(|before| before.resource.says_the_same(&resource)) {
+                    continue;
+                }
+                let resource = stamp(resource, before.as_deref());
+                let key = keys::store_key(&resource.key());
+                transaction = transaction.put(key, keys::encode(&resource), Precondition::Any);
+            }
+        }
+        for key in removes {
+            transaction = transaction.delete(keys::store_key(&key), Precondition::Any);
+        }
+        let applied = self.store.apply(transaction).await?;
+        self.wait_for(applied.revision.0).await;
+        Ok(applied)
+    }
+}
+
+/// Sets what the repository sets: identity from the state before or new, and the generation.
+fn stamp(mut resource: Resource, before: Option<&Object>) -> Resource {
+    // A predefined tier that nobody has written has no identity yet.
+    let before = before.filter(|before| before.modified > 0);
+    let (uid, created, generation) = match before {
+        Some(before) => {
+            let metadata = before.resource.metadata();
+            let generation = metadata.generation.unwrap_or(1);
+            let same_spec = before.resource.to_json()["spec"] == resource.to_json()["spec"];
+            (
+                metadata.uid.clone(),
+                metadata.creation_timestamp.clone(),
+                if same_spec { generation } else { generation + 1 },
+            )
+        }
+        None => (Some(random_id()), Some(clock::rfc3339(clock::now_ms())), 1),
+    };
+    let metadata = resource.metadata_mut();
+    metadata.resource_version = None;
+    metadata.uid = uid;
+    metadata.creation_timestamp = created;
+    metadata.generation = Some(generation);
+    resource
+}
+
+fn put_op(resource: &Resource, precondition: Precondition) -> Op {
+    let key = keys::store_key(&resource.key()).into();
+    Op { key, precondition, kind: OpKind::Put(keys::encode(resource)) }
+}
+
+fn delete_op(key: &ObjectKey) -> Op {
+    Op { key: keys::store_key(key).into(), precondition: Precondition::Any, kind: OpKind::Delete }
+}

@@ -1,0 +1,80 @@
+//! How objects stand in the store: `/bulkhead.dev/v1/PLURAL/NAMESPACE/NAME`, `_` for no namespace, with the
+//! manifest as JSON. `resourceVersion` is left out: it is the store's own revision.
+
+use bulkhead_model::{Kind, ObjectKey, Problem, Resource};
+use bulkhead_store::Stored;
+use bytes::Bytes;
+
+/// What all keys begin with.
+pub(crate) const PREFIX: &str = "/bulkhead.dev/v1/";
+/// Stands for no namespace; never the name of one, since names have no underscore.
+const NO_NAMESPACE: &str = "_";
+
+/// What the keys of a kind (in a namespace, or in all) begin with.
+pub(crate) fn prefix(kind: Kind, namespace: Option<&str>) -> String {
+    match namespace {
+        Some(namespace) => format!("{PREFIX}{}/{namespace}/", kind.plural()),
+        None => format!("{PREFIX}{}/", kind.plural()),
+    }
+}
+
+/// Where an object stands.
+pub(crate) fn store_key(key: &ObjectKey) -> String {
+    let namespace = key.namespace.as_deref().unwrap_or(NO_NAMESPACE);
+    format!("{PREFIX}{}/{namespace}/{}", key.kind.plural(), key.name)
+}
+
+/// Inverse of [`store_key`].
+pub(crate) fn object_key(store_key: &str) -> Option<ObjectKey> {
+    let mut parts = store_key.strip_prefix(PREFIX)?.splitn(3, '/');
+    let (plural, namespace, name) = (parts.next()?, parts.next()?, parts.next()?);
+    let kind = Kind::ALL.into_iter().find(|kind| kind.plural() == plural)?;
+    let namespace = (namespace != NO_NAMESPACE).then(|| namespace.to_owned());
+    Some(ObjectKey { kind, namespace, name: name.to_owned() })
+}
+
+/// The value to store.
+pub(crate) fn encode(resource: &Resource) -> Bytes {
+    let mut json = resource.to_json();
+    if let Some(metadata) = json["metadata"].as_object_mut() {
+        metadata.remove("resourceVersion");
+    }
+    json.to_string().into()
+}
+
+/// What stands in the store does not say what it should.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Undecodable {
+    /// No JSON.
+    #[error(transparent)]
+    Json(#[from] serde_json::Error),
+    /// No resource.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Resource(Vec<Problem>),
+}
+
+/// The resource in the store, with its `resourceVersion`.
+pub(crate) fn decode(stored: &Stored) -> Result<Resource, Undecodable> {
+    let json = serde_json::from_slice(&stored.value)?;
+    let mut resource = Resource::from_json(&json).map_err(Undecodable::Resource)?;
+    resource.metadata_mut().resource_version = Some(stored.modified.to_string());
+    Ok(resource)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_are_read_back() {
+        for (namespace, text) in
+            [(None, "/bulkhead.dev/v1/policies/_/a.b"), (Some("shop"), "/bulkhead.dev/v1/policies/shop/a.b")]
+        {
+            let key =
+                ObjectKey { kind: Kind::Policy, namespace: namespace.map(Into::into), name: "a.b".into() };
+            assert_eq!(store_key(&key), text);
+            assert_eq!(object_key(text), Some(key));
+        }
+        assert_eq!(object_key("/bulkhead.dev/v1/pods/_/a"), None);
+    }
+}

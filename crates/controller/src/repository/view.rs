@@ -1,0 +1,310 @@
+//! What the repository holds, in memory, as of one revision: fed from the store's watch, read by everybody.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Bound;
+use std::sync::{Arc, OnceLock};
+
+use bulkhead_engine::SelectorId;
+use bulkhead_model::policy::PREDEFINED_TIERS;
+use bulkhead_model::{Entity, Kind, ObjectKey, Resource};
+use bulkhead_store::{Commit, Stored};
+use bytes::Bytes;
+
+use super::keys;
+use super::log::ChangeLog;
+use crate::flows::AddressHistory;
+use crate::members::{Member, Members, SessionId, Subscriber};
+
+/// Changes of tiers and policies from which agents resume.
+const RESOURCE_LOG_LEN_MAX: usize = 20_000;
+/// Changes of workloads and network sets from which subscriptions resume.
+const ENTITY_LOG_LEN_MAX: usize = 100_000;
+
+/// An object as everybody reads it.
+#[derive(Debug)]
+pub(crate) struct Object {
+    /// With everything that the repository sets.
+    pub(crate) resource: Resource,
+    /// Revision of its last write; 0 for a predefined tier that nobody has written.
+    pub(crate) modified: u64,
+    json: OnceLock<Bytes>,
+}
+
+impl Object {
+    pub(crate) fn new(resource: Resource, modified: u64) -> Self {
+        Self { resource, modified, json: OnceLock::new() }
+    }
+
+    /// The manifest as JSON, made once for all readers.
+    pub(crate) fn json(&self) -> &Bytes {
+        self.json.get_or_init(|| self.resource.to_json().to_string().into())
+    }
+}
+
+/// Whether all agents hear of it.
+fn is_for_all_agents(kind: Kind) -> bool {
+    matches!(kind, Kind::Tier | Kind::Policy)
+}
+
+/// What a subscriber is to be told.
+#[derive(Debug, Default)]
+pub(crate) struct Difference {
+    /// New members, and members whose prefixes changed.
+    pub(crate) joins: Vec<Member>,
+    /// Entities that are members no longer.
+    pub(crate) leaves: Vec<Arc<str>>,
+}
+
+/// The state.
+#[derive(Debug)]
+pub(crate) struct View {
+    pub(crate) revision: u64,
+    objects: BTreeMap<ObjectKey, Arc<Object>>,
+    by_host: HashMap<String, BTreeSet<ObjectKey>>,
+    resource_log: ChangeLog<ObjectKey>,
+    entity_log: ChangeLog<Arc<str>>,
+    pub(crate) members: Members,
+    sessions: HashMap<SessionId, Arc<Subscriber>>,
+    pub(crate) addresses: AddressHistory,
+    undecodable: u64,
+}
+
+impl View {
+    /// From a snapshot; `log` are the changes before it that are still known, after `log_begins_after`.
+    pub(super) fn new(objects: &[Stored], revision: u64, log: &[Arc<Commit>], log_begins_after: u64) -> Self {
+        let mut view = Self {
+            revision,
+            objects: BTreeMap::new(),
+            by_host: HashMap::new(),
+            resource_log: ChangeLog::new(log_begins_after, RESOURCE_LOG_LEN_MAX),
+            entity_log: ChangeLog::new(log_begins_after, ENTITY_LOG_LEN_MAX),
+            members: Members::default(),
+            sessions: HashMap::new(),
+            addresses: AddressHistory::default(),
+            undecodable: 0,
+        };
+        for (name, order, default_action) in PREDEFINED_TIERS {
+            let tier = predefined_tier(name, order, default_action);
+            view.objects.insert(tier.key(), Arc::new(Object::new(tier, 0)));
+        }
+        for commit in log {
+            for change in &commit.changes {
+                view.log_change(commit.revision.0, keys::object_key(&change.key).as_ref());
+            }
+        }
+        for stored in objects {
+            // Since when its addresses are its own is not known: since ever, then.
+            view.put(stored, 0);
+        }
+        view
+    }
+
+    /// Takes in commits; answers whether any agent has to hear of all of them.
+    pub(super) fn commit(&mut self, commits: &[Arc<Commit>], now_ms: u64) {
+        let resources_before = self.resource_log.newest();
+        for commit in commits {
+            self.revision = commit.revision.0;
+            for change in &commit.changes {
+                let Some(key) = keys::object_key(&change.key) else { continue };
+                match &change.object {
+                    Some(stored) => self.put(stored, now_ms),
+                    None => self.remove(&key, now_ms),
+                }
+                self.log_change(commit.revision.0, Some(&key));
+            }
+        }
+        if self.resource_log.newest() > resources_before {
+            for session in self.sessions.values() {
+                session.wake.notify_one();
+            }
+        }
+    }
+
+    fn log_change(&mut self, revision: u64, key: Option<&ObjectKey>) {
+        let Some(key) = key else { return };
+        if is_for_all_agents(key.kind) {
+            self.resource_log.push(revision, key.clone());
+        } else if key.kind != Kind::Host {
+            self.entity_log.push(revision, key.to_string().into());
+        }
+    }
+
+    fn put(&mut self, stored: &Stored, now_ms: u64) {
+        let resource = match keys::decode(stored) {
+            Ok(resource) => resource,
+            Err(error) => {
+                // Written by a newer controller, or damaged: what was known before stays in force.
+                tracing::error!(key = %stored.key, %error, "an object in the store cannot be read");
+                self.undecodable += 1;
+                return;
+            }
+        };
+        let key = resource.key();
+        let host_before = self.forget_host(&key);
+        if let Resource::Workload(workload) = &resource {
+            self.by_host.entry(workload.spec.host.clone()).or_default().insert(key.clone());
+            self.addresses.assign(&key.qualified_name(), workload, now_ms);
+        }
+        if let Some(entity) = Entity::of(&resource) {
+            self.members.upsert(&entity, host_before.as_deref(), stored.modified.0);
+        }
+        self.objects.insert(key, Arc::new(Object::new(resource, stored.modified.0)));
+    }
+
+    fn remove(&mut self, key: &ObjectKey, now_ms: u64) {
+        let host_before = self.forget_host(key);
+        self.objects.remove(key);
+        match key.kind {
+            // A predefined tier cannot be deleted, so none has to come back.
+            Kind::Tier | Kind::Policy | Kind::Host => return,
+            Kind::Workload => self.addresses.release(&key.qualified_name(), now_ms),
+            Kind::NetworkSet => {}
+        }
+        self.members.remove(&key.to_string(), host_before.as_deref(), self.revision);
+    }
+
+    /// Takes a workload off the list of its host, and answers which that was.
+    fn forget_host(&mut self, key: &ObjectKey) -> Option<String> {
+        let Some(Resource::Workload(before)) = self.objects.get(key).map(|object| &object.resource) else {
+            return None;
+        };
+        let host = before.spec.host.clone();
+        if let Some(keys) = self.by_host.get_mut(&host) {
+            keys.remove(key);
+            if keys.is_empty() {
+                self.by_host.remove(&host);
+            }
+        }
+        Some(host)
+    }
+
+    /// An object.
+    pub(crate) fn get(&self, key: &ObjectKey) -> Option<&Arc<Object>> {
+        self.objects.get(key)
+    }
+
+    /// All objects of a kind, by namespace and name.
+    pub(crate) fn of_kind(&self, kind: Kind) -> impl Iterator<Item = &Arc<Object>> {
+        let first = ObjectKey { kind, namespace: None, name: String::new() };
+        self.objects
+            .range((Bound::Included(first), Bound::Unbounded))
+            .take_while(move |(key, _)| key.kind == kind)
+            .map(|(_, object)| object)
+    }
+
+    /// Workloads that run on a host.
+    pub(crate) fn workloads_of(&self, host: &str) -> impl Iterator<Item = &Arc<Object>> {
+        self.by_host.get(host).into_iter().flatten().filter_map(|key| self.objects.get(key))
+    }
+
+    /// Objects that could not be read since the start.
+    pub(crate) fn undecodable(&self) -> u64 {
+        self.undecodable
+    }
+
+    /// Objects held.
+    pub(crate) fn len(&self) -> usize {
+        self.objects.len()
+    }
+
+    /// Revision of the last change that all agents hear of.
+    pub(crate) fn resources_newest(&self) -> u64 {
+        self.resource_log.newest()
+    }
+
+    /// Keys of the tiers and policies that changed after a revision, with what they are now (`None`: gone);
+    /// `None` if it is no longer known.
+    pub(crate) fn resources_since(&self, revision: u64) -> Option<Vec<(ObjectKey, Option<Arc<Object>>)>> {
+        if revision > self.revision {
+            return None;
+        }
+        let keys = self.resource_log.since(revision)?;
+        Some(
+            keys.into_iter()
+                .map(|key| {
+                    let object = self.objects.get(&key).cloned();
+                    (key, object)
+                })
+                .collect(),
+        )
+    }
+
+    /// All tiers and policies.
+    pub(crate) fn resources(&self) -> impl Iterator<Item = &Arc<Object>> {
+        self.of_kind(Kind::Tier).chain(self.of_kind(Kind::Policy))
+    }
+
+    /// What a host that knows a selector's members as of `revision` has to be told; `None` if it is no
+    /// longer known what changed since.
+    pub(crate) fn members_since(&self, id: SelectorId, host: &str, revision: u64) -> Option<Difference> {
+        if revision > self.revision {
+            return None;
+        }
+        let names = match self.members.changed_since(id, revision) {
+            Some(names) => names,
+            None => self.entity_log.since(revision)?,
+        };
+        Some(self.difference(id, host, names))
+    }
+
+    /// What there is to tell a host about these entities. Of those that match no more it is not known
+    /// whether they ever did: that they left is no harm to say.
+    fn difference(&self, id: SelectorId, host: &str, names: BTreeSet<Arc<str>>) -> Difference {
+        let mut difference = Difference::default();
+        let Some(selector) = self.members.selector(id) else { return difference };
+        let own_suffix = format!(".{host}");
+        for name in names {
+            match self.entity(&name) {
+                Some(entity) if entity.host.as_deref() == Some(host) => {}
+                Some(entity) if selector.matches(&entity.labels) => difference.joins.push(Member {
+                    entity: entity.name,
+                    host: entity.host,
+                    prefixes: entity.prefixes.into(),
+                }),
+                // The host's own, gone: named `NAME.HOST`, and never told to it.
+                None if name.ends_with(&own_suffix) => {}
+                _ => difference.leaves.push(name),
+            }
+        }
+        difference
+    }
+
+    /// The entity of a name like `Workload/web.h1`.
+    fn entity(&self, name: &str) -> Option<Entity> {
+        let (kind, rest) = name.split_once('/')?;
+        let (namespace, name) = match rest.split_once('/') {
+            Some((namespace, name)) => (Some(namespace.to_owned()), name),
+            None => (None, rest),
+        };
+        let key = ObjectKey { kind: Kind::parse(kind)?, namespace, name: name.to_owned() };
+        Entity::of(&self.objects.get(&key)?.resource)
+    }
+
+    /// Makes a session known, so that it is woken when tiers or policies change.
+    pub(crate) fn add_session(&mut self, session: &Arc<Subscriber>) {
+        self.sessions.insert(session.id, Arc::clone(session));
+    }
+
+    /// Forgets a session, whose subscriptions have ended.
+    pub(crate) fn remove_session(&mut self, id: SessionId) {
+        self.sessions.remove(&id);
+    }
+}
+
+fn predefined_tier(
+    name: &str,
+    order: f64,
+    default_action: bulkhead_model::policy::DefaultAction,
+) -> Resource {
+    let metadata = bulkhead_model::resource::Metadata { name: name.into(), ..Default::default() };
+    let order = bulkhead_model::policy::Order::new(order);
+    Resource::Tier(bulkhead_model::resource::Tier {
+        metadata,
+        spec: bulkhead_model::policy::TierSpec { order, default_action },
+    })
+}
+
+/// Whether a tier exists without being written.
+pub(crate) fn is_predefined(key: &ObjectKey) -> bool {
+    key.kind == Kind::Tier && PREDEFINED_TIERS.iter().any(|(name, ..)| *name == key.name)
+}

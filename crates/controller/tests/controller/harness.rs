@@ -1,0 +1,267 @@
+//! A controller on free ports, a REST client, and an agent made of its protocol.
+
+use std::time::Duration;
+
+use bulkhead_controller::{Config, Controller, StoreKind, start};
+use bulkhead_wire::proto::agent_message::Body as Up;
+use bulkhead_wire::proto::controller_message::Body as Down;
+use bulkhead_wire::proto::distribution_client::DistributionClient;
+use bulkhead_wire::proto::{self, AgentMessage, ControllerMessage, Hello, Inventory, Subscribe};
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Bytes, Incoming};
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::TokioExecutor;
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
+use tonic::{Status, Streaming};
+
+/// Longest wait for what must come.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+/// How long nothing must come.
+pub(crate) const QUIET: Duration = Duration::from_millis(300);
+
+pub(crate) fn config() -> Config {
+    Config {
+        listen_api: ([127, 0, 0, 1], 0).into(),
+        listen_agents: ([127, 0, 0, 1], 0).into(),
+        store: StoreKind::Memory,
+        ..Config::default()
+    }
+}
+
+pub(crate) struct Fixture {
+    pub(crate) controller: Controller,
+}
+
+impl Fixture {
+    pub(crate) async fn new() -> Self {
+        Self::with(config()).await
+    }
+
+    pub(crate) async fn with(config: Config) -> Self {
+        Self { controller: start(config).await.unwrap() }
+    }
+
+    pub(crate) async fn send(&self, method: Method, path: &str, body: String) -> Response<Incoming> {
+        let client = Client::builder(TokioExecutor::new()).build_http();
+        let request = Request::builder()
+            .method(method)
+            .uri(format!("http://{}{path}", self.controller.api))
+            .body(Full::new(Bytes::from(body)))
+            .unwrap();
+        tokio::time::timeout(PATIENCE, client.request(request)).await.unwrap().unwrap()
+    }
+
+    pub(crate) async fn call(&self, method: Method, path: &str, body: String) -> (StatusCode, Value) {
+        let response = self.send(method, path, body).await;
+        let status = response.status();
+        let bytes = response.into_body().collect().await.unwrap().to_bytes();
+        let text = String::from_utf8_lossy(&bytes);
+        (status, serde_json::from_str(&text).unwrap_or_else(|_| Value::String(text.into_owned())))
+    }
+
+    pub(crate) async fn get(&self, path: &str) -> Value {
+        let (status, answer) = self.call(Method::GET, path, String::new()).await;
+        assert_eq!(status, StatusCode::OK, "{path}: {answer}");
+        answer
+    }
+
+    /// Applies files, which must be right.
+    pub(crate) async fn apply(&self, text: &str) -> Value {
+        let (status, answer) = self.try_apply("apply", &[("test.yaml", text)]).await;
+        assert_eq!(status, StatusCode::OK, "{answer}");
+        answer
+    }
+
+    pub(crate) async fn try_apply(&self, verb: &str, sources: &[(&str, &str)]) -> (StatusCode, Value) {
+        let sources: Vec<_> =
+            sources.iter().map(|(name, text)| json!({ "name": name, "text": text })).collect();
+        let path = format!("/apis/bulkhead.dev/v1/{verb}");
+        self.call(Method::POST, &path, json!({ "sources": sources }).to_string()).await
+    }
+
+    pub(crate) async fn delete(&self, path: &str) -> StatusCode {
+        self.call(Method::DELETE, &format!("/apis/bulkhead.dev/v1/{path}"), String::new()).await.0
+    }
+
+    pub(crate) async fn client(&self) -> DistributionClient<Channel> {
+        DistributionClient::connect(format!("http://{}", self.controller.agents)).await.unwrap()
+    }
+
+    /// An agent that knows nothing yet, past its first barrier.
+    pub(crate) async fn agent(&self, host: &str) -> Agent {
+        let mut agent = self.agent_at(host, "", 0).await;
+        agent.welcomed().await;
+        agent.batch().await;
+        agent
+    }
+
+    pub(crate) async fn agent_at(&self, host: &str, epoch: &str, revision: u64) -> Agent {
+        let (up, messages) = mpsc::channel(64);
+        let hello = Hello {
+            protocol: bulkhead_wire::PROTOCOL,
+            host: host.into(),
+            version: "0.1.0".into(),
+            epoch: epoch.into(),
+            revision,
+            ..Hello::default()
+        };
+        let agent = Agent { up, down: None, next_handle: 0 };
+        agent.say(Up::Hello(hello)).await;
+        let down = self.client().await.sync(ReceiverStream::new(messages)).await.unwrap().into_inner();
+        Agent { down: Some(down), ..agent }
+    }
+}
+
+/// One line after another of an answer that goes on.
+pub(crate) struct Lines {
+    body: Incoming,
+    text: String,
+}
+
+impl Lines {
+    pub(crate) fn of(response: Response<Incoming>) -> Self {
+        assert_eq!(response.status(), StatusCode::OK);
+        Self { body: response.into_body(), text: String::new() }
+    }
+
+    pub(crate) async fn next(&mut self) -> Value {
+        loop {
+            if let Some((line, rest)) = self.text.split_once('\n') {
+                let value = serde_json::from_str(line).unwrap();
+                self.text = rest.to_owned();
+                return value;
+            }
+            let frame = tokio::time::timeout(PATIENCE, self.body.frame()).await.unwrap().unwrap().unwrap();
+            self.text += std::str::from_utf8(&frame.into_data().unwrap()).unwrap();
+        }
+    }
+}
+
+pub(crate) struct Agent {
+    up: mpsc::Sender<AgentMessage>,
+    down: Option<Streaming<ControllerMessage>>,
+    next_handle: u32,
+}
+
+/// Everything up to a barrier.
+#[derive(Debug, Default)]
+pub(crate) struct Batch {
+    pub(crate) resources: Vec<proto::Resources>,
+    pub(crate) members: Vec<proto::Members>,
+    pub(crate) acks: Vec<proto::InventoryAck>,
+    pub(crate) revision: u64,
+}
+
+impl Batch {
+    /// (entity, host) of all joins.
+    pub(crate) fn joins(&self) -> Vec<(&str, &str)> {
+        let joins = self.members.iter().flat_map(|members| &members.joins);
+        joins.map(|member| (member.entity.as_str(), member.host.as_str())).collect()
+    }
+
+    pub(crate) fn leaves(&self) -> Vec<&str> {
+        self.members.iter().flat_map(|members| members.leaves.iter().map(String::as_str)).collect()
+    }
+}
+
+impl Agent {
+    pub(crate) async fn say(&self, body: Up) {
+        self.up.send(AgentMessage { body: Some(body) }).await.unwrap();
+    }
+
+    pub(crate) async fn receive(&mut self) -> Result<Down, Status> {
+        let message = tokio::time::timeout(PATIENCE, self.down.as_mut().unwrap().message()).await;
+        Ok(message.expect("a message must come")?.expect("the stream must go on").body.unwrap())
+    }
+
+    pub(crate) async fn welcomed(&mut self) -> proto::Welcome {
+        match self.receive().await.unwrap() {
+            Down::Welcome(welcome) => welcome,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(crate) async fn batch(&mut self) -> Batch {
+        let mut batch = Batch::default();
+        loop {
+            match self.receive().await.unwrap() {
+                Down::Resources(resources) => batch.resources.push(resources),
+                Down::Members(members) => batch.members.push(members),
+                Down::InventoryAck(ack) => batch.acks.push(ack),
+                Down::Synced(synced) => {
+                    batch.revision = synced.revision;
+                    return batch;
+                }
+                Down::Welcome(welcome) => panic!("{welcome:?}"),
+            }
+        }
+    }
+
+    /// Nothing comes for a while.
+    pub(crate) async fn hears_nothing(&mut self) {
+        let message = tokio::time::timeout(QUIET, self.down.as_mut().unwrap().message()).await;
+        assert!(message.is_err(), "{message:?}");
+    }
+
+    pub(crate) async fn subscribe(&mut self, selector: &str, revision: u64) -> Batch {
+        self.next_handle += 1;
+        let handle = self.next_handle;
+        self.say(Up::Subscribe(Subscribe { handle, selector: selector.into(), revision })).await;
+        let batch = self.batch().await;
+        assert!(batch.members.iter().all(|members| members.handle == handle), "{batch:?}");
+        batch
+    }
+
+    /// Publishes workloads given as (name, host, labels as JSON, address).
+    pub(crate) async fn publish(
+        &mut self,
+        complete: bool,
+        upserts: &[(&str, &str, Value, &str)],
+        removes: &[&str],
+    ) -> proto::InventoryAck {
+        let workload = |(name, host, labels, address): &(&str, &str, Value, &str)| {
+            let workload = json!({
+                "apiVersion": "bulkhead.dev/v1",
+                "kind": "Workload",
+                "metadata": { "name": name, "labels": labels },
+                "spec": { "host": host, "addresses": [address] },
+            });
+            Bytes::from(workload.to_string())
+        };
+        self.say(Up::Inventory(Inventory {
+            generation: 7,
+            complete,
+            upserts: upserts.iter().map(workload).collect(),
+            removes: removes.iter().map(ToString::to_string).collect(),
+        }))
+        .await;
+        match self.receive().await.unwrap() {
+            Down::InventoryAck(ack) => ack,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+pub(crate) const POLICY: &str = "\
+apiVersion: bulkhead.dev/v1
+kind: Policy
+metadata: {name: db}
+spec:
+  appliesTo: role == 'db'
+  ingress:
+  - action: Allow
+    from: {selector: role == 'web'}
+    ports: [tcp/5432]
+";
+
+impl Agent {
+    /// What has come already, if anything has.
+    pub(crate) async fn receive_now(&mut self) -> Option<Down> {
+        let message = tokio::time::timeout(Duration::from_millis(1), self.down.as_mut().unwrap().message());
+        message.await.ok()?.unwrap()?.body
+    }
+}

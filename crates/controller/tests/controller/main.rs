@@ -1,0 +1,9 @@
+//! A controller as its clients see it: over REST, and over gRPC with agents that are played by the tests.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod agents;
+mod flows;
+mod harness;
+mod leases;
+mod objects;
+mod resume;

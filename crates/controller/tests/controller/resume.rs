@@ -1,0 +1,78 @@
+//! Coming back: the difference if there is one to be had, everything otherwise.
+
+use bulkhead_controller::{Config, StoreKind};
+use serde_json::json;
+
+use crate::harness::{Agent, Fixture, POLICY, config};
+
+/// A fleet with one web workload on h2, read by h1 as of the answered epoch and revision.
+async fn fleet(fixture: &Fixture) -> (Agent, Agent, String, u64) {
+    fixture.apply(POLICY).await;
+    let mut writer = fixture.agent("h2").await;
+    writer.publish(true, &[("web.h2", "h2", json!({ "role": "web" }), "10.0.0.2")], &[]).await;
+    let mut reader = fixture.agent_at("h1", "", 0).await;
+    let epoch = reader.welcomed().await.epoch;
+    reader.batch().await;
+    let batch = reader.subscribe("role == 'web'", 0).await;
+    assert_eq!(batch.joins().len(), 1);
+    (writer, reader, epoch, batch.revision)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_comes_back_hears_the_difference_only() {
+    let fixture = Fixture::new().await;
+    let (mut writer, reader, epoch, revision) = fleet(&fixture).await;
+    drop(reader);
+    let mut reader = fixture.agent_at("h1", &epoch, revision).await;
+    reader.welcomed().await;
+    let batch = reader.batch().await;
+    assert!(batch.resources.is_empty(), "nothing has changed: {batch:?}");
+    let batch = reader.subscribe("role == 'web'", revision).await;
+    assert!(!batch.members[0].snapshot && batch.joins().is_empty() && batch.leaves().is_empty());
+    drop(reader);
+
+    writer.publish(false, &[("web2.h2", "h2", json!({ "role": "web" }), "10.0.0.3")], &["web.h2"]).await;
+    fixture.apply(&POLICY.replace("name: db", "name: other")).await;
+    let mut reader = fixture.agent_at("h1", &epoch, revision).await;
+    reader.welcomed().await;
+    let batch = reader.batch().await;
+    assert_eq!((batch.resources[0].snapshot, batch.resources[0].upserts.len()), (false, 1));
+    let batch = reader.subscribe("role == 'web'", revision).await;
+    assert!(!batch.members[0].snapshot);
+    assert_eq!((batch.joins(), batch.leaves()), (vec![("Workload/web2.h2", "h2")], vec!["Workload/web.h2"]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_epoch_or_a_revision_to_come_gets_everything() {
+    let fixture = Fixture::new().await;
+    let (_writer, _reader, epoch, revision) = fleet(&fixture).await;
+    for (epoch, revision) in [("other", revision), (epoch.as_str(), revision + 100)] {
+        let mut agent = fixture.agent_at("h3", epoch, revision).await;
+        agent.welcomed().await;
+        assert!(agent.batch().await.resources[0].snapshot);
+        let batch = agent.subscribe("role == 'web'", revision).await;
+        assert!(batch.members[0].snapshot && batch.joins().len() == 1);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn agents_resume_over_a_restart_of_the_controller() {
+    let directory = tempfile::tempdir().unwrap();
+    let config =
+        Config { store: StoreKind::Embedded, data_directory: directory.path().to_owned(), ..config() };
+    let fixture = Fixture::with(config.clone()).await;
+    let (mut writer, mut reader, epoch, revision) = fleet(&fixture).await;
+    writer.publish(false, &[("web3.h2", "h2", json!({ "role": "web" }), "10.0.0.4")], &[]).await;
+    reader.batch().await;
+    fixture.controller.shutdown().await.unwrap();
+    assert!(reader.receive().await.is_err(), "the session ends with the controller");
+
+    let fixture = Fixture::with(config).await;
+    let mut reader = fixture.agent_at("h1", &epoch, revision).await;
+    assert_eq!(reader.welcomed().await.epoch, epoch);
+    assert!(reader.batch().await.resources.is_empty(), "nothing has changed");
+    let batch = reader.subscribe("role == 'web'", revision).await;
+    assert!(!batch.members[0].snapshot);
+    assert_eq!(batch.joins(), [("Workload/web3.h2", "h2")]);
+    assert_eq!(fixture.get("/apis/bulkhead.dev/v1/policies").await["items"].as_array().unwrap().len(), 1);
+}
