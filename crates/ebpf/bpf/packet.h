@@ -139,7 +139,7 @@ static __always_inline int parse_v6_headers(struct __sk_buff *skb, struct packet
 	__u8 h[8];
 	int i;
 
-	for (i = 0; i < MAX_EXTENSION_HEADERS; i++) {
+	for (i = 0; i <= MAX_EXTENSION_HEADERS; i++) {
 		__u8 next = p->protocol;
 
 		switch (next) {
@@ -217,34 +217,6 @@ __noinline int parse_ip(struct __sk_buff *skb, struct packet *p, int v6, int quo
 		return PARSED_IP;
 	}
 	return parse_l4(skb, p, quoted);
-}
-
-/* From Ethernet on; tolerates tags that are still in the packet. */
-static __always_inline int parse(struct __sk_buff *skb, struct packet *p)
-{
-	__u32 offset = 2 * ETH_ALEN;
-	__be16 ethertype;
-	int i;
-
-	for (i = 0; i <= MAX_VLAN_TAGS; i++) {
-		if (bpf_skb_load_bytes(skb, offset, &ethertype, sizeof(ethertype)))
-			return PARSED_MALFORMED;
-		offset += sizeof(ethertype);
-		if (ethertype != bpf_htons(ETH_P_8021Q) && ethertype != bpf_htons(ETH_P_8021AD))
-			break;
-		offset += 2;
-	}
-	p->l3 = offset;
-	switch (ethertype) {
-	case bpf_htons(ETH_P_IP):
-		return parse_ip(skb, p, 0, 0);
-	case bpf_htons(ETH_P_IPV6):
-		return parse_ip(skb, p, 1, 0);
-	case bpf_htons(ETH_P_ARP):
-		return PARSED_ARP;
-	default:
-		return PARSED_UNKNOWN;
-	}
 }
 
 #endif

@@ -17,6 +17,9 @@ use crate::sys::Table;
 /// runs, so that no packet is counted in an entry that has just been removed.
 const DENIAL_IDLE_NS: u64 = 2_000_000_000;
 
+/// How far the clock of established packets may lag behind: a tick of the slowest kernel (100 Hz), twice.
+const CLOCK_LAG_NS: u64 = 20_000_000;
+
 /// Idle time after which a connection has ended: `timeout_of` of `bpf/conntrack.h`.
 fn timeout(protocol: Protocol, flags: u32) -> u64 {
     let has = |bits: u32| flags & bits == bits;
@@ -80,6 +83,7 @@ impl Sweeper {
         sink: &mut dyn FnMut(RawFlow),
         stats: &mut SweepStats,
     ) -> io::Result<()> {
+        let since = self.last_ns.saturating_sub(CLOCK_LAG_NS);
         for (key, conn) in self.conns.entries()? {
             let revoked = conn.flags & layout::CONN_REVOKED != 0;
             if now_ns.saturating_sub(conn.last_ns) > timeout(Protocol(key.protocol), conn.flags) {
@@ -93,7 +97,7 @@ impl Sweeper {
             }
             stats.connections += 1;
             let told = layout::CONN_CLOSE_REPORTED | layout::CONN_REVOKED;
-            if conn.last_ns > self.last_ns && conn.flags & told == 0 {
+            if conn.last_ns > since && conn.flags & told == 0 {
                 // Its first event was lost: nobody has heard of it yet.
                 let first = conn.flags & layout::CONN_OPEN_REPORTED == 0 && conn.opened_ns > self.last_ns;
                 let event = if first { FlowEvent::Open } else { FlowEvent::Update };

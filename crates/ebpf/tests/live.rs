@@ -284,3 +284,35 @@ fn an_interface_that_goes_is_forgotten() {
     world.dataplane.cleanup().unwrap();
     assert!(!world.root.path().exists());
 }
+
+#[test]
+fn a_large_transfer_of_merged_segments_is_counted() {
+    const BYTES: usize = 16 << 20;
+    let mut world = World::new();
+    world.dataplane.replace(&world_policy(Allow, 0)).unwrap();
+    let _warm = warm_up(&world);
+    let listener = world.b.exec(|| TcpListener::bind("10.0.2.2:5001").unwrap());
+    let mut caller = world.a.exec(|| TcpStream::connect("10.0.2.2:5001").unwrap());
+    let (mut called, _) = listener.accept().unwrap();
+    let sender = std::thread::spawn(move || caller.write_all(&vec![7; BYTES]).unwrap());
+    let mut received = Vec::new();
+    called.read_to_end(&mut received).unwrap();
+    assert_eq!(received.len(), BYTES);
+    sender.join().unwrap();
+    drop(called);
+    let wb = ifindex("wb");
+    let mut closed = Vec::new();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while closed.is_empty() && Instant::now() < deadline {
+        let mut keep = |flow: bulkhead_model::flow::RawFlow| {
+            if flow.event == FlowEvent::Close && flow.key.ifindex == wb {
+                closed.push(flow);
+            }
+        };
+        world.dataplane.poll(&mut keep).unwrap();
+    }
+    let counters = closed[0].counters;
+    assert!(counters.bytes_forward > BYTES as u64, "{counters:?}");
+    // Merged segments count one by one: no packet is larger than the interface carries.
+    assert!(counters.packets_forward > (BYTES / 1500) as u64, "{counters:?}");
+}

@@ -437,3 +437,73 @@ fn when_denials_overflow_drops_are_still_counted() {
     assert_eq!(stats.drops[&DropReason::Policy], 100);
     assert_eq!(stats.unrecorded_denials, 84);
 }
+
+#[test]
+fn ports_are_found_behind_options_and_extension_headers() {
+    let [v4, v6] = families();
+    let bench = &mut Bench::new();
+    bench.dataplane.replace(&usual(bench, v4)).unwrap();
+    let mut frame = Packet::tcp(v4.own, 1, v4.friend, 443, SYN).frame();
+    frame[14] = 0x46;
+    frame[16..18].copy_from_slice(&44u16.to_be_bytes());
+    frame.splice(34..34, [1, 1, 1, 0]);
+    assert!(bench.run(bulkhead_model::Direction::Egress, 0, &frame));
+    assert_eq!(bench.events()[0].key.peer_port, 443);
+
+    let bench = &mut Bench::new();
+    bench.dataplane.replace(&usual(bench, v6)).unwrap();
+    // Hop-by-hop, authentication (of 16 bytes), then `more` destination options before TCP.
+    let chain = |more: usize, port| {
+        let mut l4 = vec![51, 0, 1, 4, 0, 0, 0, 0];
+        l4.extend([60, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        for number in 1..=more {
+            l4.extend([if number == more { 6 } else { 60 }, 0, 1, 4, 0, 0, 0, 0]);
+        }
+        l4.extend(Packet::tcp(v6.own, 1, v6.friend, port, SYN).l4);
+        Packet::new(v6.own, v6.friend, Protocol(0), l4)
+    };
+    assert!(bench.from(&chain(1, 443)));
+    assert_eq!(bench.events()[0].key.peer_port, 443);
+    assert!(!bench.from(&chain(1, 444)));
+    assert!(bench.from(&chain(6, 443)));
+    assert!(!bench.from(&chain(7, 443)), "a ninth header");
+    assert_eq!(bench.drops(DropReason::Malformed), 1);
+}
+
+#[test]
+fn what_was_counted_between_sweeps_is_told_as_an_update() {
+    story(|bench, cast| {
+        bench.dataplane.replace(&usual(bench, cast)).unwrap();
+        let query = Packet::udp(cast.own, 5000, cast.friend, 53);
+        for _ in 0..5 {
+            assert!(bench.from(&query));
+        }
+        let mut swept = Vec::new();
+        let stats = bench.dataplane.sweep(now_ns(), &mut |flow| swept.push(flow)).unwrap();
+        assert_eq!((stats.connections, stats.updated), (1, 1));
+        assert_eq!((swept[0].event, swept[0].counters.packets_forward), (FlowEvent::Update, 5));
+        let length = query.ip().len() as u64;
+        assert_eq!(swept[0].counters.bytes_forward, 5 * length);
+        bench.dataplane.sweep(now_ns() + 1_000_000_000, &mut |_flow| ()).unwrap();
+        let stats = bench.dataplane.sweep(now_ns() + 2_000_000_000, &mut |_flow| ()).unwrap();
+        assert_eq!(stats.updated, 0, "nothing new");
+    });
+}
+
+#[test]
+fn a_connection_whose_event_was_lost_is_told_by_the_sweep() {
+    let cast = families()[0];
+    let mut bench = Bench::with(bulkhead_ebpf::Capacities { events_bytes: 4096, ..small() });
+    bench.dataplane.replace(&usual(&bench, cast)).unwrap();
+    for port in 1000..1100 {
+        assert!(bench.from(&Packet::udp(cast.own, port, cast.friend, 53)));
+    }
+    let lost = bench.dataplane.stats().unwrap().lost_events;
+    assert!(lost > 0);
+    let told = bench.events().iter().filter(|event| event.event == FlowEvent::Open).count() as u64;
+    assert_eq!(told + lost, 100);
+    let mut opened = 0;
+    let mut sink = |flow: bulkhead_model::flow::RawFlow| opened += u64::from(flow.event == FlowEvent::Open);
+    bench.dataplane.sweep(now_ns(), &mut sink).unwrap();
+    assert_eq!(opened, lost);
+}
