@@ -86,6 +86,8 @@ fn repository_metrics(page: &mut Page, context: &Context) {
     page.gauge("revision", "Newest revision of the repository.", view.revision);
     page.gauge("objects", "Objects in the repository.", view.len());
     page.gauge("selectors", "Selectors that agents have subscribed to.", view.members.selectors());
+    let waiting = context.repository.store().waiting();
+    page.gauge("store_queue", "Transactions that wait to be written.", waiting);
     let undecodable = view.undecodable();
     page.counter("objects_undecodable_total", "Stored objects that could not be read.", undecodable);
 }
