@@ -1,1 +1,88 @@
-//! Placeholder.
+//! The agent: keeps one host's kernel in step with the repository.
+//!
+//! ```text
+//! docker, directory ──found──►┐                       ┌──► dataplane (attach, replace, apply, poll, sweep)
+//! links ─────────────changes─►│  reconcile loop       │
+//! controller ───────messages─►│  (owns the engine and ├──► session: subscriptions, inventory, status
+//! API socket ───────requests─►│   the dataplane)      ├──► disk: what to enforce after a restart
+//! ring buffer, clock ────────►┘                       └──► flows: enrich, keep, report
+//! ```
+//!
+//! | task | reads | queue bound | when full | at shutdown |
+//! |---|---|---|---|---|
+//! | reconcile | all inputs | [`config::INPUT_QUEUE_LEN`] | senders wait | sweeps once, leaves the kernel as it is |
+//! | session | controller stream | [`config::OUTGOING_QUEUE_LEN`] | the session ends and resumes | stream closed |
+//! | flow report | records | [`config::FLOW_QUEUE_LEN`] | record dropped and counted | waits for the last batch, a second at most |
+//! | docker, directory, links | their sources | 1 answer under way | source waits | dropped |
+//! | API | unix socket | axum's | connection waits | closed |
+//!
+//! INVARIANT: nothing in the kernel is opened because this process ends, starts, loses the controller or does
+//! not understand something. Tables change only by a computed policy.
+
+use std::sync::Arc;
+
+use bulkhead_dataplane::Dataplane;
+use tokio::sync::{mpsc, watch};
+
+mod address_book;
+mod api;
+pub mod config;
+mod disk;
+mod flows;
+mod inputs;
+mod locals;
+mod reconcile;
+mod session;
+
+pub use api::{AgentReport, Programmed};
+pub use config::Config;
+pub use disk::DiskError;
+
+/// Why an agent could not start or had to stop.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// The state directory cannot be used.
+    #[error("cannot use the state directory: {0}")]
+    Disk(#[from] DiskError),
+    /// The API socket cannot be opened.
+    #[error("cannot open the agent's socket {path}: {source}")]
+    Socket {
+        /// Its path.
+        path: std::path::PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Interfaces cannot be watched.
+    #[error("cannot watch interfaces: {0}")]
+    Links(std::io::Error),
+    /// The dataplane failed in a way that no retry mends.
+    #[error("the dataplane failed: {0}")]
+    Dataplane(#[from] bulkhead_dataplane::DataplaneError),
+}
+
+/// Runs until `shutdown` turns true.
+///
+/// # Errors
+/// If it cannot start, or another agent took over this host's dataplane.
+pub async fn run(
+    config: Config,
+    dataplane: Box<dyn Dataplane>,
+    mut shutdown: watch::Receiver<bool>,
+) -> Result<(), AgentError> {
+    let config = Arc::new(config);
+    let (disk, remembered) = disk::open(&config.state_directory)?;
+    let (input, inputs) = mpsc::channel(config::INPUT_QUEUE_LEN);
+    let (nudge, nudged) = mpsc::channel(1);
+    inputs::spawn_sources(&config, &input, nudged)?;
+    let progress =
+        session::Progress { epoch: remembered.epoch.clone(), revision: remembered.revision };
+    let session = session::spawn(Arc::clone(&config), input.clone(), progress);
+    let flows = flows::spawn(&config);
+    let api = api::spawn(&config, input, nudge)?;
+    let mut agent =
+        reconcile::Agent::new(Arc::clone(&config), dataplane, disk, remembered, session, flows);
+    let result = agent.run(inputs, &mut shutdown).await;
+    api.abort();
+    agent.stop().await;
+    result
+}

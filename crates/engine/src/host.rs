@@ -273,6 +273,11 @@ impl HostEngine {
         self.atoms.selectors()
     }
 
+    /// Those among the wanted selectors whose members were never [set](HostEngine::set_members).
+    pub fn waiting(&self) -> Vec<Selector> {
+        self.atoms.unresolved().cloned().collect()
+    }
+
     /// All members of a selector: what is not named is gone. Ignored if the selector is not wanted.
     pub fn set_members(&mut self, selector: &Selector, members: impl IntoIterator<Item = Member>) {
         let members = members.into_iter().filter(|member| member.host.as_ref() != Some(&self.host));

@@ -15,6 +15,7 @@ mod decode;
 mod tree;
 
 pub(crate) use decode::{Decoder, Fields};
+pub(crate) use tree::read;
 pub use tree::{Node, Value};
 
 /// Largest text that is read, in bytes.
@@ -111,7 +112,7 @@ impl Document {
 /// # Errors
 /// With every problem found, [`PROBLEMS_MAX`] at most; then nothing of the text is to be used.
 pub fn parse(source: &str, text: &str) -> Result<Vec<Document>, Vec<Problem>> {
-    let roots = tree::read(source, text).map_err(|problem| vec![problem])?;
+    let roots = read(source, text).map_err(|problem| vec![problem])?;
     let mut documents = Vec::new();
     let mut problems = Vec::new();
     for root in roots {

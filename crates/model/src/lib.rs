@@ -12,6 +12,7 @@ pub mod host_policy;
 pub mod labels;
 pub mod policy;
 pub mod ports;
+pub mod registration;
 pub mod resource;
 pub mod selector;
 pub mod suggest;

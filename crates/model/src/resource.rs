@@ -374,7 +374,7 @@ pub fn is_name(text: &str) -> bool {
     text.len() <= NAME_LEN_MAX && text.split('.').all(part)
 }
 
-fn decode_labels(decoder: &mut Decoder, node: &Node) -> Option<Labels> {
+pub(crate) fn decode_labels(decoder: &mut Decoder, node: &Node) -> Option<Labels> {
     let mut labels = Labels::new();
     for (key, value) in string_pairs(decoder, node)? {
         if labels.len() >= LABELS_MAX {

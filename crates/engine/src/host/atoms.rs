@@ -115,6 +115,13 @@ impl Atoms {
         })
     }
 
+    pub(super) fn unresolved(&self) -> impl Iterator<Item = &Selector> {
+        self.atoms.values().filter(|atom| !atom.resolved).filter_map(|atom| match &atom.kind {
+            AtomKind::Selector(selector) => Some(selector),
+            AtomKind::Cidrs(_) => None,
+        })
+    }
+
     pub(super) fn selector(&self, id: AtomId) -> Option<&Selector> {
         match &self.atoms.get(&id)?.kind {
             AtomKind::Selector(selector) => Some(selector),

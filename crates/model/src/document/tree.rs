@@ -94,7 +94,7 @@ struct Open {
 }
 
 /// The documents of a text; empty ones are left out.
-pub(super) fn read(source: &str, text: &str) -> Result<Vec<Node>, Problem> {
+pub(crate) fn read(source: &str, text: &str) -> Result<Vec<Node>, Problem> {
     let problem = |position: Position, message: String| Problem {
         source: source.into(),
         line: position.line,

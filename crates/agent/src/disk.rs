@@ -1,0 +1,299 @@
+//! What an agent remembers, so that a restart or a reboot without a controller enforces what was last known.
+//!
+//! One redb file. Every write is durable before it returns: an agent that is killed right after a
+//! permission was revoked must not come back with the permission. It is a cache all the same: a file that
+//! cannot be read is put aside and the agent starts empty (and thus closed) until the controller answers.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bulkhead_discover::Found;
+use bulkhead_engine::Member;
+use bulkhead_model::host_policy::RuleId;
+use bulkhead_model::{ObjectKey, Prefix, Resource, RuleRef, Selector};
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
+use serde::{Deserialize, Serialize};
+
+const FILE_NAME: &str = "agent.redb";
+const META: TableDefinition<'_, &str, &str> = TableDefinition::new("meta");
+/// `Kind/namespace/name` → JSON.
+const RESOURCES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("resources");
+/// Selectors whose members are known, complete up to `revision` in `meta`.
+const SELECTORS: TableDefinition<'_, &str, ()> = TableDefinition::new("selectors");
+/// (selector, entity) → JSON.
+const MEMBERS: TableDefinition<'_, (&str, &str), &[u8]> = TableDefinition::new("members");
+const RULES: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("rules");
+/// Source → what it last found, JSON.
+const FOUND: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("found");
+
+/// Why the state directory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum DiskError {
+    /// The directory cannot be made or written.
+    #[error("{path}: {source}")]
+    Directory {
+        /// Its path.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Another process has the file open.
+    #[error("{0} is in use by another agent")]
+    InUse(PathBuf),
+    /// The file cannot be written.
+    #[error("cannot write the agent's memory: {0}")]
+    Write(#[from] Box<redb::Error>),
+}
+
+/// The members of one selector as last heard, by entity.
+pub(crate) type KnownMembers = BTreeMap<Arc<str>, Member>;
+
+/// What an earlier process left.
+#[derive(Debug, Default)]
+pub(crate) struct Remembered {
+    pub(crate) epoch: String,
+    pub(crate) revision: u64,
+    pub(crate) resources: Vec<Resource>,
+    pub(crate) members: BTreeMap<Selector, KnownMembers>,
+    pub(crate) rules: BTreeMap<RuleId, RuleRef>,
+    pub(crate) found: BTreeMap<String, Found>,
+}
+
+/// What is new since the last write.
+#[derive(Debug, Default)]
+pub(crate) struct Changes {
+    pub(crate) progress: Option<(String, u64)>,
+    pub(crate) resources: BTreeMap<ObjectKey, Option<Resource>>,
+    /// Selector → whole new state, or `None` when it is not wanted any more.
+    pub(crate) selectors: BTreeMap<Selector, Option<KnownMembers>>,
+    /// Single members of selectors that are otherwise as they were.
+    pub(crate) members: BTreeMap<(Selector, Arc<str>), Option<Member>>,
+    pub(crate) rules: BTreeMap<RuleId, RuleRef>,
+    pub(crate) found: BTreeMap<String, Found>,
+}
+
+impl Changes {
+    pub(crate) fn is_empty(&self) -> bool {
+        let Self { progress, resources, selectors, members, rules, found } = self;
+        progress.is_none()
+            && resources.is_empty()
+            && selectors.is_empty()
+            && members.is_empty()
+            && rules.is_empty()
+            && found.is_empty()
+    }
+}
+
+/// The open file.
+#[derive(Debug)]
+pub(crate) struct Disk {
+    database: Database,
+}
+
+#[derive(Serialize, Deserialize)]
+struct StoredMember {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    host: Option<Arc<str>>,
+    prefixes: Vec<Prefix>,
+}
+
+/// Opens the directory's file and reads it.
+pub(crate) fn open(directory: &Path) -> Result<(Disk, Remembered), DiskError> {
+    let io = |source| DiskError::Directory { path: directory.into(), source };
+    fs::create_dir_all(directory).map_err(io)?;
+    let path = directory.join(FILE_NAME);
+    match try_open(&path) {
+        Ok(opened) => return Ok(opened),
+        Err(redb::Error::DatabaseAlreadyOpen) => return Err(DiskError::InUse(path)),
+        Err(error) => {
+            let aside = directory.join(format!("{FILE_NAME}.broken"));
+            tracing::error!(path = %path.display(), aside = %aside.display(), %error,
+                "the agent's memory cannot be read: put aside, starting empty");
+            if path.exists() {
+                fs::rename(&path, &aside).map_err(io)?;
+            }
+        }
+    }
+    try_open(&path).map_err(|error| DiskError::Write(Box::new(error)))
+}
+
+fn try_open(path: &Path) -> Result<(Disk, Remembered), redb::Error> {
+    // redb panics on some damage (seen with garbage in mid-file on 4.5).
+    let opened = catch_unwind(AssertUnwindSafe(|| -> Result<_, redb::Error> {
+        let database = Database::create(path)?;
+        let transaction = database.begin_write()?;
+        transaction.open_table(META)?;
+        transaction.open_table(RESOURCES)?;
+        transaction.open_table(SELECTORS)?;
+        transaction.open_table(MEMBERS)?;
+        transaction.open_table(RULES)?;
+        transaction.open_table(FOUND)?;
+        transaction.commit()?;
+        let remembered = read(&database)?;
+        Ok((Disk { database }, remembered))
+    }));
+    opened.unwrap_or_else(|_| Err(redb::Error::Corrupted("reading panicked".into())))
+}
+
+fn damaged(what: &str) -> redb::Error {
+    redb::Error::Corrupted(format!("unreadable {what}"))
+}
+
+fn read(database: &Database) -> Result<Remembered, redb::Error> {
+    let transaction = database.begin_read()?;
+    let mut remembered = Remembered::default();
+    let meta = transaction.open_table(META)?;
+    if let Some(epoch) = meta.get("epoch")? {
+        remembered.epoch = epoch.value().into();
+    }
+    if let Some(revision) = meta.get("revision")? {
+        remembered.revision = revision.value().parse().map_err(|_| damaged("revision"))?;
+    }
+    for row in transaction.open_table(RESOURCES)?.iter()? {
+        let (_, value) = row?;
+        let json = serde_json::from_slice(value.value()).map_err(|_| damaged("resource"))?;
+        remembered.resources.push(Resource::from_json(&json).map_err(|_| damaged("resource"))?);
+    }
+    for row in transaction.open_table(SELECTORS)?.iter()? {
+        let (selector, ()) = row.map(|(selector, _)| (selector, ()))?;
+        let selector = Selector::parse(selector.value()).map_err(|_| damaged("selector"))?;
+        remembered.members.entry(selector).or_default();
+    }
+    for row in transaction.open_table(MEMBERS)?.iter()? {
+        let (key, value) = row?;
+        let (selector, entity) = key.value();
+        let selector = Selector::parse(selector).map_err(|_| damaged("selector"))?;
+        let stored: StoredMember = serde_json::from_slice(value.value()).map_err(|_| damaged("member"))?;
+        let entity: Arc<str> = entity.into();
+        let member = Member { entity: Arc::clone(&entity), host: stored.host, prefixes: stored.prefixes };
+        remembered.members.entry(selector).or_default().insert(entity, member);
+    }
+    for row in transaction.open_table(RULES)?.iter()? {
+        let (id, rule) = row?;
+        let rule = serde_json::from_slice(rule.value()).map_err(|_| damaged("rule"))?;
+        remembered.rules.insert(RuleId(id.value()), rule);
+    }
+    for row in transaction.open_table(FOUND)?.iter()? {
+        let (source, found) = row?;
+        let found = serde_json::from_slice(found.value()).map_err(|_| damaged("inventory"))?;
+        remembered.found.insert(source.value().into(), found);
+    }
+    Ok(remembered)
+}
+
+impl Disk {
+    /// Writes what changed, durably, all or nothing.
+    pub(crate) fn write(&self, changes: &Changes) -> Result<(), DiskError> {
+        self.try_write(changes).map_err(|error| DiskError::Write(Box::new(error)))
+    }
+
+    fn try_write(&self, changes: &Changes) -> Result<(), redb::Error> {
+        let Changes { progress, resources, selectors, members, rules, found } = changes;
+        let transaction = self.database.begin_write()?;
+        {
+            let mut table = transaction.open_table(META)?;
+            if let Some((epoch, revision)) = progress {
+                table.insert("epoch", epoch.as_str())?;
+                table.insert("revision", revision.to_string().as_str())?;
+            }
+            let mut table = transaction.open_table(RESOURCES)?;
+            for (key, resource) in resources {
+                let key = key.to_string();
+                match resource {
+                    Some(resource) => {
+                        table.insert(key.as_str(), resource.to_json().to_string().as_bytes())?;
+                    }
+                    None => {
+                        table.remove(key.as_str())?;
+                    }
+                }
+            }
+            let mut by_selector = transaction.open_table(SELECTORS)?;
+            let mut by_member = transaction.open_table(MEMBERS)?;
+            for (selector, state) in selectors {
+                let text: &str = selector.canonical();
+                // The smallest string that is greater than every entity name under this selector does not
+                // exist as a key, so the range is cut by the selector itself.
+                by_member.retain_in((text, "")..(format!("{text}\0").as_str(), ""), |_, _| false)?;
+                by_selector.remove(text)?;
+                if let Some(state) = state {
+                    by_selector.insert(text, ())?;
+                    for member in state.values() {
+                        by_member.insert((text, &*member.entity), stored(member)?.as_slice())?;
+                    }
+                }
+            }
+            for ((selector, entity), member) in members {
+                let key: (&str, &str) = (selector.canonical(), entity);
+                match member {
+                    Some(member) => by_member.insert(key, stored(member)?.as_slice())?,
+                    None => by_member.remove(key)?,
+                };
+            }
+            let mut table = transaction.open_table(RULES)?;
+            for (id, rule) in rules {
+                table.insert(id.0, json(rule)?.as_slice())?;
+            }
+            let mut table = transaction.open_table(FOUND)?;
+            for (source, found) in found {
+                table.insert(source.as_str(), json(found)?.as_slice())?;
+            }
+        }
+        transaction.commit()?;
+        Ok(())
+    }
+}
+
+fn stored(member: &Member) -> Result<Vec<u8>, redb::Error> {
+    json(&StoredMember { host: member.host.clone(), prefixes: member.prefixes.clone() })
+}
+
+fn json(value: &impl Serialize) -> Result<Vec<u8>, redb::Error> {
+    serde_json::to_vec(value).map_err(|error| redb::Error::Io(error.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn member(name: &str) -> Member {
+        Member { entity: name.into(), host: Some("h".into()), prefixes: vec!["10.0.0.1/32".parse().unwrap()] }
+    }
+
+    #[test]
+    fn what_was_written_is_read_back() {
+        let directory = tempfile::tempdir().unwrap();
+        let selector = Selector::parse("role == 'a'").unwrap();
+        let longer = Selector::parse("role == 'a' || has(b)").unwrap();
+        {
+            let (disk, remembered) = open(directory.path()).unwrap();
+            assert!(remembered.epoch.is_empty());
+            let known = |name: &str| KnownMembers::from([(name.into(), member(name))]);
+            let mut changes = Changes { progress: Some(("e".into(), 7)), ..Changes::default() };
+            changes.selectors.insert(selector.clone(), Some(known("Workload/x")));
+            changes.selectors.insert(longer.clone(), Some(known("Workload/y")));
+            disk.write(&changes).unwrap();
+            let mut changes = Changes::default();
+            changes.members.insert((selector.clone(), "Workload/z".into()), Some(member("Workload/z")));
+            changes.selectors.insert(longer, None);
+            disk.write(&changes).unwrap();
+            assert!(matches!(open(directory.path()), Err(DiskError::InUse(_))));
+        }
+        let (_, remembered) = open(directory.path()).unwrap();
+        assert_eq!((remembered.epoch.as_str(), remembered.revision), ("e", 7));
+        assert_eq!(remembered.members.len(), 1);
+        assert_eq!(remembered.members[&selector].len(), 2);
+    }
+
+    #[test]
+    fn a_broken_file_is_put_aside() {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join(FILE_NAME), b"this is no database at all").unwrap();
+        let (_, remembered) = open(directory.path()).unwrap();
+        assert!(remembered.resources.is_empty());
+        assert!(directory.path().join("agent.redb.broken").exists());
+    }
+}

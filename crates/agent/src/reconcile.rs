@@ -1,0 +1,519 @@
+//! The loop: everything that is known goes into the engine, everything that comes out goes into the kernel.
+//!
+//! Order within one turn: take in what is waiting, compute once, apply once, then tell (disk, controller).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bulkhead_dataplane::{Dataplane, DataplaneError};
+use bulkhead_discover::links::LinkChange;
+use bulkhead_discover::{Found, NotManaged, links};
+use bulkhead_engine::{HostEngine, NotReady};
+use bulkhead_model::host_policy::HostDelta;
+use bulkhead_model::{ObjectKey, Resource, Selector};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::{mpsc, watch};
+
+use crate::address_book::AddressBook;
+use crate::disk::{Changes, Disk, KnownMembers, Remembered};
+use crate::flows::{self, Clock, Context, Flows, monotonic_ns};
+use crate::inputs::{Input, sources};
+use crate::locals::{Locals, assemble};
+use crate::session::Progress;
+use crate::{AgentError, Config};
+
+mod controller;
+mod report;
+
+use controller::Link;
+
+/// Inputs taken in before the tables are computed again.
+const INPUTS_PER_TURN: usize = 256;
+/// At the very first start a policy may wait this long for its members before the others are put into force.
+const FIRST_MEMBERS_WAIT: Duration = Duration::from_secs(5);
+/// A failed application is tried again after this time.
+const RETRY_INTERVAL: Duration = Duration::from_secs(2);
+
+/// The state of one host's enforcement.
+pub(crate) struct Agent {
+    config: Arc<Config>,
+    dataplane: Box<dyn Dataplane>,
+    disk: Disk,
+    engine: HostEngine,
+    /// What each source last said, or said to an earlier process.
+    found: BTreeMap<String, Found>,
+    /// Sources that have not said anything, not even to an earlier process.
+    silent: BTreeSet<String>,
+    locals: Locals,
+    resources: BTreeSet<ObjectKey>,
+    /// Members of selectors, as far as known; complete up to `progress`.
+    members: BTreeMap<Selector, KnownMembers>,
+    book: AddressBook,
+    progress: Progress,
+    hello: watch::Sender<Progress>,
+    session: tokio::task::JoinHandle<()>,
+    link: Option<Link>,
+    disconnected_because: Option<String>,
+    /// Resources from the controller that could not be understood.
+    refused: BTreeMap<String, String>,
+    /// Not yet on disk.
+    unsaved: Changes,
+    dirty: bool,
+    ready_since: Option<Instant>,
+    /// Whether the kernel holds this engine's tables.
+    programmed: bool,
+    /// The last application that failed: why, and when to try again.
+    failed: Option<(String, Instant)>,
+    attached: BTreeSet<u32>,
+    /// Interfaces that were there before this agent: left alone until somebody claims them.
+    older_interfaces: BTreeSet<u32>,
+    flows: Flows,
+    entries_written: u64,
+}
+
+impl Agent {
+    pub(crate) fn new(
+        config: Arc<Config>,
+        dataplane: Box<dyn Dataplane>,
+        disk: Disk,
+        remembered: Remembered,
+        (hello, session): (watch::Sender<Progress>, tokio::task::JoinHandle<()>),
+        flows: Flows,
+    ) -> Self {
+        let Remembered { epoch, revision, resources, members, rules, found } = remembered;
+        let mut engine = HostEngine::new(&config.host, config.default_posture);
+        engine.adopt_rules(&rules);
+        engine.set_revision(revision);
+        let silent =
+            sources(&config).into_iter().filter(|source| !found.contains_key(*source)).map(Into::into);
+        let mut agent = Self {
+            silent: silent.collect(),
+            engine,
+            dataplane,
+            disk,
+            found,
+            locals: Locals::default(),
+            resources: BTreeSet::new(),
+            members: BTreeMap::new(),
+            book: AddressBook::default(),
+            progress: Progress { epoch, revision },
+            hello,
+            session,
+            link: None,
+            disconnected_because: None,
+            refused: BTreeMap::new(),
+            unsaved: Changes::default(),
+            dirty: true,
+            ready_since: None,
+            programmed: false,
+            failed: None,
+            attached: BTreeSet::new(),
+            older_interfaces: BTreeSet::new(),
+            flows,
+            entries_written: 0,
+            config,
+        };
+        for resource in &resources {
+            agent.set_resource(resource);
+        }
+        for (selector, known) in members {
+            agent.remember(&selector, known);
+        }
+        agent
+    }
+
+    /// Runs until `shutdown` or until another agent takes over.
+    pub(crate) async fn run(
+        &mut self,
+        mut inputs: mpsc::Receiver<Input>,
+        shutdown: &mut watch::Receiver<bool>,
+    ) -> Result<(), AgentError> {
+        self.take_stock()?;
+        let events = match self.dataplane.event_fd() {
+            Some(fd) => Some(register(fd).map_err(AgentError::Links)?),
+            None => None,
+        };
+        let mut sweep = tokio::time::interval(Duration::from_millis(self.config.sweep_interval_ms.max(10)));
+        sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut retry = tokio::time::interval(RETRY_INTERVAL);
+        self.reconcile()?;
+        loop {
+            tokio::select! {
+                input = inputs.recv() => {
+                    let Some(input) = input else { return Ok(()) };
+                    self.take_in(input);
+                    for _ in 1..INPUTS_PER_TURN {
+                        match inputs.try_recv() {
+                            Ok(input) => self.take_in(input),
+                            Err(_) => break,
+                        }
+                    }
+                    self.reconcile()?;
+                }
+                () = readable(events.as_ref()) => self.collect_events(),
+                _ = sweep.tick() => self.sweep(),
+                _ = retry.tick() => {
+                    self.dirty |= self.failed.is_some() || !self.programmed;
+                    self.heartbeat();
+                    self.reconcile()?;
+                }
+                changed = shutdown.changed() => {
+                    if changed.is_err() || *shutdown.borrow() {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+    }
+
+    /// Says what there is to say, and leaves the kernel as it is.
+    pub(crate) async fn stop(&mut self) {
+        self.sweep();
+        self.session.abort();
+        self.flows.finish().await;
+    }
+
+    /// What is there before the first turn.
+    fn take_stock(&mut self) -> Result<(), AgentError> {
+        self.attached = self.dataplane.attached()?;
+        let here = links::links().map_err(AgentError::Links)?;
+        let first_start = self.progress.epoch.is_empty() && self.attached.is_empty();
+        for link in here {
+            self.older_interfaces.insert(link.index);
+            // While no agent ran, a workload's interface may have appeared: it is closed now. At the very first
+            // start nothing is touched before its policy is known.
+            if !first_start && self.config.is_workload_interface(&link.name) {
+                self.attach(link.index);
+            }
+        }
+        Ok(())
+    }
+
+    fn take_in(&mut self, input: Input) {
+        match input {
+            Input::Found(source, found) => {
+                self.silent.remove(source);
+                if self.found.get(source) != Some(&found) {
+                    self.unsaved.found.insert(source.to_owned(), found.clone());
+                }
+                self.found.insert(source.to_owned(), found);
+                self.dirty = true;
+            }
+            Input::Links(changes) => changes.into_iter().for_each(|change| self.link_changed(change)),
+            Input::Session(event) => self.session_event(event),
+            Input::Request(request, reply) => {
+                // Who asked may have gone; that is no concern of the loop.
+                let _ = reply.send(self.answer(&request));
+            }
+        }
+    }
+
+    fn link_changed(&mut self, change: LinkChange) {
+        match change {
+            LinkChange::There(link) => {
+                let new = !self.older_interfaces.contains(&link.index) && !self.attached.contains(&link.index);
+                if new && self.config.is_workload_interface(&link.name) {
+                    tracing::info!(interface = link.name, "a workload's interface appeared: closed until claimed");
+                    self.attach(link.index);
+                }
+            }
+            LinkChange::Gone(link) => {
+                self.older_interfaces.remove(&link.index);
+                if self.attached.remove(&link.index)
+                    && let Err(error) = self.dataplane.detach(link.index)
+                {
+                    tracing::warn!(interface = link.name, %error, "cannot clean up after an interface");
+                }
+            }
+            LinkChange::Lost => match links::links() {
+                Ok(here) => {
+                    let indexes: BTreeSet<u32> = here.iter().map(|link| link.index).collect();
+                    for gone in self.attached.difference(&indexes).copied().collect::<Vec<_>>() {
+                        self.attached.remove(&gone);
+                        let _ = self.dataplane.detach(gone);
+                    }
+                    here.into_iter().for_each(|link| self.link_changed(LinkChange::There(link)));
+                }
+                Err(error) => tracing::error!(%error, "cannot list interfaces"),
+            },
+        }
+    }
+
+    fn attach(&mut self, ifindex: u32) {
+        if self.attached.contains(&ifindex) {
+            return;
+        }
+        match self.dataplane.attach(ifindex) {
+            Ok(()) => {
+                self.attached.insert(ifindex);
+            }
+            // It went again before it could be closed.
+            Err(DataplaneError::InterfaceGone { .. }) => {}
+            Err(error) => {
+                tracing::error!(ifindex, %error, "cannot take charge of an interface");
+                self.failed = Some((error.to_string(), Instant::now() + RETRY_INTERVAL));
+            }
+        }
+    }
+
+    /// Computes and applies, if there is something to do and enough is known.
+    fn reconcile(&mut self) -> Result<(), AgentError> {
+        if !self.dirty || !self.ready() {
+            return Ok(());
+        }
+        self.dirty = false;
+        self.assemble_locals();
+        loop {
+            let delta = self.engine.flush();
+            let answered = self.follow_wanted();
+            if !delta.is_empty() && self.programmed {
+                self.apply(&delta)?;
+            }
+            self.unsaved.rules.extend(delta.rules);
+            if !answered && !self.engine.needs_flush() {
+                break;
+            }
+        }
+        if !self.programmed && self.may_program() {
+            self.replace()?;
+        }
+        self.save();
+        self.publish();
+        self.tell_status();
+        Ok(())
+    }
+
+    /// Whether enough is known to compute tables: policies from somewhere, and every source's workloads.
+    fn ready(&mut self) -> bool {
+        let ready = !self.progress.epoch.is_empty() && self.silent.is_empty();
+        if ready && self.ready_since.is_none() {
+            self.ready_since = Some(Instant::now());
+        }
+        ready
+    }
+
+    /// Whether the first tables may go into the kernel: all members are known, or have been waited for.
+    fn may_program(&self) -> bool {
+        let waited = self.ready_since.is_some_and(|since| since.elapsed() >= FIRST_MEMBERS_WAIT);
+        let waiting = self.engine.not_ready().into_values().flatten();
+        waited || !waiting.into_iter().any(|reason| matches!(reason, NotReady::Waiting(_)))
+    }
+
+    fn assemble_locals(&mut self) {
+        let locals = assemble(&self.config.host, &self.found);
+        if locals == self.locals {
+            return;
+        }
+        for name in self.locals.endpoints.keys().filter(|name| !locals.endpoints.contains_key(*name)) {
+            self.engine.set_local(name, None);
+        }
+        for (name, endpoint) in &locals.endpoints {
+            self.engine.set_local(name, Some(endpoint.clone()));
+        }
+        for endpoint in self.locals.endpoints.values() {
+            self.book.remove(&controller::owner_of(&endpoint.entity), &endpoint.entity.prefixes);
+        }
+        for endpoint in locals.endpoints.values() {
+            self.book.add(&controller::owner_of(&endpoint.entity), &endpoint.entity.prefixes);
+        }
+        self.locals = locals;
+    }
+
+    fn apply(&mut self, delta: &HostDelta) -> Result<(), AgentError> {
+        let released = self.released_interfaces(delta);
+        match self.dataplane.apply(delta) {
+            Ok(applied) => {
+                self.entries_written += applied.entries_written;
+                self.failed = None;
+                tracing::debug!(revision = delta.revision, written = applied.entries_written,
+                    deleted = applied.entries_deleted, micros = applied.duration.as_micros(), "applied");
+                let indexes: Vec<u32> = delta.endpoints.values().flatten().map(|b| b.ifindex).collect();
+                indexes.into_iter().for_each(|ifindex| self.attach(ifindex));
+                released.into_iter().for_each(|ifindex| self.release(ifindex));
+                Ok(())
+            }
+            Err(error @ DataplaneError::Fenced { .. }) => Err(error.into()),
+            Err(error) => {
+                tracing::error!(%error, "a difference could not be applied: replacing everything");
+                self.programmed = false;
+                self.replace()
+            }
+        }
+    }
+
+    fn replace(&mut self) -> Result<(), AgentError> {
+        if self.failed.as_ref().is_some_and(|(_, again)| Instant::now() < *again) {
+            return Ok(());
+        }
+        match self.dataplane.replace(self.engine.policy()) {
+            Ok(applied) => {
+                self.entries_written += applied.entries_written;
+                self.programmed = true;
+                self.failed = None;
+                let policy = self.engine.policy();
+                tracing::info!(revision = policy.revision, endpoints = policy.endpoints.len(),
+                    written = applied.entries_written, micros = applied.duration.as_micros(), "tables in force");
+                let indexes: Vec<u32> = policy.endpoints.values().map(|binding| binding.ifindex).collect();
+                indexes.into_iter().for_each(|ifindex| self.attach(ifindex));
+                Ok(())
+            }
+            Err(error @ DataplaneError::Fenced { .. }) => Err(error.into()),
+            Err(error) => {
+                tracing::error!(%error, "tables could not be put into force; the last good ones stay");
+                self.failed = Some((error.to_string(), Instant::now() + RETRY_INTERVAL));
+                Ok(())
+            }
+        }
+    }
+
+    /// Interfaces that a delta leaves without endpoint.
+    fn released_interfaces(&self, delta: &HostDelta) -> Vec<u32> {
+        let still: BTreeSet<u32> = self.locals.endpoints.values().map(|local| local.ifindex).collect();
+        self.attached
+            .iter()
+            .filter(|_| delta.endpoints.values().any(Option::is_none))
+            .filter(|ifindex| !still.contains(*ifindex))
+            .copied()
+            .collect()
+    }
+
+    /// Lets go of an interface that was registered by hand; one that belongs to workloads by its name stays
+    /// closed until it disappears.
+    fn release(&mut self, ifindex: u32) {
+        let name = links::links().ok().and_then(|links| links.into_iter().find(|link| link.index == ifindex));
+        if name.is_some_and(|link| self.config.is_workload_interface(&link.name)) {
+            return;
+        }
+        match self.dataplane.detach(ifindex) {
+            Ok(()) => {
+                self.attached.remove(&ifindex);
+            }
+            Err(error) => tracing::warn!(ifindex, %error, "cannot let go of an interface"),
+        }
+    }
+
+    fn save(&mut self) {
+        if self.unsaved.is_empty() {
+            return;
+        }
+        match self.disk.write(&self.unsaved) {
+            Ok(()) => self.unsaved = Changes::default(),
+            // Kept, and tried again with the next change. Enforcement does not depend on it.
+            Err(error) => tracing::error!(%error, "what is enforced could not be remembered"),
+        }
+    }
+
+    fn set_resource(&mut self, resource: &Resource) {
+        match resource {
+            Resource::Tier(tier) => self.engine.set_tier(&tier.metadata.name, Some(tier.spec.clone())),
+            Resource::Policy(policy) => self.engine.set_policy(&resource.key(), Some(&policy.spec)),
+            Resource::NetworkSet(_) | Resource::Workload(_) | Resource::Host(_) => return,
+        }
+        self.resources.insert(resource.key());
+    }
+
+    fn remove_resource(&mut self, key: &ObjectKey) {
+        match key.kind {
+            bulkhead_model::Kind::Tier => self.engine.set_tier(&key.name, None),
+            bulkhead_model::Kind::Policy => self.engine.set_policy(key, None),
+            bulkhead_model::Kind::NetworkSet
+            | bulkhead_model::Kind::Workload
+            | bulkhead_model::Kind::Host => {}
+        }
+        self.resources.remove(key);
+    }
+
+    fn collect_events(&mut self) {
+        self.with_flows(|dataplane, sink| dataplane.poll(sink));
+    }
+
+    fn sweep(&mut self) {
+        self.with_flows(|dataplane, sink| dataplane.sweep(monotonic_ns(), sink).map(|_| ()));
+    }
+
+    fn with_flows(
+        &mut self,
+        read: impl FnOnce(
+            &mut dyn Dataplane,
+            &mut dyn FnMut(bulkhead_model::flow::RawFlow),
+        ) -> Result<(), DataplaneError>,
+    ) {
+        let mut raw = Vec::new();
+        if let Err(error) = read(self.dataplane.as_mut(), &mut |flow| raw.push(flow)) {
+            tracing::error!(%error, "connections could not be read");
+        }
+        if raw.is_empty() {
+            return;
+        }
+        let by_index: BTreeMap<u32, _> =
+            self.locals.endpoints.values().map(|local| (local.ifindex, local)).collect();
+        let clock = Clock::now();
+        for raw in raw {
+            let context = Context {
+                host: &self.config.host,
+                policy: self.engine.policy(),
+                local: by_index.get(&raw.key.ifindex).copied(),
+                book: &self.book,
+                clock,
+            };
+            self.flows.push(flows::record(&context, &raw));
+        }
+    }
+
+    /// What is not enforced, and why.
+    fn not_enforced(&self) -> Vec<NotManaged> {
+        let mut list = self.locals.not_managed.clone();
+        let mut add = |subject: &str, reason: String| {
+            list.push(NotManaged { subject: subject.to_owned(), reason });
+        };
+        for (name, reasons) in self.engine.not_ready() {
+            for reason in reasons {
+                let text = match reason {
+                    NotReady::Waiting(selector) => format!("waiting for the members of {selector}"),
+                    NotReady::UnknownTier { policy, tier } => {
+                        format!("policy {policy} is in tier {tier:?}, which does not exist")
+                    }
+                };
+                add(&name, text);
+            }
+        }
+        for (name, reason) in &self.refused {
+            add(name, reason.clone());
+        }
+        if let Some((reason, _)) = &self.failed {
+            add("dataplane", reason.clone());
+        }
+        if !self.silent.is_empty() {
+            let silent: Vec<_> = self.silent.iter().map(String::as_str).collect();
+            add("agent", format!("waiting for the first answer of {}", silent.join(", ")));
+        }
+        if self.progress.epoch.is_empty() {
+            add("agent", "no policy is known yet: the controller has not been reached".into());
+        }
+        list
+    }
+}
+
+/// The dataplane's descriptor, watched for events to read.
+#[expect(unsafe_code, reason = "tokio has no safe way to watch a descriptor that it did not open itself")]
+fn register(fd: BorrowedFd<'_>) -> std::io::Result<AsyncFd<OwnedFd>> {
+    let own = fd.try_clone_to_owned()?;
+    // SAFETY: the descriptor is a clone that the AsyncFd owns from here on; nobody else can close it, and
+    // OwnedFd answers the same number as long as it lives.
+    unsafe { AsyncFd::register_with_interest(own, Interest::READABLE) }.map_err(Into::into)
+}
+
+async fn readable(events: Option<&AsyncFd<OwnedFd>>) {
+    match events {
+        Some(fd) => {
+            if let Ok(mut guard) = fd.readable().await {
+                guard.clear_ready();
+            }
+        }
+        // A dataplane without a descriptor is asked by time.
+        None => tokio::time::sleep(Duration::from_millis(100)).await,
+    }
+}

@@ -1,0 +1,104 @@
+//! Answers to the agent's own socket.
+
+use serde_json::{Value, json};
+
+use super::Agent;
+use crate::api::{AgentReport, Programmed, Request};
+use bulkhead_model::host_policy::CompiledId;
+
+/// Most flow records in one answer.
+const FLOWS_MAX: usize = crate::config::FLOW_RING_LEN;
+
+impl Agent {
+    pub(super) fn answer(&self, request: &Request) -> Value {
+        match request {
+            Request::Status => json!(self.report()),
+            Request::Flows(limit) => json!(self.flows.recent((*limit).min(FLOWS_MAX)).collect::<Vec<_>>()),
+            Request::Plan => self.plan(),
+        }
+    }
+
+    fn report(&self) -> AgentReport {
+        let policy = self.engine.policy();
+        let endpoints = policy.endpoints.iter().map(|(name, binding)| Programmed {
+            workload: name.strip_prefix("Workload/").unwrap_or(name).to_owned(),
+            ifindex: binding.ifindex,
+            labels: self.locals.endpoints.get(name).map(|l| l.entity.labels.clone()).unwrap_or_default(),
+            addresses: binding.addresses.clone(),
+            ingress: binding.ingress != CompiledId::NONE,
+            egress: binding.egress != CompiledId::NONE,
+        });
+        let stats = self.dataplane.stats().unwrap_or_default();
+        AgentReport {
+            host: self.config.host.clone(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            controller: self.config.controller.clone(),
+            connected: self.link.is_some() && self.disconnected_because.is_none(),
+            disconnected_because: self.disconnected_because.clone(),
+            revision: policy.revision,
+            dataplane: self.dataplane.name().into(),
+            programmed: self.programmed,
+            endpoints: endpoints.collect(),
+            not_enforced: self.not_enforced(),
+            drops: stats
+                .drops
+                .iter()
+                .map(|(reason, count)| (json!(reason).as_str().unwrap_or("?").to_owned(), *count))
+                .collect(),
+            tables: stats.tables.iter().map(|t| (t.table.to_owned(), (t.used, t.capacity))).collect(),
+            entries_written: self.entries_written,
+            flow_records_lost: self.flows.lost(),
+        }
+    }
+
+    /// What this host enforces, as values: addresses by class, endpoints with their rows.
+    fn plan(&self) -> Value {
+        let policy = self.engine.policy();
+        let addresses: serde_json::Map<String, Value> =
+            policy.addresses.iter().map(|(prefix, class)| (prefix.to_string(), json!(class))).collect();
+        let rule = |id| policy.rules.get(&id).map(ToString::to_string);
+        let row = |row: &bulkhead_model::host_policy::Row| -> Vec<Value> {
+            row.columns()
+                .iter()
+                .map(|column| {
+                    json!({
+                        "from": { "protocol": column.first >> 16, "port": column.first & 0xffff },
+                        "verdict": column.cell.verdict,
+                        "rule": rule(column.cell.rule),
+                        "auditVerdict": column.cell.audit_verdict,
+                        "auditRule": rule(column.cell.audit_rule),
+                    })
+                })
+                .collect()
+        };
+        let policies: serde_json::Map<String, Value> = policy
+            .policies
+            .values()
+            .map(|compiled| {
+                let rows: serde_json::Map<String, Value> =
+                    compiled.rows.iter().map(|(class, r)| (class.0.to_string(), json!(row(r)))).collect();
+                let table = json!({ "defaultRow": row(&compiled.default_row), "rows": rows });
+                (compiled.id.0.to_string(), table)
+            })
+            .collect();
+        let endpoints: serde_json::Map<String, Value> = policy
+            .endpoints
+            .iter()
+            .map(|(name, binding)| {
+                let binding = json!({
+                    "ifindex": binding.ifindex,
+                    "addresses": binding.addresses,
+                    "ingress": binding.ingress,
+                    "egress": binding.egress,
+                });
+                (name.to_string(), binding)
+            })
+            .collect();
+        json!({
+            "revision": policy.revision,
+            "addresses": addresses,
+            "policies": policies,
+            "endpoints": endpoints,
+        })
+    }
+}

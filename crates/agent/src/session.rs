@@ -1,0 +1,157 @@
+//! The conversation with the controller: connects, retries with back-off, hands messages to the loop.
+
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bulkhead_wire::proto::agent_message::Body;
+use bulkhead_wire::proto::distribution_client::DistributionClient;
+use bulkhead_wire::proto::{AgentMessage, ControllerMessage, Hello};
+use bulkhead_wire::{MESSAGE_BYTES_MAX, PROTOCOL};
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::{Channel, Endpoint};
+
+use crate::config::OUTGOING_QUEUE_LEN;
+use crate::inputs::Input;
+use crate::Config;
+
+/// First and longest wait before the controller is tried again.
+const RETRY_MIN: Duration = Duration::from_millis(100);
+const RETRY_MAX: Duration = Duration::from_secs(10);
+/// A connection that takes longer to open counts as failed.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// A silent connection is asked for a sign of life this often, and given up after the same time again.
+const KEEPALIVE: Duration = Duration::from_secs(10);
+
+/// How far the agent's knowledge goes; what the next Hello says.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Progress {
+    pub(crate) epoch: String,
+    pub(crate) revision: u64,
+}
+
+/// What happens on the stream.
+#[derive(Debug)]
+pub(crate) enum SessionEvent {
+    /// The stream is open; messages go here.
+    Connected(mpsc::Sender<AgentMessage>),
+    /// The controller says something.
+    Message(ControllerMessage),
+    /// The stream is closed, or could not be opened, and will be tried again.
+    Lost {
+        /// Why.
+        reason: String,
+        /// When it will be tried again.
+        retry: Duration,
+    },
+}
+
+/// Starts the task; answers where to say how far the agent is, and the task.
+pub(crate) fn spawn(
+    config: Arc<Config>,
+    input: mpsc::Sender<Input>,
+    progress: Progress,
+) -> (watch::Sender<Progress>, tokio::task::JoinHandle<()>) {
+    let (progress, hello) = watch::channel(progress);
+    let task = tokio::spawn(async move {
+        let mut attempt = 0u32;
+        loop {
+            let reason = match converse(&config, &input, &hello, &mut attempt).await {
+                Ok(()) => "the controller closed the stream".to_owned(),
+                Err(status) => describe(&status),
+            };
+            let retry = back_off(&config.host, attempt);
+            attempt = attempt.saturating_add(1);
+            let lost = SessionEvent::Lost { reason, retry };
+            if input.send(Input::Session(lost)).await.is_err() {
+                return;
+            }
+            tokio::time::sleep(retry).await;
+        }
+    });
+    (progress, task)
+}
+
+/// The channel to the controller, opened when first used.
+pub(crate) fn channel(config: &Config) -> Result<Channel, tonic::Status> {
+    let endpoint = Endpoint::from_shared(config.controller.clone())
+        .map_err(|error| tonic::Status::invalid_argument(format!("{}: {error}", config.controller)))?;
+    Ok(endpoint
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_nodelay(true)
+        .http2_keep_alive_interval(KEEPALIVE)
+        .keep_alive_timeout(KEEPALIVE)
+        .keep_alive_while_idle(true)
+        .connect_lazy())
+}
+
+async fn converse(
+    config: &Config,
+    input: &mpsc::Sender<Input>,
+    hello: &watch::Receiver<Progress>,
+    attempt: &mut u32,
+) -> Result<(), tonic::Status> {
+    let mut client =
+        DistributionClient::new(channel(config)?).max_decoding_message_size(MESSAGE_BYTES_MAX);
+    let (outgoing, messages) = mpsc::channel(OUTGOING_QUEUE_LEN);
+    let Progress { epoch, revision } = hello.borrow().clone();
+    let hello = Hello {
+        protocol: PROTOCOL,
+        host: config.host.clone(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        epoch,
+        revision,
+        labels: config.labels.iter().map(|(key, value)| (key.into(), value.into())).collect(),
+    };
+    let first = AgentMessage { body: Some(Body::Hello(hello)) };
+    outgoing.send(first).await.map_err(|_closed| tonic::Status::internal("stream closed"))?;
+    let mut stream = client.sync(ReceiverStream::new(messages)).await?.into_inner();
+    if input.send(Input::Session(SessionEvent::Connected(outgoing))).await.is_err() {
+        return Ok(());
+    }
+    while let Some(message) = stream.message().await? {
+        *attempt = 0;
+        if input.send(Input::Session(SessionEvent::Message(message))).await.is_err() {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+/// Doubles up to the limit, then spread over half of it by host and attempt, so that a fleet that lost its
+/// controller does not come back as one.
+fn back_off(host: &str, attempt: u32) -> Duration {
+    let full = RETRY_MIN.saturating_mul(1 << attempt.min(10)).min(RETRY_MAX);
+    let mut hasher = DefaultHasher::new();
+    (host, attempt).hash(&mut hasher);
+    let share = hasher.finish() % 512;
+    full / 2 + full / 2 * u32::try_from(share).unwrap_or(0) / 512
+}
+
+/// A status with its causes, which tonic keeps to itself.
+fn describe(status: &tonic::Status) -> String {
+    let mut text = status.message().to_owned();
+    let mut cause = std::error::Error::source(status);
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn back_off_grows_is_spread_and_is_bounded() {
+        let waits: Vec<_> = (0..20).map(|attempt| back_off("h", attempt)).collect();
+        assert!(waits.iter().all(|wait| *wait >= RETRY_MIN / 2 && *wait <= RETRY_MAX));
+        assert!(waits[19] >= RETRY_MAX / 2);
+        assert_ne!(back_off("a", 12), back_off("b", 12));
+    }
+}

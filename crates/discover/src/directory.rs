@@ -1,0 +1,152 @@
+//! Workloads registered by hand: every `*.yaml` and `*.json` in a directory.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use bulkhead_model::registration::{self, Attachment, Registration};
+use tokio::sync::mpsc;
+
+use crate::{Found, FoundWorkload, NotManaged, links};
+
+/// How often the directory is looked at. A namespace whose interface is not there yet is looked at as often.
+pub const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+/// Largest file that is read, in bytes.
+pub const FILE_BYTES_MAX: u64 = 1 << 20;
+/// Most files that are read.
+pub const FILES_MAX: usize = 10_000;
+
+/// Watches `directory` and sends what is there, at once and after every change, until nobody listens.
+/// A message on `nudge` makes it look without waiting.
+pub async fn watch(directory: PathBuf, mut nudge: mpsc::Receiver<()>, found: mpsc::Sender<Found>) {
+    let mut last = None;
+    loop {
+        let path = directory.clone();
+        let now = tokio::task::spawn_blocking(move || look(&path)).await;
+        if let Ok(now) = now
+            && last.as_ref() != Some(&now)
+        {
+            last = Some(now.clone());
+            if found.send(now).await.is_err() {
+                return;
+            }
+        }
+        // A closed nudge channel answers at once and for ever: then only time counts.
+        let nudged = tokio::time::timeout(LOOK_INTERVAL, nudge.recv()).await;
+        if matches!(nudged, Ok(None)) {
+            tokio::time::sleep(LOOK_INTERVAL).await;
+        }
+    }
+}
+
+/// What the directory says now.
+pub fn look(directory: &Path) -> Found {
+    let mut found = Found::default();
+    let files = match files(directory) {
+        Ok(files) => files,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return found,
+        Err(error) => {
+            found.not_managed.push(not_managed(&directory.display().to_string(), &error));
+            return found;
+        }
+    };
+    let mut names: BTreeMap<String, PathBuf> = BTreeMap::new();
+    for file in files {
+        let source = file.display().to_string();
+        let registrations = match read(&file) {
+            Ok(text) => registration::parse(&source, &text),
+            Err(error) => {
+                found.not_managed.push(not_managed(&source, &error));
+                continue;
+            }
+        };
+        match registrations {
+            Ok(registrations) => {
+                for registration in registrations {
+                    if let Some(first) = names.insert(registration.name.clone(), file.clone()) {
+                        let reason = format!("the name is already taken by {}", first.display());
+                        found.not_managed.push(NotManaged { subject: registration.name, reason });
+                        continue;
+                    }
+                    match resolve(&registration) {
+                        Ok(workload) => found.workloads.push(workload),
+                        Err(error) => found.not_managed.push(not_managed(&registration.name, &error)),
+                    }
+                }
+            }
+            Err(problems) => found.not_managed.extend(
+                problems.iter().map(|problem| NotManaged { subject: source.clone(), reason: problem.to_string() }),
+            ),
+        }
+    }
+    found
+}
+
+/// A registration with its interface and addresses found.
+///
+/// # Errors
+/// If the namespace or the interface is not there.
+pub fn resolve(registration: &Registration) -> Result<FoundWorkload, links::LinksError> {
+    let Registration { name, labels, attachment, addresses } = registration;
+    let (interfaces, seen) = match attachment {
+        Attachment::Netns(path) => {
+            let namespace = links::namespace(Path::new(path))?;
+            (namespace.interfaces, namespace.addresses)
+        }
+        Attachment::Interface(interface) => {
+            (vec![(links::interface(interface)?, interface.clone())], Vec::new())
+        }
+    };
+    let mut addresses = if addresses.is_empty() { seen } else { addresses.clone() };
+    addresses.sort_unstable();
+    addresses.dedup();
+    Ok(FoundWorkload { name: name.clone(), labels: labels.clone(), addresses, interfaces })
+}
+
+fn not_managed(subject: &str, error: &dyn std::error::Error) -> NotManaged {
+    NotManaged { subject: subject.into(), reason: error.to_string() }
+}
+
+fn files(directory: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(directory)?.take(FILES_MAX) {
+        let path = entry?.path();
+        let extension = path.extension().and_then(|extension| extension.to_str());
+        if matches!(extension, Some("yaml" | "yml" | "json")) {
+            // The older file keeps a name that two files claim.
+            let modified = fs::metadata(&path)?.modified().unwrap_or(SystemTime::UNIX_EPOCH);
+            files.push((modified, path));
+        }
+    }
+    files.sort();
+    Ok(files.into_iter().map(|(_, path)| path).collect())
+}
+
+fn read(file: &Path) -> io::Result<String> {
+    if fs::metadata(file)?.len() > FILE_BYTES_MAX {
+        return Err(io::Error::other(format!("larger than {FILE_BYTES_MAX} bytes")));
+    }
+    fs::read_to_string(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn broken_files_are_named_and_the_others_still_count() {
+        let directory = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: &str| fs::write(directory.path().join(name), text).unwrap();
+        write("a.yaml", "name: web\ninterface: lo\naddresses: [192.0.2.1]\n");
+        write("b.yaml", "name: web2\ninterfcae: lo\n");
+        write("c.yaml", "name: web3\nnetns: /run/netns/none\n");
+        write("ignored.txt", "not ours");
+        let found = look(directory.path());
+        assert_eq!(found.workloads.len(), 1);
+        assert_eq!(found.workloads[0].interfaces[0].1, "lo");
+        assert_eq!(found.not_managed.len(), 3, "{:?}", found.not_managed);
+        assert!(look(Path::new("/no/such/directory")).workloads.is_empty());
+    }
+}

@@ -1,0 +1,156 @@
+/* SPDX-License-Identifier: GPL-2.0 OR Apache-2.0 */
+/* One packet on its way through the programs, and whose addresses are whose. */
+#ifndef BULKHEAD_FLOW_H
+#define BULKHEAD_FLOW_H
+
+#include <linux/pkt_cls.h>
+
+#include "judge.h"
+#include "maps.h"
+#include "packet.h"
+
+#define ICMP_ECHO_REPLY 0
+#define ICMP_ECHO 8
+#define ICMP_TIMESTAMP 13
+#define ICMP_TIMESTAMP_REPLY 14
+#define ICMPV6_ECHO 128
+#define ICMPV6_ECHO_REPLY 129
+
+/* Verdicts of the programs. TCX_NEXT lets whoever else is attached have a say. */
+#define PASS (-1) /* TCX_NEXT */
+#define DROP TC_ACT_SHOT
+
+/* flow.icmp */
+#define ICMP_IS_QUERY 1
+#define ICMP_IS_REPLY 2
+#define ICMP_IS_ERROR 3
+#define ICMP_IS_OTHER 4
+
+struct flow {
+	struct packet p;
+	struct conn_key key;
+	__u32 revision;
+	__u64 now;
+	__u64 binding;
+	__u32 packets;	/* more than one if the kernel has merged segments */
+	__u8 direction; /* of this packet: DIR_EGRESS comes from the workload */
+	__u8 from_host;
+	__u8 icmp;
+	__u8 local_own; /* the local address is one of the endpoint's */
+};
+
+static __always_inline int is_pure_syn(const struct flow *f)
+{
+	return f->p.protocol == IPPROTO_TCP && (f->p.tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
+}
+
+/* The kind of an ICMP message; for a reply, *type becomes that of its query. */
+static __always_inline __u8 classify_icmp(const struct packet *p, __u8 *type)
+{
+	*type = p->icmp_type;
+	if (p->v6) {
+		if (p->icmp_type == ICMPV6_ECHO)
+			return ICMP_IS_QUERY;
+		if (p->icmp_type == ICMPV6_ECHO_REPLY) {
+			*type = ICMPV6_ECHO;
+			return ICMP_IS_REPLY;
+		}
+		return p->icmp_type >= 1 && p->icmp_type <= 4 ? ICMP_IS_ERROR : ICMP_IS_OTHER;
+	}
+	switch (p->icmp_type) {
+	case ICMP_ECHO:
+	case ICMP_TIMESTAMP:
+		return ICMP_IS_QUERY;
+	case ICMP_ECHO_REPLY:
+		*type = ICMP_ECHO;
+		return ICMP_IS_REPLY;
+	case ICMP_TIMESTAMP_REPLY:
+		*type = ICMP_TIMESTAMP;
+		return ICMP_IS_REPLY;
+	case 3:	 /* unreachable */
+	case 4:	 /* source quench */
+	case 5:	 /* redirect */
+	case 11: /* time exceeded */
+	case 12: /* parameter problem */
+		return ICMP_IS_ERROR;
+	default:
+		return ICMP_IS_OTHER;
+	}
+}
+
+/* The connection that a packet belongs to, `direction` being the packet's own. Answers the ICMP kind. */
+static __always_inline __u8 make_key(struct conn_key *key, const struct packet *p, __u32 ifindex, __u8 direction)
+{
+	int icmp = p->protocol == (p->v6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP);
+	int from = direction == DIR_EGRESS;
+	__u8 kind = 0, type;
+
+	key->ifindex = ifindex;
+	key->protocol = p->protocol;
+	key->local = from ? p->src : p->dst;
+	key->peer = from ? p->dst : p->src;
+	if (icmp) {
+		kind = classify_icmp(p, &type);
+		key->local_port = kind <= ICMP_IS_REPLY ? p->sport : 0;
+		key->peer_port = type << 8 | p->icmp_code;
+	} else {
+		key->local_port = from ? p->sport : p->dport;
+		key->peer_port = from ? p->dport : p->sport;
+	}
+	return kind;
+}
+
+/* `icmp`: whether the ports are an identifier and a message type. */
+static __always_inline __u32 port_key_of(const struct conn_key *key, int icmp, __u8 direction)
+{
+	__u16 port = icmp || direction == DIR_EGRESS ? key->peer_port : key->local_port;
+
+	return (__u32)key->protocol << 16 | port;
+}
+
+static __always_inline __u64 binding_of(__u32 ifindex)
+{
+	__u32 *slot = bpf_map_lookup_elem(&endpoints, &ifindex);
+	__u64 *binding;
+
+	if (!slot)
+		return 0;
+	binding = bpf_map_lookup_elem(&bindings, slot);
+	return binding ? *(volatile __u64 *)binding : 0;
+}
+
+static __always_inline int is_programmed(__u64 binding, __u8 direction)
+{
+	return binding & BINDING_PRESENT &&
+	       (binding >> (direction == DIR_EGRESS ? BINDING_EGRESS_SHIFT : BINDING_INGRESS_SHIFT) &
+		BINDING_ID_MASK);
+}
+
+static __always_inline int is_own(__u32 ifindex, const struct addr *addr)
+{
+	struct endpoint_addr_key key = { .ifindex = ifindex, .addr = *addr };
+
+	return bpf_map_lookup_elem(&endpoint_addrs, &key) != NULL;
+}
+
+static __always_inline int is_link_local(const struct addr *a)
+{
+	return (a->w[0] & bpf_htonl(0xffc00000)) == bpf_htonl(0xfe800000);
+}
+
+static __always_inline int is_v6_multicast(const struct addr *a)
+{
+	return (a->w[0] & bpf_htonl(0xff000000)) == bpf_htonl(0xff000000);
+}
+
+static __always_inline int same_addr(const struct addr *a, const struct addr *b)
+{
+	return a->w[0] == b->w[0] && a->w[1] == b->w[1] && a->w[2] == b->w[2] && a->w[3] == b->w[3];
+}
+
+static __always_inline int is_v6_unspecified(const struct addr *a)
+{
+	return !a->w[0] && !a->w[1] && !a->w[2] && !a->w[3];
+}
+
+#endif

@@ -1,0 +1,51 @@
+/* SPDX-License-Identifier: GPL-2.0 OR Apache-2.0 */
+/* Later fragments take ports from their first. */
+#ifndef BULKHEAD_FRAGMENT_H
+#define BULKHEAD_FRAGMENT_H
+
+#include "flow.h"
+
+static __always_inline void fragment_key(struct frag_key *key, const struct flow *f, __u32 ifindex)
+{
+	__builtin_memset(key, 0, sizeof(*key));
+	key->ifindex = ifindex;
+	key->id = f->p.frag_id;
+	key->src = f->p.src;
+	key->dst = f->p.dst;
+	key->protocol = f->p.protocol;
+	key->direction = f->direction;
+}
+
+/* Remembers a first fragment, completes a later one. -1: its first has not been seen. */
+__noinline int follow_fragment(struct flow *f, __u32 ifindex)
+{
+	struct frag_key key;
+	struct frag *known;
+
+	if (!f)
+		return -1;
+	fragment_key(&key, f, ifindex);
+	if (f->p.frag == FRAG_FIRST) {
+		struct frag first = {
+			.sport = f->p.sport,
+			.dport = f->p.dport,
+			.tcp_flags = f->p.tcp_flags,
+			.icmp_type = f->p.icmp_type,
+			.icmp_code = f->p.icmp_code,
+		};
+
+		bpf_map_update_elem(&frags, &key, &first, BPF_ANY);
+		return 0;
+	}
+	known = bpf_map_lookup_elem(&frags, &key);
+	if (!known)
+		return -1;
+	f->p.sport = known->sport;
+	f->p.dport = known->dport;
+	f->p.tcp_flags = known->tcp_flags;
+	f->p.icmp_type = known->icmp_type;
+	f->p.icmp_code = known->icmp_code;
+	return 0;
+}
+
+#endif

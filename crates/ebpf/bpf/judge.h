@@ -1,0 +1,173 @@
+/* SPDX-License-Identifier: GPL-2.0 OR Apache-2.0 */
+/* The three look-ups of bulkhead_model::host_policy: address -> class, (policy, class) -> row,
+ * (row, port key) -> cell. */
+#ifndef BULKHEAD_JUDGE_H
+#define BULKHEAD_JUDGE_H
+
+#include "maps.h"
+#include "packet.h"
+
+struct question {
+	struct addr peer;
+	__u64 binding;
+	__u32 port_key;
+	__u8 direction;
+	__u8 from_host; /* began on this host, towards the workload */
+	__u8 self;	/* between the endpoint's own addresses */
+	__u8 pad;
+};
+
+struct answer {
+	__u32 rule;
+	__u32 audit_rule;
+	__u8 allow;
+	__u8 audit;
+	__u8 reason;
+	__u8 pad;
+};
+
+/* Ties an entry of addr_exact to its key. An overwritten element is recycled at once for another key
+ * by the kernel's allocator, and a reader that still holds it must notice. Also in src/layout.rs. */
+static __always_inline __u32 addr_tag(const struct addr *a)
+{
+	return (a->w[0] * 0x9e3779b1U) ^ (a->w[1] * 0x85ebca77U) ^ (a->w[2] * 0xc2b2ae3dU) ^
+	       (a->w[3] * 0x27d4eb2fU) ^ 0x165667b1U;
+}
+
+/* 0 and the class, or -1 if the bank is not there or is being overwritten under our eyes. */
+static __always_inline int class_of(__u32 bank, const struct addr *addr, __u32 *class)
+{
+	void *exact = bpf_map_lookup_elem(&addr_exact, &bank);
+	void *lpm = bpf_map_lookup_elem(&addr_lpm, &bank);
+	__u32 tag = addr_tag(addr);
+	struct lpm_key key;
+	__u64 *entry, word;
+	int i;
+
+	if (!exact || !lpm)
+		return -1;
+	for (i = 0; i < 3; i++) {
+		entry = bpf_map_lookup_elem(exact, addr);
+		if (!entry)
+			break;
+		word = *(volatile __u64 *)entry;
+		if (word >> 32 == tag) {
+			*class = (__u32)word;
+			return 0;
+		}
+	}
+	if (i == 3)
+		return -1;
+	key.prefixlen = 128;
+	key.addr = *addr;
+	entry = bpf_map_lookup_elem(lpm, &key);
+	*class = CLASS_NOBODY;
+	if (!entry)
+		return 0;
+	word = *(volatile __u64 *)entry;
+	/* A block of IPv6 never contains an IPv4 address (bulkhead_model::address). */
+	if (!is_v4_mapped(addr) || word >> 32 >= 96)
+		*class = (__u32)word;
+	return 0;
+}
+
+static __always_inline struct row *row_of(__u32 bank, __u32 compiled, __u32 class)
+{
+	void *table = bpf_map_lookup_elem(&rows, &bank);
+	struct row_key key = { .compiled = compiled, .class = class };
+	struct row *row;
+
+	if (!table)
+		return NULL;
+	row = bpf_map_lookup_elem(table, &key);
+	if (row)
+		return row;
+	key.class = CLASS_DEFAULT_ROW;
+	return bpf_map_lookup_elem(table, &key);
+}
+
+static __always_inline struct cell *cell_of(__u32 bank, const struct row *row, __u32 port_key)
+{
+	void *table = bpf_map_lookup_elem(&steps, &bank);
+	void *contents = bpf_map_lookup_elem(&cells, &bank);
+	__u32 first = row->first, low = 0, high = row->len, index;
+	struct step *step;
+	int i;
+
+	if (!table || !contents)
+		return NULL;
+	for (i = 0; i < MAX_PROBES && high - low > 1; i++) {
+		__u32 middle = (low + high) / 2;
+
+		index = first + middle;
+		step = bpf_map_lookup_elem(table, &index);
+		if (!step)
+			return NULL;
+		if (step->first_key <= port_key)
+			low = middle;
+		else
+			high = middle;
+	}
+	index = first + low;
+	step = bpf_map_lookup_elem(table, &index);
+	if (!step)
+		return NULL;
+	index = step->cell;
+	return bpf_map_lookup_elem(contents, &index);
+}
+
+static __always_inline void answer_builtin(struct answer *a, __u32 rule, int allow, __u8 reason)
+{
+	a->rule = rule;
+	a->audit_rule = rule;
+	a->allow = allow;
+	a->audit = allow;
+	a->reason = reason;
+}
+
+/* What the tables say. A global function: verified once, whoever calls. */
+__noinline int judge(const struct question *q, struct answer *a)
+{
+	__u32 bank, compiled, class = 0;
+	struct cell *cell;
+	struct row *row;
+
+	if (!q || !a)
+		return 0;
+	answer_builtin(a, RULE_UNPROGRAMMED, 0, REASON_UNPROGRAMMED);
+	compiled = q->binding >> (q->direction == DIR_EGRESS ? BINDING_EGRESS_SHIFT : BINDING_INGRESS_SHIFT) &
+		   BINDING_ID_MASK;
+	bank = q->binding >> BINDING_BANK_SHIFT & (BANKS - 1);
+	if (!(q->binding & BINDING_PRESENT) || !compiled)
+		return 0;
+	if (q->self) {
+		answer_builtin(a, RULE_SELF_TRAFFIC, 1, REASON_NONE);
+		return 0;
+	}
+	if (class_of(bank, &q->peer, &class))
+		return 0;
+	row = row_of(bank, compiled, class);
+	if (!row)
+		return 0;
+	cell = cell_of(bank, row, q->port_key);
+	if (!cell)
+		return 0;
+	a->rule = cell->rule;
+	a->audit_rule = cell->audit_rule;
+	a->allow = cell->verdict;
+	a->audit = cell->audit;
+	a->reason = a->allow ? REASON_NONE : REASON_POLICY;
+	if (!a->allow && q->from_host && !(cell->flags & CELL_WRITTEN)) {
+		/* The host reaches its workloads unless a written rule forbids it (DESIGN 4.10). */
+		if (a->audit_rule == a->rule) {
+			a->audit = 1;
+			a->audit_rule = RULE_HOST_TO_WORKLOAD;
+		}
+		a->rule = RULE_HOST_TO_WORKLOAD;
+		a->allow = 1;
+		a->reason = REASON_NONE;
+	}
+	return 0;
+}
+
+#endif

@@ -1,0 +1,250 @@
+/* SPDX-License-Identifier: GPL-2.0 OR Apache-2.0 */
+/* From bytes to a tuple. Loads copy out of the skb, so non-linear packets (GSO) need no special case. */
+#ifndef BULKHEAD_PACKET_H
+#define BULKHEAD_PACKET_H
+
+#include <linux/bpf.h>
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/ip.h>
+#include <linux/ipv6.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+#include "abi.h"
+
+#define PROTO_UDPLITE 136
+#define TCP_FIN 0x01
+#define TCP_SYN 0x02
+#define TCP_RST 0x04
+#define TCP_ACK 0x10
+#define MAX_VLAN_TAGS 2
+#define MAX_EXTENSION_HEADERS 8
+
+enum parsed { PARSED_IP = 0, PARSED_ARP, PARSED_UNKNOWN, PARSED_MALFORMED };
+
+/* packet.frag */
+#define FRAG_FIRST 1
+#define FRAG_LATER 2
+
+struct packet {
+	struct addr src;
+	struct addr dst;
+	__u32 l3;      /* offset of the IP or ARP header */
+	__u32 l4;      /* offset of what follows the IP headers */
+	__u32 len;     /* IP header and payload */
+	__u32 frag_id;
+	__u16 sport;   /* host order; ICMP: identifier */
+	__u16 dport;
+	__u16 frag_offset;
+	__u8 protocol;
+	__u8 frag;
+	__u8 tcp_flags;
+	__u8 icmp_type;
+	__u8 icmp_code;
+	__u8 hop_limit;
+	__u8 v6;
+	__u8 pad[3];
+};
+
+static __always_inline int is_v4_mapped(const struct addr *a)
+{
+	return !a->w[0] && !a->w[1] && a->w[2] == bpf_htonl(0xffff);
+}
+
+static __always_inline void map_v4(struct addr *a, __u32 v4)
+{
+	a->w[0] = 0;
+	a->w[1] = 0;
+	a->w[2] = bpf_htonl(0xffff);
+	a->w[3] = v4;
+}
+
+/* Ports, flags, type and code. `quoted` packets (inside ICMP errors) may end after eight bytes. */
+static __always_inline int parse_l4(struct __sk_buff *skb, struct packet *p, int quoted)
+{
+	__u8 h[20];
+
+	switch (p->protocol) {
+	case IPPROTO_TCP:
+		if (bpf_skb_load_bytes(skb, p->l4, h, quoted ? 8 : 20))
+			return PARSED_MALFORMED;
+		if (!quoted) {
+			if (h[12] >> 4 < 5)
+				return PARSED_MALFORMED;
+			p->tcp_flags = h[13];
+		}
+		break;
+	case IPPROTO_UDP:
+	case IPPROTO_SCTP:
+	case PROTO_UDPLITE:
+		if (bpf_skb_load_bytes(skb, p->l4, h, 8))
+			return PARSED_MALFORMED;
+		break;
+	case IPPROTO_ICMP:
+	case IPPROTO_ICMPV6:
+		/* ICMP of the other family is no ICMP but an unknown protocol. */
+		if ((p->protocol == IPPROTO_ICMPV6) != !!p->v6)
+			return PARSED_IP;
+		if (bpf_skb_load_bytes(skb, p->l4, h, 8))
+			return PARSED_MALFORMED;
+		p->icmp_type = h[0];
+		p->icmp_code = h[1];
+		p->sport = h[4] << 8 | h[5];
+		return PARSED_IP;
+	default:
+		return PARSED_IP;
+	}
+	p->sport = h[0] << 8 | h[1];
+	p->dport = h[2] << 8 | h[3];
+	return PARSED_IP;
+}
+
+static __always_inline int parse_v4(struct __sk_buff *skb, struct packet *p, int quoted)
+{
+	__u32 header, total, offset;
+	struct iphdr ip;
+
+	if (bpf_skb_load_bytes(skb, p->l3, &ip, sizeof(ip)))
+		return PARSED_MALFORMED;
+	header = ip.ihl * 4;
+	total = bpf_ntohs(ip.tot_len);
+	p->len = skb->len - p->l3;
+	if (ip.version != 4 || header < sizeof(ip))
+		return PARSED_MALFORMED;
+	/* A total length of 0 is how the kernel writes packets of more than 64 KiB. */
+	if (!quoted && total && (total < header || total > p->len))
+		return PARSED_MALFORMED;
+	if (total && total < p->len)
+		p->len = total;
+	map_v4(&p->src, ip.saddr);
+	map_v4(&p->dst, ip.daddr);
+	p->v6 = 0;
+	p->protocol = ip.protocol;
+	p->hop_limit = ip.ttl;
+	p->l4 = p->l3 + header;
+	offset = bpf_ntohs(ip.frag_off);
+	p->frag_id = ip.id;
+	p->frag_offset = offset & 0x1fff;
+	if (p->frag_offset)
+		p->frag = FRAG_LATER;
+	else if (offset & 0x2000)
+		p->frag = FRAG_FIRST;
+	return PARSED_IP;
+}
+
+/* Follows extension headers up to a protocol. */
+static __always_inline int parse_v6_headers(struct __sk_buff *skb, struct packet *p)
+{
+	__u8 h[8];
+	int i;
+
+	for (i = 0; i < MAX_EXTENSION_HEADERS; i++) {
+		__u8 next = p->protocol;
+
+		switch (next) {
+		case IPPROTO_HOPOPTS:
+		case IPPROTO_ROUTING:
+		case IPPROTO_DSTOPTS:
+		case IPPROTO_AH:
+		case IPPROTO_FRAGMENT:
+			if (bpf_skb_load_bytes(skb, p->l4, h, 8))
+				return PARSED_MALFORMED;
+			break;
+		default:
+			return PARSED_IP;
+		}
+		p->protocol = h[0];
+		if (next == IPPROTO_FRAGMENT) {
+			__u16 word = h[2] << 8 | h[3];
+
+			p->frag_id = h[4] << 24 | h[5] << 16 | h[6] << 8 | h[7];
+			p->frag_offset = word >> 3;
+			p->l4 += 8;
+			if (p->frag_offset) {
+				/* What follows is the middle of something: the protocol is all we get. */
+				p->frag = FRAG_LATER;
+				return PARSED_IP;
+			}
+			if (word & 1)
+				p->frag = FRAG_FIRST;
+		} else if (next == IPPROTO_AH) {
+			p->l4 += (h[1] + 2) * 4;
+		} else {
+			p->l4 += (h[1] + 1) * 8;
+		}
+	}
+	return PARSED_MALFORMED;
+}
+
+static __always_inline int parse_v6(struct __sk_buff *skb, struct packet *p, int quoted)
+{
+	struct ipv6hdr ip;
+
+	if (bpf_skb_load_bytes(skb, p->l3, &ip, sizeof(ip)))
+		return PARSED_MALFORMED;
+	p->len = skb->len - p->l3;
+	if (ip.version != 6)
+		return PARSED_MALFORMED;
+	if (!quoted && bpf_ntohs(ip.payload_len) + sizeof(ip) > p->len)
+		return PARSED_MALFORMED;
+	__builtin_memcpy(&p->src, &ip.saddr, sizeof(p->src));
+	__builtin_memcpy(&p->dst, &ip.daddr, sizeof(p->dst));
+	/* Never legal on the wire, and here it would pass for an IPv4 address. */
+	if (is_v4_mapped(&p->src) || is_v4_mapped(&p->dst))
+		return PARSED_MALFORMED;
+	p->v6 = 1;
+	p->protocol = ip.nexthdr;
+	p->hop_limit = ip.hop_limit;
+	p->l4 = p->l3 + sizeof(ip);
+	return parse_v6_headers(skb, p);
+}
+
+/* Parses the IP packet at p->l3, whose other fields are 0. Verified once, as a global function. */
+__noinline int parse_ip(struct __sk_buff *skb, struct packet *p, int v6, int quoted)
+{
+	int result;
+
+	if (!p)
+		return PARSED_MALFORMED;
+	result = v6 ? parse_v6(skb, p, quoted) : parse_v4(skb, p, quoted);
+	if (result != PARSED_IP)
+		return result;
+	if (p->frag == FRAG_LATER) {
+		/* Would overwrite the flags of the first fragment (RFC 1858). */
+		if (p->protocol == IPPROTO_TCP && p->frag_offset == 1)
+			return PARSED_MALFORMED;
+		return PARSED_IP;
+	}
+	return parse_l4(skb, p, quoted);
+}
+
+/* From Ethernet on; tolerates tags that are still in the packet. */
+static __always_inline int parse(struct __sk_buff *skb, struct packet *p)
+{
+	__u32 offset = 2 * ETH_ALEN;
+	__be16 ethertype;
+	int i;
+
+	for (i = 0; i <= MAX_VLAN_TAGS; i++) {
+		if (bpf_skb_load_bytes(skb, offset, &ethertype, sizeof(ethertype)))
+			return PARSED_MALFORMED;
+		offset += sizeof(ethertype);
+		if (ethertype != bpf_htons(ETH_P_8021Q) && ethertype != bpf_htons(ETH_P_8021AD))
+			break;
+		offset += 2;
+	}
+	p->l3 = offset;
+	switch (ethertype) {
+	case bpf_htons(ETH_P_IP):
+		return parse_ip(skb, p, 0, 0);
+	case bpf_htons(ETH_P_IPV6):
+		return parse_ip(skb, p, 1, 0);
+	case bpf_htons(ETH_P_ARP):
+		return PARSED_ARP;
+	default:
+		return PARSED_UNKNOWN;
+	}
+}
+
+#endif

@@ -1,0 +1,71 @@
+//! The look-ups of the kernel programs, made from user space over the same tables.
+
+use std::io;
+use std::net::IpAddr;
+
+use bulkhead_model::host_policy::{Cell, CompiledId, RuleId};
+use bulkhead_model::ports::PortKey;
+
+use crate::bank::Outer;
+use crate::events::verdict;
+use crate::layout::{
+    Addr, CELL_LOG, CELL_WRITTEN, CLASS_DEFAULT_ROW, CellEntry, ClassEntry, LpmKey, Plain, RowEntry, RowKey,
+    Step,
+};
+use crate::sys::Table;
+
+/// Reads one bank.
+pub(crate) struct Reader<'a> {
+    pub(crate) outer: &'a Outer,
+    pub(crate) bank: u32,
+}
+
+impl Reader<'_> {
+    fn table<K: Plain, V: Plain>(&self, position: usize) -> io::Result<Option<Table<K, V>>> {
+        self.outer.inner(position, self.bank)?.map(Table::from_id).transpose()
+    }
+
+    fn class_of(&self, peer: IpAddr) -> io::Result<u32> {
+        let addr = Addr::from(peer);
+        if let Some(exact) = self.table::<Addr, ClassEntry>(0)?
+            && let Some(entry) = exact.get(&addr)?
+        {
+            return Ok(entry.class);
+        }
+        let Some(lpm) = self.table::<LpmKey, ClassEntry>(1)? else { return Ok(0) };
+        let found = lpm.get(&LpmKey { prefixlen: 128, addr })?;
+        Ok(found.filter(|entry| peer.is_ipv6() || entry.tag >= 96).map_or(0, |entry| entry.class))
+    }
+
+    /// What `judge` of `bpf/judge.h` would find.
+    pub(crate) fn cell(&self, compiled: CompiledId, peer: IpAddr, key: PortKey) -> io::Result<Option<Cell>> {
+        let (Some(rows), Some(steps), Some(cells)) = (
+            self.table::<RowKey, RowEntry>(2)?,
+            self.table::<u32, Step>(3)?,
+            self.table::<u32, CellEntry>(4)?,
+        ) else {
+            return Ok(None);
+        };
+        let row_key = |class| RowKey { compiled: compiled.0, class };
+        let own = rows.get(&row_key(self.class_of(peer)?))?;
+        let Some(row) = own.map_or_else(|| rows.get(&row_key(CLASS_DEFAULT_ROW)), |row| Ok(Some(row)))?
+        else {
+            return Ok(None);
+        };
+        let (mut low, mut high) = (0, row.len);
+        while high - low > 1 {
+            let middle = (low + high) / 2;
+            let Some(step) = steps.get(&(row.first + middle))? else { return Ok(None) };
+            if step.first_key <= key { low = middle } else { high = middle }
+        }
+        let Some(step) = steps.get(&(row.first + low))? else { return Ok(None) };
+        Ok(cells.get(&step.cell)?.map(|cell| Cell {
+            verdict: verdict(cell.verdict),
+            rule: RuleId(cell.rule),
+            audit_verdict: verdict(cell.audit),
+            audit_rule: RuleId(cell.audit_rule),
+            log: cell.flags & CELL_LOG != 0,
+            written: cell.flags & CELL_WRITTEN != 0,
+        }))
+    }
+}

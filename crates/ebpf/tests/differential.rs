@@ -1,0 +1,256 @@
+//! The kernel's answers against `HostPolicy::lookup`, on random states reached whole and by differences.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails here")]
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+
+use bulkhead_dataplane::Dataplane;
+use bulkhead_model::Prefix;
+use bulkhead_model::host_policy::{
+    Cell, ClassId, Column, CompiledId, CompiledPolicy, EndpointBinding, HostDelta, HostPolicy, Row, RuleId,
+};
+use bulkhead_model::ports::Protocol;
+use bulkhead_model::verdict::{Direction, Verdict};
+use common::packet::{Packet, SYN};
+use common::{Bench, ifindex, run};
+
+const PROTOCOLS: [Protocol; 6] =
+    [Protocol::TCP, Protocol::UDP, Protocol::SCTP, Protocol::UDPLITE, Protocol::ICMP, Protocol::ICMPV6];
+const PORTS: [u16; 6] = [1, 80, 443, 8000, 8001, 65535];
+const INTERFACES: usize = 3;
+
+/// xorshift64*: enough to choose with, and repeatable.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) as usize % limit
+    }
+
+    fn one_in(&mut self, chances: usize) -> bool {
+        self.below(chances) == 0
+    }
+
+    /// Few distinct bits, so that blocks nest and meet.
+    fn address(&mut self) -> IpAddr {
+        let mut byte = || [0u8, 1, 2, 128, 255][self.below(5)];
+        let tail = [byte(), byte(), byte()];
+        if self.one_in(2) {
+            Ipv4Addr::new(10, tail[0], tail[1], tail[2]).into()
+        } else {
+            let group = |byte: u8| u16::from(byte);
+            Ipv6Addr::new(0xfd00, group(tail[0]), 0, 0, 0, group(tail[1]), 0, group(tail[2])).into()
+        }
+    }
+
+    fn prefix(&mut self) -> Prefix {
+        let address = self.address();
+        let lengths: [u8; 7] =
+            if address.is_ipv4() { [0, 8, 15, 16, 24, 31, 32] } else { [0, 1, 16, 32, 96, 127, 128] };
+        Prefix::new(address, lengths[self.below(7)])
+    }
+
+    fn cell(&mut self) -> Cell {
+        let mut verdict = || if self.one_in(2) { Verdict::Allow } else { Verdict::Deny };
+        let (verdict, audit_verdict) = (verdict(), verdict());
+        Cell {
+            verdict,
+            audit_verdict,
+            rule: RuleId(16 + self.below(40) as u32),
+            audit_rule: RuleId(16 + self.below(40) as u32),
+            log: self.one_in(2),
+            written: self.one_in(2),
+        }
+    }
+
+    fn row(&mut self) -> Arc<Row> {
+        let mut starts = BTreeMap::from([(0, self.cell())]);
+        for _ in 0..self.below(40) {
+            let protocol = PROTOCOLS[self.below(PROTOCOLS.len())];
+            let key = protocol.key(PORTS[self.below(PORTS.len())]) + self.below(2) as u32;
+            starts.insert(key, self.cell());
+        }
+        Arc::new(Row::new(starts.into_iter().map(|(first, cell)| Column { first, cell })))
+    }
+
+    fn compiled(&mut self, id: u32, classes: u32) -> CompiledPolicy {
+        let classes: Vec<_> = (0..classes).filter(|_| !self.one_in(3)).collect();
+        let rows = classes.into_iter().map(|class| (ClassId(class), self.row())).collect();
+        CompiledPolicy { id: CompiledId(id), default_row: self.row(), rows }
+    }
+}
+
+fn endpoint_address(interface: usize, v6: bool) -> IpAddr {
+    if v6 {
+        Ipv6Addr::new(0xfdee, 0, 0, 0, 0, 0, 0, interface as u16 + 1).into()
+    } else {
+        Ipv4Addr::new(172, 16, 0, interface as u8 + 1).into()
+    }
+}
+
+struct World {
+    bench: Bench,
+    random: Random,
+    interfaces: Vec<u32>,
+    next_id: u32,
+    port: u16,
+    packets: u32,
+}
+
+impl World {
+    fn whole(&mut self) -> HostPolicy {
+        let classes = 1 + self.random.below(12) as u32;
+        let addresses = (0..self.random.below(60))
+            .map(|_| (self.random.prefix(), ClassId(self.random.below(classes as usize) as u32)))
+            .collect();
+        let mut policies = BTreeMap::new();
+        for _ in 0..=self.random.below(4) {
+            let id = self.fresh_id();
+            policies.insert(CompiledId(id), self.random.compiled(id, classes));
+        }
+        let ids: Vec<_> = policies.keys().copied().collect();
+        let endpoints = (0..INTERFACES)
+            .filter(|_| !self.random.one_in(6))
+            .collect::<Vec<_>>()
+            .into_iter()
+            .map(|interface| (name(interface), self.binding(interface, &ids)))
+            .collect();
+        HostPolicy { addresses, policies, endpoints, ..HostPolicy::default() }
+    }
+
+    fn fresh_id(&mut self) -> u32 {
+        self.next_id += 1;
+        self.next_id
+    }
+
+    fn binding(&mut self, interface: usize, ids: &[CompiledId]) -> EndpointBinding {
+        let mut id = || match self.random.below(8) {
+            0 => CompiledId::NONE,
+            _ => ids[self.random.below(ids.len())],
+        };
+        EndpointBinding {
+            ifindex: self.interfaces[interface],
+            addresses: vec![endpoint_address(interface, false), endpoint_address(interface, true)],
+            ingress: id(),
+            egress: id(),
+        }
+    }
+
+    fn delta(&mut self, state: &HostPolicy) -> HostDelta {
+        let mut delta = HostDelta { revision: state.revision + 1, ..HostDelta::default() };
+        let ids: Vec<_> = state.policies.keys().copied().collect();
+        let class = ClassId(1000 + self.next_id);
+        for id in &ids {
+            if self.random.one_in(2) {
+                delta.rows.push((*id, class, self.random.row()));
+            }
+        }
+        for _ in 0..self.random.below(20) {
+            let known = state.addresses.keys().nth(self.random.below(60)).copied();
+            let prefix = known.filter(|_| self.random.one_in(2)).unwrap_or_else(|| self.random.prefix());
+            let class = (!self.random.one_in(3)).then_some(class);
+            delta.addresses.insert(prefix, class);
+        }
+        let new = self.fresh_id();
+        delta.policies.push(self.random.compiled(new, 6));
+        let mut rebound: Vec<_> = ids.clone();
+        rebound.push(CompiledId(new));
+        let gone = self.random.one_in(2).then(|| rebound.remove(0));
+        for interface in 0..INTERFACES {
+            let uses =
+                |binding: &EndpointBinding| Some(binding.ingress) == gone || Some(binding.egress) == gone;
+            let must = state.endpoints.get(&name(interface)).is_some_and(uses);
+            if self.random.one_in(5) {
+                delta.endpoints.insert(name(interface), None);
+            } else if must || self.random.one_in(2) {
+                let binding = self.binding(interface, &rebound);
+                delta.endpoints.insert(name(interface), Some(binding));
+            }
+        }
+        delta.removed_policies.extend(gone);
+        if let Some(kept) = ids.iter().find(|id| Some(**id) != gone)
+            && let Some(class) = state.policies[kept].rows.keys().next()
+        {
+            delta.removed_rows.push((*kept, *class));
+        }
+        delta
+    }
+
+    fn compare(&mut self, state: &HostPolicy, flows: usize) {
+        for _ in 0..flows {
+            self.compare_one(state);
+        }
+    }
+
+    fn compare_one(&mut self, state: &HostPolicy) {
+        let interface = self.random.below(INTERFACES);
+        let direction = Direction::BOTH[self.random.below(2)];
+        let peer = self.random.address();
+        let own = endpoint_address(interface, peer.is_ipv6());
+        let (src, dst) = if direction == Direction::Egress { (own, peer) } else { (peer, own) };
+        self.port = self.port.wrapping_add(1).max(1000);
+        let port = PORTS[self.random.below(PORTS.len())].wrapping_add(self.random.below(2) as u16);
+        let (packet, key) = match self.random.below(4) {
+            0 => (Packet::tcp(src, self.port, dst, port, SYN), Protocol::TCP.key(port)),
+            1 => (Packet::udp(src, self.port, dst, port), Protocol::UDP.key(port)),
+            2 => {
+                let mut packet = Packet::udp(src, self.port, dst, port);
+                packet.protocol = Protocol::SCTP;
+                packet.l4.resize(12, 0);
+                (packet, Protocol::SCTP.key(port))
+            }
+            _ if src.is_ipv4() => (Packet::icmp(src, dst, 8, 0, self.port), Protocol::ICMP.key(0x0800)),
+            _ => (Packet::icmp(src, dst, 128, 0, self.port), Protocol::ICMPV6.key(0x8000)),
+        };
+        let expected = state.lookup(&name(interface), direction, peer, key);
+        let looked_up =
+            self.bench.dataplane.lookup(self.interfaces[interface], direction, peer, key).unwrap();
+        assert_eq!(looked_up, expected, "{direction} {peer} {key:#x}");
+        self.bench.ifindex = self.interfaces[interface];
+        let passed =
+            if direction == Direction::Egress { self.bench.from(&packet) } else { self.bench.to(&packet) };
+        let events = self.bench.events();
+        let [event] = &events[..] else { panic!("one event about {packet:?}: {events:?}") };
+        let cell = expected.unwrap_or(common::cell(Verdict::Deny, 1, false));
+        assert_eq!(passed, cell.verdict == Verdict::Allow, "{direction} {peer} {key:#x}");
+        assert_eq!((event.rule, event.verdict, event.direction), (cell.rule, cell.verdict, direction));
+        assert_eq!((event.audit_rule, event.audit_verdict), (cell.audit_rule, cell.audit_verdict));
+        self.packets += 1;
+    }
+}
+
+fn name(interface: usize) -> Arc<str> {
+    format!("w{interface}").into()
+}
+
+#[test]
+fn the_kernel_answers_what_the_model_answers() {
+    let bench = Bench::with(bulkhead_ebpf::Capacities { denials: 65_536, conns: 65_536, ..common::small() });
+    let interfaces = (0..INTERFACES)
+        .map(|number| {
+            run(&format!("ip link add d{number} type veth peer name p{number}"));
+            ifindex(&format!("d{number}"))
+        })
+        .collect();
+    let random = Random(0x0b01_4ead);
+    let mut world = World { bench, random, interfaces, next_id: 0, port: 1000, packets: 0 };
+    for _ in 0..60 {
+        let mut state = world.whole();
+        world.bench.dataplane.replace(&state).unwrap();
+        world.compare(&state, 60);
+        for _ in 0..5 {
+            let delta = world.delta(&state);
+            world.bench.dataplane.apply(&delta).unwrap();
+            state.apply(&delta);
+            world.compare(&state, 60);
+        }
+        world.bench.dataplane.sweep(common::now_ns() + 200_000_000_000, &mut |_flow| ()).unwrap();
+    }
+    println!("{} packets in 360 states", world.packets);
+}

@@ -1,0 +1,103 @@
+//! Workloads registered by hand: what `bulkhead workload add` sends and what files in the agent's watched
+//! directory hold.
+//!
+//! ```yaml
+//! name: web-1
+//! labels: {application: orders, role: web}
+//! netns: /run/netns/web-1      # or, instead:  interface: veth7
+//! addresses: [10.0.0.7]        # found in the namespace if left out; needed with interface
+//! ```
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::document::{Decoder, Node, Problem};
+use crate::entity::ADDRESSES_MAX;
+use crate::labels::Labels;
+
+/// Where a registered workload is attached to the host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Attachment {
+    /// Path of its network namespace.
+    Netns(String),
+    /// Name of its host-side interface.
+    Interface(String),
+}
+
+/// A workload registered by hand.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Registration {
+    /// Its name, unique on its host.
+    pub name: String,
+    /// Its labels.
+    #[serde(default)]
+    pub labels: Labels,
+    /// Where it is attached.
+    #[serde(flatten)]
+    pub attachment: Attachment,
+    /// Its addresses; empty means those found in its namespace.
+    #[serde(default)]
+    pub addresses: Vec<IpAddr>,
+}
+
+/// Reads registrations, one per document.
+///
+/// # Errors
+/// With every problem found; then nothing of the text is to be used.
+pub fn parse(source: &str, text: &str) -> Result<Vec<Registration>, Vec<Problem>> {
+    let mut decoder = Decoder::new(source);
+    let roots = crate::document::read(source, text).map_err(|problem| vec![problem])?;
+    let registrations: Vec<_> = roots.iter().filter_map(|root| decode(&mut decoder, root)).collect();
+    if decoder.problems.is_empty() { Ok(registrations) } else { Err(decoder.problems) }
+}
+
+fn decode(decoder: &mut Decoder, node: &Node) -> Option<Registration> {
+    let mut fields = decoder.fields(node, "a workload with name, labels and netns or interface")?;
+    let name = fields.required(decoder, "name", crate::resource::name);
+    let labels = fields.optional(decoder, "labels", crate::resource::decode_labels).unwrap_or_default();
+    let netns = fields.optional(decoder, "netns", Decoder::string);
+    let interface = fields.optional(decoder, "interface", Decoder::string);
+    let addresses = fields
+        .optional(decoder, "addresses", |decoder, node| decoder.list(node, ADDRESSES_MAX, Decoder::parsed))
+        .unwrap_or_default();
+    fields.finish(decoder);
+    let attachment = match (netns, interface) {
+        (Some(netns), None) => Attachment::Netns(netns),
+        (None, Some(_)) if addresses.is_empty() => {
+            decoder.problem(node, "with \"interface\" the field \"addresses\" is needed: they cannot be seen");
+            return None;
+        }
+        (None, Some(interface)) => Attachment::Interface(interface),
+        (Some(_), Some(_)) | (None, None) => {
+            decoder.problem(node, "a workload needs either \"netns\" or \"interface\"");
+            return None;
+        }
+    };
+    Some(Registration { name: name?, labels, attachment, addresses })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_registration_names_a_namespace_or_an_interface() {
+        let found = parse("f", "name: web\nlabels: {role: web}\nnetns: /run/netns/web\n").unwrap();
+        assert_eq!(found[0].attachment, Attachment::Netns("/run/netns/web".into()));
+        for text in ["name: web\n", "name: web\nnetns: a\ninterface: b\n", "name: web\ninterface: b\n"] {
+            assert_eq!(parse("f", text).unwrap_err().len(), 1, "{text}");
+        }
+        let problem = parse("f", "name: web\nnetns: a\nlable: {}\n").unwrap_err().remove(0);
+        assert_eq!((problem.line, problem.suggestion.as_deref()), (3, Some("labels")));
+    }
+
+    #[test]
+    fn a_registration_survives_json() {
+        let found = parse("f", "name: web\ninterface: veth1\naddresses: [10.0.0.1]\n").unwrap();
+        let text = serde_json::to_string(&found[0]).unwrap();
+        assert_eq!(parse("f", &text).unwrap(), found);
+    }
+}
