@@ -1,6 +1,5 @@
 //! Wiring of the daemons: settings, log, signals, and which dataplane enforces.
 
-use std::future::Future;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
@@ -192,10 +191,9 @@ fn stop_signal() -> Result<watch::Receiver<bool>, Failure> {
     Ok(receiver)
 }
 
-fn wait(mut shutdown: watch::Receiver<bool>) -> impl Future<Output = ()> {
-    async move {
-        let _ = shutdown.wait_for(|stop| *stop).await;
-    }
+async fn wait(mut shutdown: watch::Receiver<bool>) {
+    // A dropped sender counts as a signal.
+    let _ = shutdown.wait_for(|stop| *stop).await;
 }
 
 fn describe(error: impl std::error::Error + Send + Sync + 'static) -> Failure {
