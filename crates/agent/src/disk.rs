@@ -17,11 +17,13 @@ use bulkhead_model::{ObjectKey, Prefix, Resource, RuleRef, Selector};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::{Deserialize, Serialize};
 
+use crate::session::Progress;
+
 const FILE_NAME: &str = "agent.redb";
 const META: TableDefinition<'_, &str, &str> = TableDefinition::new("meta");
 /// `Kind/namespace/name` → JSON.
 const RESOURCES: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("resources");
-/// Selectors whose members are known, complete up to `revision` in `meta`.
+/// Selectors whose members are known, complete up to `members` in `meta`.
 const SELECTORS: TableDefinition<'_, &str, ()> = TableDefinition::new("selectors");
 /// (selector, entity) → JSON.
 const MEMBERS: TableDefinition<'_, (&str, &str), &[u8]> = TableDefinition::new("members");
@@ -54,8 +56,7 @@ pub(crate) type KnownMembers = BTreeMap<Arc<str>, Member>;
 /// What an earlier process left.
 #[derive(Debug, Default)]
 pub(crate) struct Remembered {
-    pub(crate) epoch: String,
-    pub(crate) revision: u64,
+    pub(crate) progress: Progress,
     pub(crate) resources: Vec<Resource>,
     pub(crate) members: BTreeMap<Selector, KnownMembers>,
     pub(crate) rules: BTreeMap<RuleId, RuleRef>,
@@ -65,7 +66,7 @@ pub(crate) struct Remembered {
 /// What is new since the last write.
 #[derive(Debug, Default)]
 pub(crate) struct Changes {
-    pub(crate) progress: Option<(String, u64)>,
+    pub(crate) progress: Option<Progress>,
     pub(crate) resources: BTreeMap<ObjectKey, Option<Resource>>,
     /// Selector → whole new state, or `None` when it is not wanted any more.
     pub(crate) selectors: BTreeMap<Selector, Option<KnownMembers>>,
@@ -147,10 +148,13 @@ fn read(database: &Database) -> Result<Remembered, redb::Error> {
     let mut remembered = Remembered::default();
     let meta = transaction.open_table(META)?;
     if let Some(epoch) = meta.get("epoch")? {
-        remembered.epoch = epoch.value().into();
+        remembered.progress.epoch = epoch.value().into();
     }
-    if let Some(revision) = meta.get("revision")? {
-        remembered.revision = revision.value().parse().map_err(|_| damaged("revision"))?;
+    let progress = &mut remembered.progress;
+    for (name, number) in [("revision", &mut progress.revision), ("members", &mut progress.members)] {
+        if let Some(text) = meta.get(name)? {
+            *number = text.value().parse().map_err(|_| damaged("revision"))?;
+        }
     }
     for row in transaction.open_table(RESOURCES)?.iter()? {
         let (_, value) = row?;
@@ -195,9 +199,10 @@ impl Disk {
         let transaction = self.database.begin_write()?;
         {
             let mut table = transaction.open_table(META)?;
-            if let Some((epoch, revision)) = progress {
+            if let Some(Progress { epoch, revision, members }) = progress {
                 table.insert("epoch", epoch.as_str())?;
                 table.insert("revision", revision.to_string().as_str())?;
+                table.insert("members", members.to_string().as_str())?;
             }
             let mut table = transaction.open_table(RESOURCES)?;
             for (key, resource) in resources {
@@ -267,12 +272,13 @@ mod tests {
     fn what_was_written_is_read_back() {
         let directory = tempfile::tempdir().unwrap();
         let selector = Selector::parse("role == 'a'").unwrap();
+        let progress = Progress { epoch: "e".into(), revision: 7, members: 5 };
         let longer = Selector::parse("role == 'a' || has(b)").unwrap();
         {
             let (disk, remembered) = open(directory.path()).unwrap();
-            assert!(remembered.epoch.is_empty());
+            assert!(remembered.progress.epoch.is_empty());
             let known = |name: &str| KnownMembers::from([(name.into(), member(name))]);
-            let mut changes = Changes { progress: Some(("e".into(), 7)), ..Changes::default() };
+            let mut changes = Changes { progress: Some(progress.clone()), ..Changes::default() };
             changes.selectors.insert(selector.clone(), Some(known("Workload/x")));
             changes.selectors.insert(longer.clone(), Some(known("Workload/y")));
             disk.write(&changes).unwrap();
@@ -283,7 +289,7 @@ mod tests {
             assert!(matches!(open(directory.path()), Err(DiskError::InUse(_))));
         }
         let (_, remembered) = open(directory.path()).unwrap();
-        assert_eq!((remembered.epoch.as_str(), remembered.revision), ("e", 7));
+        assert_eq!(remembered.progress, progress);
         assert_eq!(remembered.members.len(), 1);
         assert_eq!(remembered.members[&selector].len(), 2);
     }

@@ -74,9 +74,7 @@ pub async fn run(
     let (input, inputs) = mpsc::channel(config::INPUT_QUEUE_LEN);
     let (nudge, nudged) = mpsc::channel(1);
     inputs::spawn_sources(&config, &input, nudged)?;
-    let progress =
-        session::Progress { epoch: remembered.epoch.clone(), revision: remembered.revision };
-    let session = session::spawn(Arc::clone(&config), input.clone(), progress);
+    let session = session::spawn(Arc::clone(&config), input.clone(), remembered.progress.clone());
     let flows = flows::spawn(&config);
     let api = api::spawn(&config, input, nudge)?;
     let mut agent =

@@ -83,10 +83,10 @@ impl Agent {
         (hello, session): (watch::Sender<Progress>, tokio::task::JoinHandle<()>),
         flows: Flows,
     ) -> Self {
-        let Remembered { epoch, revision, resources, members, rules, found } = remembered;
+        let Remembered { progress, resources, members, rules, found } = remembered;
         let mut engine = HostEngine::new(&config.host, config.default_posture);
         engine.adopt_rules(&rules);
-        engine.set_revision(revision);
+        engine.set_revision(progress.revision);
         let silent =
             sources(&config).into_iter().filter(|source| !found.contains_key(*source)).map(Into::into);
         let mut agent = Self {
@@ -99,7 +99,7 @@ impl Agent {
             resources: BTreeSet::new(),
             members: BTreeMap::new(),
             book: AddressBook::default(),
-            progress: Progress { epoch, revision },
+            progress,
             hello,
             session,
             link: None,

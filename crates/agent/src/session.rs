@@ -27,8 +27,12 @@ const KEEPALIVE: Duration = Duration::from_secs(10);
 /// How far the agent's knowledge goes; what the next Hello says.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Progress {
+    /// Of the repository that the revisions are of; empty: none was ever reached.
     pub(crate) epoch: String,
+    /// Tiers and policies are complete up to here.
     pub(crate) revision: u64,
+    /// All remembered members are complete up to here; never ahead of `revision`.
+    pub(crate) members: u64,
 }
 
 /// What happens on the stream.
@@ -95,7 +99,7 @@ async fn converse(
     let mut client =
         DistributionClient::new(channel(config)?).max_decoding_message_size(MESSAGE_BYTES_MAX);
     let (outgoing, messages) = mpsc::channel(OUTGOING_QUEUE_LEN);
-    let Progress { epoch, revision } = hello.borrow().clone();
+    let Progress { epoch, revision, members: _ } = hello.borrow().clone();
     let hello = Hello {
         protocol: PROTOCOL,
         host: config.host.clone(),

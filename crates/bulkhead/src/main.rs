@@ -1,1 +1,67 @@
-fn main() {}
+//! The one binary: daemons and operator's commands.
+//!
+//! Exit codes: 0 done; 1 the answer is no (input refused, not found, differences found); 2 wrong usage;
+//! 3 controller or agent cannot be reached; 4 anything else that failed.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+mod cli;
+mod client;
+mod commands;
+mod daemons;
+mod failure;
+mod output;
+mod yaml;
+
+use cli::{Cli, Command};
+use failure::Failure;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            output::error(&format!("cannot start: {error}"));
+            return ExitCode::from(4);
+        }
+    };
+    let result = runtime.block_on(run(cli));
+    // A blocked read of a terminal or a kernel socket must not keep the process.
+    runtime.shutdown_background();
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            if let Some(message) = failure.message() {
+                output::error(message);
+            }
+            ExitCode::from(failure.code())
+        }
+    }
+}
+
+async fn run(cli: Cli) -> Result<(), Failure> {
+    let Cli { common, command } = cli;
+    output::choose_colour(common.color);
+    match command {
+        Command::Controller(args) => daemons::controller(&args).await,
+        Command::Agent(args) => daemons::agent(&args).await,
+        Command::Standalone(args) => daemons::standalone(&args).await,
+        Command::Apply(args) => commands::apply::apply(&common, &args).await,
+        Command::Delete(args) => commands::apply::delete(&common, &args).await,
+        Command::Diff(args) => commands::apply::diff(&common, &args).await,
+        Command::Get(args) => commands::get::get(&common, &args).await,
+        Command::Describe(args) => commands::describe::describe(&common, &args).await,
+        Command::Explain(args) => commands::explain::explain(&common, &args).await,
+        Command::Flows(args) => commands::flows::flows(&common, &args).await,
+        Command::Status => commands::status::status(&common).await,
+        Command::Workload(args) => commands::workload::workload(&common, &args).await,
+        Command::Plan => commands::status::plan(&common).await,
+        Command::Completion { shell } => {
+            commands::docs::completion(shell);
+            Ok(())
+        }
+        Command::Man { directory } => commands::docs::man(directory.as_deref()),
+    }
+}

@@ -39,7 +39,7 @@ pub struct Config {
     pub grace_ms: u64,
     /// Flow records in memory, from which recent queries are answered; default 100 000.
     pub flow_records_in_memory: usize,
-    /// Flow records on disk; default 1 000 000.
+    /// Flow records on disk; default 1 000 000. Those of the last second before a crash may be missing.
     pub flow_records_on_disk: u64,
 }
 

@@ -2,13 +2,18 @@
 
 use std::sync::Arc;
 
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use crate::agents::Registry;
 use crate::config::Config;
 use crate::flows::Flows;
 use crate::metrics::Metrics;
 use crate::repository::Repository;
+
+/// Most watches and followers at once; more are refused.
+pub(crate) const STREAMS_MAX: usize = 4096;
+/// Most evaluations and searches at once.
+pub(crate) const SEARCHES_MAX: usize = 4;
 
 /// Shared by the API, the agents' sessions and the background tasks.
 #[derive(Debug)]
@@ -19,6 +24,10 @@ pub(crate) struct Context {
     pub(crate) flows: Flows,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) started_ms: u64,
+    /// Answers that go on: each holds one until it ends.
+    pub(crate) streams: Arc<Semaphore>,
+    /// Evaluations and searches that take memory or a thread of their own; others wait.
+    pub(crate) searches: Semaphore,
     /// Becomes true when everything is to stop.
     pub(crate) shutdown: watch::Receiver<bool>,
 }

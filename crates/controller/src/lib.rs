@@ -37,13 +37,13 @@ use std::time::Duration;
 
 use bulkhead_store::{Embedded, Memory, Store, StoreError};
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::task::{JoinError, JoinSet};
 
 pub use config::{Config, StoreKind};
 
 use agents::Registry;
-use context::Context;
+use context::{Context, SEARCHES_MAX, STREAMS_MAX};
 use flows::Flows;
 use metrics::Metrics;
 use repository::Repository;
@@ -198,7 +198,17 @@ async fn open(config: Config, shutdown: watch::Receiver<bool>) -> Result<Context
     )
     .map_err(|error| Error::Flows(error.to_string()))?;
     let started_ms = clock::now_ms();
-    Ok(Context { config, repository, registry: Registry::default(), flows, metrics, started_ms, shutdown })
+    Ok(Context {
+        config,
+        repository,
+        registry: Registry::default(),
+        flows,
+        metrics,
+        started_ms,
+        streams: Arc::new(Semaphore::new(STREAMS_MAX)),
+        searches: Semaphore::new(SEARCHES_MAX),
+        shutdown,
+    })
 }
 
 async fn open_store(config: &Config) -> Result<Arc<dyn Store>, Error> {

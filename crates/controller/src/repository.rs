@@ -78,6 +78,13 @@ impl Repository {
         upserts: Vec<Resource>,
         removes: Vec<ObjectKey>,
     ) -> Result<Applied, StoreError> {
+        let applied = self.store.apply(self.publication(upserts, removes)).await?;
+        self.wait_for(applied.revision.0).await;
+        Ok(applied)
+    }
+
+    /// The transaction of [`Repository::publish`].
+    pub(crate) fn publication(&self, upserts: Vec<Resource>, removes: Vec<ObjectKey>) -> Transaction {
         let mut transaction = Transaction::new();
         {
             let view = self.view();
@@ -94,9 +101,7 @@ impl Repository {
         for key in removes {
             transaction = transaction.delete(keys::store_key(&key), Precondition::Any);
         }
-        let applied = self.store.apply(transaction).await?;
-        self.wait_for(applied.revision.0).await;
-        Ok(applied)
+        transaction
     }
 }
 
@@ -123,6 +128,23 @@ fn stamp(mut resource: Resource, before: Option<&Object>) -> Resource {
     metadata.creation_timestamp = created;
     metadata.generation = Some(generation);
     resource
+}
+
+#[cfg(test)]
+impl Repository {
+    /// Takes in what the store has beyond the view, as the feeder would.
+    pub(crate) async fn catch_up(&self) {
+        let from = bulkhead_store::Revision(self.view().revision);
+        let mut watch = self.store.watch(keys::PREFIX, from).await.unwrap();
+        loop {
+            let commits = watch.ready().unwrap();
+            if commits.is_empty() {
+                return;
+            }
+            let changes = view::decode(&commits);
+            self.view_mut().commit(changes, watch.position().0, 1);
+        }
+    }
 }
 
 fn put_op(resource: &Resource, precondition: Precondition) -> Op {

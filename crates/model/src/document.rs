@@ -15,7 +15,7 @@ mod decode;
 mod tree;
 
 pub(crate) use decode::{Decoder, Fields};
-pub(crate) use tree::read;
+pub use tree::read;
 pub use tree::{Node, Value};
 
 /// Largest text that is read, in bytes.

@@ -135,7 +135,14 @@ impl Store for Embedded {
     }
 
     async fn revision(&self) -> Result<Revision, StoreError> {
+        if self.queue.as_ref().is_none_or(mpsc::Sender::is_closed) {
+            return Err(StoreError::Closed);
+        }
         Ok(self.shared.read().revision())
+    }
+
+    fn waiting(&self) -> usize {
+        self.queue.as_ref().map_or(0, |queue| queue.max_capacity() - queue.capacity())
     }
 }
 

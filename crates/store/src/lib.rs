@@ -65,8 +65,13 @@ pub trait Store: Send + Sync + Debug {
     /// The newest revision.
     ///
     /// # Errors
-    /// If the engine fails.
+    /// If the engine fails, or has failed and accepts no more writes.
     async fn revision(&self) -> Result<Revision, StoreError>;
+
+    /// Transactions that wait to be written.
+    fn waiting(&self) -> usize {
+        0
+    }
 }
 
 /// 128 random bits as 32 hexadecimal digits, for names that must never occur twice.

@@ -29,6 +29,8 @@ pub(super) struct Link {
     subscriptions: BTreeMap<Selector, u32>,
     selectors: BTreeMap<u32, Selector>,
     next_handle: u32,
+    /// Subscriptions whose first answer has not arrived.
+    unanswered: BTreeSet<u32>,
     /// Heard since the last Synced.
     buffer: Vec<In>,
     /// Workloads that the controller has been told of.
@@ -49,6 +51,7 @@ impl Agent {
                     subscriptions: BTreeMap::new(),
                     selectors: BTreeMap::new(),
                     next_handle: 1,
+                    unanswered: BTreeSet::new(),
                     buffer: Vec::new(),
                     published: None,
                     generation: 0,
@@ -106,19 +109,29 @@ impl Agent {
         let Some(epoch) = link.epoch.clone() else { return };
         for heard in std::mem::take(&mut link.buffer) {
             match heard {
-                In::Resources(resources) => self.resources_heard(resources),
-                In::Members(members) => self.members_heard(members),
+                In::Resources(resources) => self.resources_heard(&resources),
+                In::Members(members) => self.members_heard(&members),
                 In::Welcome(_) | In::Synced(_) | In::InventoryAck(_) => {}
             }
         }
-        self.progress = Progress { epoch, revision };
+        // The barrier speaks of what had been subscribed to when it was sent. Members that were remembered and
+        // asked about again, but not answered yet, are still as of the revision before.
+        let answered = self.link.as_ref().is_some_and(|link| link.unanswered.is_empty());
+        let members = if answered {
+            revision
+        } else if self.progress.epoch == epoch {
+            self.progress.members
+        } else {
+            0
+        };
+        self.progress = Progress { epoch, revision, members };
         self.hello.send_replace(self.progress.clone());
-        self.unsaved.progress = Some((self.progress.epoch.clone(), revision));
+        self.unsaved.progress = Some(self.progress.clone());
         self.engine.set_revision(revision);
         self.dirty = true;
     }
 
-    fn resources_heard(&mut self, heard: Resources) {
+    fn resources_heard(&mut self, heard: &Resources) {
         let mut named = BTreeSet::new();
         for json in &heard.upserts {
             let parsed = serde_json::from_slice(json)
@@ -152,8 +165,9 @@ impl Agent {
         }
     }
 
-    fn members_heard(&mut self, heard: Members) {
-        let Some(link) = &self.link else { return };
+    fn members_heard(&mut self, heard: &Members) {
+        let Some(link) = &mut self.link else { return };
+        link.unanswered.remove(&heard.handle);
         // An answer to a question that was taken back meanwhile.
         let Some(selector) = link.selectors.get(&heard.handle).cloned() else { return };
         let joins: Vec<Member> = heard.joins.iter().map(member).collect();
@@ -236,6 +250,7 @@ impl Agent {
         for selector in stale {
             if let Some(handle) = link.subscriptions.remove(&selector) {
                 link.selectors.remove(&handle);
+                link.unanswered.remove(&handle);
                 out.push(Out::Unsubscribe(Unsubscribe { handle }));
             }
         }
@@ -247,8 +262,9 @@ impl Agent {
             link.next_handle += 1;
             link.subscriptions.insert(selector.clone(), handle);
             link.selectors.insert(handle, selector.clone());
+            link.unanswered.insert(handle);
             let known = same_epoch && self.members.contains_key(selector);
-            let revision = if known { self.progress.revision } else { 0 };
+            let revision = if known { self.progress.members } else { 0 };
             out.push(Out::Subscribe(Subscribe { handle, selector: selector.to_string(), revision }));
         }
         out.into_iter().for_each(|body| self.send(body));

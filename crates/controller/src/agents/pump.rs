@@ -145,3 +145,6 @@ impl Subscription {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

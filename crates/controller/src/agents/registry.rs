@@ -15,6 +15,9 @@ use crate::members::SessionId;
 /// Most hosts that are remembered.
 const HOSTS_MAX: usize = 50_000;
 
+/// Most things not enforced that are kept of one agent.
+const NOT_ENFORCED_LEN_MAX: usize = 1000;
+
 /// One agent, as status shows it.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -143,7 +146,8 @@ impl Registry {
     }
 
     /// The agent said how it is.
-    pub(crate) fn status(&self, host: &str, id: SessionId, status: proto::AgentStatus) {
+    pub(crate) fn status(&self, host: &str, id: SessionId, mut status: proto::AgentStatus) {
+        status.not_enforced.truncate(NOT_ENFORCED_LEN_MAX);
         self.update(host, id, |record| record.status = status);
     }
 

@@ -28,6 +28,9 @@ pub(super) async fn explain(State(context): Shared, parameters: Parameters) -> R
     let to = parameters.required("to", expected)?.to_owned();
     let port = parameters.required("port", "like tcp/80")?.to_owned();
     let key = port_key(&port)?;
+    let searching = Arc::clone(&context);
+    // Never closed, so an error cannot be.
+    let _one_of_few = searching.searches.acquire().await.ok();
     // The evaluator is a plain walk over a copy of everything: no work for the threads that serve.
     let explained = tokio::task::spawn_blocking(move || -> Result<Json<Value>, Refusal> {
         let (world, flow, revision) = {

@@ -27,9 +27,11 @@ pub(super) async fn flows(State(context): Shared, parameters: Parameters) -> Res
     parameters.only(&["limit", "since", "workload", "label", "verdict", "policy", "follow"])?;
     let filter = filter(&parameters)?;
     if parameters.switch("follow")? {
-        return Ok(follow(context, filter));
+        return follow(context, filter);
     }
     let limit = parameters.parsed("limit", "a whole number")?.unwrap_or(LIMIT_DEFAULT);
+    // Never closed, so an error cannot be.
+    let _one_of_few = context.searches.acquire().await.ok();
     let records = context.flows.query(&filter, limit).await?;
     let items: Vec<Value> = records.iter().map(item).collect();
     let answer = json!({ "apiVersion": API_VERSION, "kind": "FlowList", "metadata": {}, "items": items });
@@ -87,7 +89,8 @@ fn since(text: &str, now_ms: u64) -> Result<u64, Refusal> {
     })
 }
 
-fn follow(context: Arc<Context>, filter: Filter) -> Response {
+fn follow(context: Arc<Context>, filter: Filter) -> Result<Response, Refusal> {
+    let place = stream::place(&context)?;
     let batches = context.flows.follow();
     let lines = futures::stream::unfold((batches, context, filter), |(mut batches, context, filter)| async {
         let mut shutdown = context.shutdown.clone();
@@ -113,7 +116,7 @@ fn follow(context: Arc<Context>, filter: Filter) -> Response {
             }
         }
     });
-    stream::respond(lines)
+    Ok(stream::respond(place, lines))
 }
 
 #[cfg(test)]

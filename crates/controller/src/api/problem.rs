@@ -16,7 +16,8 @@ pub(crate) struct Refusal {
     pub(crate) code: StatusCode,
     pub(crate) reason: &'static str,
     pub(crate) message: String,
-    about: Option<ObjectKey>,
+    // Boxed, since an error is passed through many hands and this is its largest part.
+    about: Option<Box<ObjectKey>>,
     problems: Vec<Problem>,
 }
 
@@ -49,7 +50,7 @@ impl Refusal {
     }
 
     fn about(mut self, key: ObjectKey) -> Self {
-        self.about = Some(key);
+        self.about = Some(Box::new(key));
         self
     }
 

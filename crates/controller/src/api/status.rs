@@ -11,7 +11,7 @@ use super::Shared;
 use super::input::Parameters;
 use super::problem::Refusal;
 use crate::clock;
-use crate::context::Context;
+use crate::context::{Context, STREAMS_MAX};
 use crate::metrics::Page;
 
 /// `GET /healthz`: the process serves.
@@ -86,6 +86,8 @@ fn repository_metrics(page: &mut Page, context: &Context) {
     page.gauge("revision", "Newest revision of the repository.", view.revision);
     page.gauge("objects", "Objects in the repository.", view.len());
     page.gauge("selectors", "Selectors that agents have subscribed to.", view.members.selectors());
+    let waiting = context.repository.store().waiting();
+    page.gauge("store_queue", "Transactions that wait to be written.", waiting);
     let undecodable = view.undecodable();
     page.counter("objects_undecodable_total", "Stored objects that could not be read.", undecodable);
 }
@@ -128,5 +130,7 @@ fn flow_metrics(page: &mut Page, context: &Context) {
     page.counter("flow_batches_missed_total", "Batches that followers read too slowly for.", missed);
     page.gauge("flows_in_memory", "Flow records in memory.", flows.in_memory());
     page.gauge("flow_disk_queue", "Batches of flow records that wait for the disk.", flows.disk_queue());
+    let streams = STREAMS_MAX - context.streams.available_permits();
+    page.gauge("api_streams", "Clients that watch or follow.", streams);
     page.gauge("flow_followers", "Clients that follow flows.", flows.followers());
 }

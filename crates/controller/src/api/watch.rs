@@ -27,6 +27,7 @@ pub(super) async fn watch(
     selector: Option<Selector>,
     from: Option<u64>,
 ) -> Result<Response, Refusal> {
+    let place = stream::place(context)?;
     let prefix = store_prefix(kind, namespace);
     let from = Revision(from.unwrap_or_else(|| context.repository.view().revision));
     let watch = context.repository.store().watch(&prefix, from).await?;
@@ -47,7 +48,7 @@ pub(super) async fn watch(
             Some((text.into(), (watch, shutdown, selector, ended)))
         },
     );
-    Ok(stream::respond(lines))
+    Ok(stream::respond(place, lines))
 }
 
 fn events(commits: &[Arc<Commit>], selector: Option<&Selector>) -> String {

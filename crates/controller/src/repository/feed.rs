@@ -7,7 +7,7 @@ use tokio::sync::watch;
 
 use super::Repository;
 use super::keys::PREFIX;
-use super::view::View;
+use super::view::{self, View};
 use crate::clock;
 use crate::context::stopped;
 
@@ -51,11 +51,9 @@ pub(crate) async fn feed(
             commits = watch.next() => commits?,
             () = stopped(&mut shutdown) => return Ok(()),
         };
-        let newest = {
-            let mut view = repository.view_mut();
-            view.commit(&commits, clock::now_ms());
-            view.revision
-        };
+        let newest = watch.position().0;
+        let changes = view::decode(&commits);
+        repository.view_mut().commit(changes, newest, clock::now_ms());
         repository.revision.send_replace(newest);
     }
 }

@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 use bulkhead_engine::SelectorId;
 use bulkhead_model::policy::PREDEFINED_TIERS;
 use bulkhead_model::{Entity, Kind, ObjectKey, Resource};
-use bulkhead_store::{Commit, Stored};
+use bulkhead_store::{Commit, Revision, Stored};
 use bytes::Bytes;
 
 use super::keys;
@@ -55,6 +55,26 @@ pub(crate) struct Difference {
     pub(crate) leaves: Vec<Arc<str>>,
 }
 
+/// A change of an object, read from the store.
+#[derive(Debug)]
+pub(super) struct Decoded {
+    key: ObjectKey,
+    /// What it is now; `None`: gone; an error if it cannot be read.
+    object: Option<Result<Resource, keys::Undecodable>>,
+    revision: u64,
+}
+
+/// Reads commits. This is the work in taking them in, so it is done before the view is locked.
+pub(super) fn decode(commits: &[Arc<Commit>]) -> Vec<Decoded> {
+    let changes =
+        commits.iter().flat_map(|commit| commit.changes.iter().map(move |change| (commit.revision, change)));
+    let decoded = changes.filter_map(|(Revision(revision), change)| {
+        let key = keys::object_key(&change.key)?;
+        Some(Decoded { key, object: change.object.as_ref().map(keys::decode), revision })
+    });
+    decoded.collect()
+}
+
 /// The state.
 #[derive(Debug)]
 pub(crate) struct View {
@@ -93,26 +113,24 @@ impl View {
             }
         }
         for stored in objects {
+            let Some(key) = keys::object_key(&stored.key) else { continue };
             // Since when its addresses are its own is not known: since ever, then.
-            view.put(stored, 0);
+            view.put(key, keys::decode(stored), stored.modified.0, 0);
         }
         view
     }
 
-    /// Takes in commits; answers whether any agent has to hear of all of them.
-    pub(super) fn commit(&mut self, commits: &[Arc<Commit>], now_ms: u64) {
+    /// Takes in changes up to `revision`.
+    pub(super) fn commit(&mut self, changes: Vec<Decoded>, revision: u64, now_ms: u64) {
         let resources_before = self.resource_log.newest();
-        for commit in commits {
-            self.revision = commit.revision.0;
-            for change in &commit.changes {
-                let Some(key) = keys::object_key(&change.key) else { continue };
-                match &change.object {
-                    Some(stored) => self.put(stored, now_ms),
-                    None => self.remove(&key, now_ms),
-                }
-                self.log_change(commit.revision.0, Some(&key));
+        for Decoded { key, object, revision } in changes {
+            self.log_change(revision, Some(&key));
+            match object {
+                Some(object) => self.put(key, object, revision, now_ms),
+                None => self.remove(&key, revision, now_ms),
             }
         }
+        self.revision = revision;
         if self.resource_log.newest() > resources_before {
             for session in self.sessions.values() {
                 session.wake.notify_one();
@@ -129,29 +147,34 @@ impl View {
         }
     }
 
-    fn put(&mut self, stored: &Stored, now_ms: u64) {
-        let resource = match keys::decode(stored) {
+    fn put(
+        &mut self,
+        key: ObjectKey,
+        object: Result<Resource, keys::Undecodable>,
+        revision: u64,
+        now_ms: u64,
+    ) {
+        let resource = match object {
             Ok(resource) => resource,
             Err(error) => {
                 // Written by a newer controller, or damaged: what was known before stays in force.
-                tracing::error!(key = %stored.key, %error, "an object in the store cannot be read");
+                tracing::error!(%key, %error, "an object in the store cannot be read");
                 self.undecodable += 1;
                 return;
             }
         };
-        let key = resource.key();
         let host_before = self.forget_host(&key);
         if let Resource::Workload(workload) = &resource {
             self.by_host.entry(workload.spec.host.clone()).or_default().insert(key.clone());
             self.addresses.assign(&key.qualified_name(), workload, now_ms);
         }
         if let Some(entity) = Entity::of(&resource) {
-            self.members.upsert(&entity, host_before.as_deref(), stored.modified.0);
+            self.members.upsert(&entity, host_before.as_deref(), revision);
         }
-        self.objects.insert(key, Arc::new(Object::new(resource, stored.modified.0)));
+        self.objects.insert(key, Arc::new(Object::new(resource, revision)));
     }
 
-    fn remove(&mut self, key: &ObjectKey, now_ms: u64) {
+    fn remove(&mut self, key: &ObjectKey, revision: u64, now_ms: u64) {
         let host_before = self.forget_host(key);
         self.objects.remove(key);
         match key.kind {
@@ -160,7 +183,7 @@ impl View {
             Kind::Workload => self.addresses.release(&key.qualified_name(), now_ms),
             Kind::NetworkSet => {}
         }
-        self.members.remove(&key.to_string(), host_before.as_deref(), self.revision);
+        self.members.remove(&key.to_string(), host_before.as_deref(), revision);
     }
 
     /// Takes a workload off the list of its host, and answers which that was.

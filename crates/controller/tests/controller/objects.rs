@@ -216,3 +216,37 @@ async fn probes_metrics_and_document_are_there() {
     assert!(metrics.contains("bulkhead_flows_lost_total{cause=\"agent\"} 0"), "{metrics}");
     assert_eq!(fixture.get("/openapi.json").await["openapi"], json!("3.1.0"));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_predefined_tier_can_be_changed_but_not_deleted() {
+    let fixture = Fixture::new().await;
+    let baseline = fixture.get("/apis/bulkhead.dev/v1/tiers/baseline").await;
+    assert_eq!(baseline["metadata"], json!({ "name": "baseline" }), "nobody has written it");
+    let changed =
+        TIER.replace("mine", "baseline").replace("order: 5", "order: 10000000, defaultAction: Pass");
+    let answer = fixture.apply(&changed).await;
+    assert_eq!(answer["items"][0]["outcome"], json!("configured"));
+    let baseline = fixture.get("/apis/bulkhead.dev/v1/tiers/baseline").await;
+    assert_eq!(baseline["spec"]["defaultAction"], json!("Pass"));
+    assert_eq!(fixture.delete("tiers/baseline").await, StatusCode::FORBIDDEN);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_gives_its_place_back() {
+    let fixture = Fixture::new().await;
+    fixture.apply(POLICY).await;
+    let path = format!("{POLICIES}?watch=true&resourceVersion=0");
+    let mut lines = Lines::of(fixture.send(Method::GET, &path, String::new()).await);
+    assert_eq!(lines.next().await["type"], json!("ADDED"));
+    let streams = async |count: usize| {
+        let metrics = fixture.get("/metrics").await;
+        metrics.as_str().unwrap().contains(&format!("\nbulkhead_api_streams {count}\n"))
+    };
+    assert!(streams(1).await);
+    drop(lines);
+    let deadline = std::time::Instant::now() + crate::harness::PATIENCE;
+    while !streams(0).await {
+        assert!(std::time::Instant::now() < deadline, "the place must be given back");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+}

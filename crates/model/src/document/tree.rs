@@ -63,6 +63,23 @@ impl Node {
         }
     }
 
+    /// The same without positions. Numbers too large for JSON become texts.
+    pub fn to_json(&self) -> serde_json::Value {
+        use serde_json::Value as Json;
+        match &self.value {
+            Value::Null => Json::Null,
+            Value::Bool(value) => Json::Bool(*value),
+            Value::Number(text) => serde_json::from_str(text).unwrap_or_else(|_| Json::String(text.clone())),
+            Value::String(text) => Json::String(text.clone()),
+            Value::Sequence(items) => items.iter().map(Self::to_json).collect(),
+            Value::Mapping(entries) => entries
+                .iter()
+                .map(|(key, value)| (key.as_str().unwrap_or_default().to_owned(), value.to_json()))
+                .collect::<serde_json::Map<_, _>>()
+                .into(),
+        }
+    }
+
     /// A tree without positions.
     pub fn from_json(value: &serde_json::Value) -> Self {
         use serde_json::Value as Json;
@@ -93,8 +110,11 @@ struct Open {
     items: Vec<Node>,
 }
 
-/// The documents of a text; empty ones are left out.
-pub(crate) fn read(source: &str, text: &str) -> Result<Vec<Node>, Problem> {
+/// The documents of a text as trees; empty ones are left out.
+///
+/// # Errors
+/// At the first place that is no YAML, or is nested too deep, or is an alias.
+pub fn read(source: &str, text: &str) -> Result<Vec<Node>, Problem> {
     let problem = |position: Position, message: String| Problem {
         source: source.into(),
         line: position.line,

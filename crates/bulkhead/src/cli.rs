@@ -1,0 +1,332 @@
+//! The command line: help, completion and man pages are all made from this.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Micro-segmentation by labels: say who may talk to whom, and every host enforces it in its kernel.
+#[derive(Debug, Parser)]
+#[command(version, propagate_version = true, max_term_width = 100)]
+#[command(after_help = "\
+First steps:
+  sudo bulkhead standalone &                      controller and agent on this machine
+  docker run -d --label role=web --name web …     its containers are found by themselves
+  bulkhead get workloads                          what was found
+  bulkhead apply -f policy.yaml                   who may talk to whom
+  bulkhead flows --follow                         what happens, and which rule decided
+
+Exit codes: 0 done, 1 the answer is no (refused, not found, different), 2 wrong usage,
+3 controller or agent not reachable, 4 anything else.")]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) common: Common,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Common {
+    /// Address of the controller's API
+    #[arg(long, global = true, env = "BULKHEAD_SERVER", default_value = "http://127.0.0.1:7440", value_name = "URL")]
+    pub(crate) server: String,
+    /// Socket of this host's agent
+    #[arg(long, global = true, env = "BULKHEAD_AGENT_SOCKET", default_value = "/run/bulkhead/agent.sock", value_name = "PATH")]
+    pub(crate) agent_socket: PathBuf,
+    /// Form of the answer
+    #[arg(short, long, global = true, default_value = "table")]
+    pub(crate) output: Format,
+    /// When to use colour
+    #[arg(long, global = true, default_value = "auto")]
+    pub(crate) color: Colour,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For eyes
+    Table,
+    /// For programs
+    Json,
+    /// For files
+    Yaml,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Colour {
+    /// On a terminal
+    Auto,
+    /// Always
+    Always,
+    /// Never
+    Never,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run the central repository
+    Controller(ControllerArgs),
+    /// Run the agent of this host
+    Agent(AgentArgs),
+    /// Run controller and agent on one host
+    Standalone(StandaloneArgs),
+    /// Create or change what files say; all of them or nothing
+    Apply(FileArgs),
+    /// List objects
+    Get(GetArgs),
+    /// Show an object and everything about it
+    Describe(ObjectArgs),
+    /// Delete objects
+    Delete(DeleteArgs),
+    /// Show what apply would change
+    Diff(FileArgs),
+    /// Say whether a connection would pass, and why, at both ends
+    Explain(ExplainArgs),
+    /// Show recent connections with names, labels and the rule that decided
+    Flows(FlowArgs),
+    /// Show agents, revisions, and what is not enforced
+    Status,
+    /// Register workloads of this host by hand
+    Workload(WorkloadArgs),
+    /// Print the tables that this host's agent enforces
+    Plan,
+    /// Print a completion script for a shell
+    Completion {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page, or write all of them into a directory
+    Man {
+        /// Where to write them
+        directory: Option<PathBuf>,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct LogArgs {
+    /// What to log: error, warn, info, debug, trace, or a filter like bulkhead_agent=debug
+    #[arg(long, env = "BULKHEAD_LOG", default_value = "info", value_name = "FILTER")]
+    pub(crate) log: String,
+    /// Form of the log
+    #[arg(long, default_value = "text", value_name = "FORM")]
+    pub(crate) log_format: LogFormat,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    /// One line of text per event
+    Text,
+    /// One JSON object per event
+    Json,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ControllerArgs {
+    /// Settings as YAML; flags win over it
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) settings: ControllerSettings,
+    #[command(flatten)]
+    pub(crate) log: LogArgs,
+}
+
+#[derive(Debug, Default, Args)]
+pub(crate) struct ControllerSettings {
+    /// Address of the API for operators [default: 127.0.0.1:7440]
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) listen: Option<std::net::SocketAddr>,
+    /// Address for agents [default: 127.0.0.1:7441]
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) listen_agents: Option<std::net::SocketAddr>,
+    /// Where the repository is kept [default: /var/lib/bulkhead/controller]
+    #[arg(long, value_name = "DIRECTORY")]
+    pub(crate) data_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct AgentArgs {
+    /// Settings as YAML; flags win over it
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Address of the controller [default: http://127.0.0.1:7441]
+    #[arg(long, env = "BULKHEAD_CONTROLLER", value_name = "URL")]
+    pub(crate) controller: Option<String>,
+    #[command(flatten)]
+    pub(crate) settings: AgentSettings,
+    /// Remove everything that agents left in this host's kernel, and exit. Traffic is not judged any more
+    #[arg(long)]
+    pub(crate) cleanup: bool,
+    #[command(flatten)]
+    pub(crate) log: LogArgs,
+}
+
+#[derive(Debug, Default, Args)]
+pub(crate) struct AgentSettings {
+    /// Name of this host, unique in the fleet [default: the host's name]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) host: Option<String>,
+    /// Where the agent remembers what to enforce [default: /var/lib/bulkhead/agent]
+    #[arg(long, value_name = "DIRECTORY")]
+    pub(crate) state_dir: Option<PathBuf>,
+    /// Socket of the Docker engine, or "none" [default: /var/run/docker.sock if it is there]
+    #[arg(long, value_name = "SOCKET")]
+    pub(crate) docker: Option<PathBuf>,
+    /// Directory of workload files to watch
+    #[arg(long, value_name = "DIRECTORY")]
+    pub(crate) workload_dir: Option<PathBuf>,
+    /// Interfaces that belong to workloads, like veth*: a new one is closed until claimed
+    /// [default: veth* with Docker, else none]
+    #[arg(long = "workload-interface", value_name = "PATTERN")]
+    pub(crate) workload_interfaces: Vec<String>,
+    /// What happens to connections of endpoints that no policy speaks of [default: allow]
+    #[arg(long, value_name = "VERDICT")]
+    pub(crate) default_posture: Option<Posture>,
+    /// Milliseconds between two reports of live connections [default: 5000]
+    #[arg(long, value_name = "MS")]
+    pub(crate) sweep_interval_ms: Option<u64>,
+    /// Where the kernel's tables are pinned [default: /sys/fs/bpf/bulkhead/HOST]
+    #[arg(long, value_name = "DIRECTORY")]
+    pub(crate) pin_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Posture {
+    /// They pass
+    Allow,
+    /// They are refused
+    Deny,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StandaloneArgs {
+    /// Settings as YAML, with the keys controller and agent; flags win over it
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) controller: ControllerSettings,
+    #[command(flatten)]
+    pub(crate) agent: AgentSettings,
+    #[command(flatten)]
+    pub(crate) log: LogArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct FileArgs {
+    /// Files or directories of YAML or JSON; - is standard input
+    #[arg(short, long = "filename", required = true, value_name = "FILE")]
+    pub(crate) filename: Vec<PathBuf>,
+    /// Check everything, change nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct GetArgs {
+    /// tiers, policies, networksets, workloads or hosts; KIND or KIND/NAME
+    pub(crate) kind: String,
+    /// Name of one object
+    pub(crate) name: Option<String>,
+    /// Only objects with these labels, e.g. "role == 'web'"
+    #[arg(short = 'l', long, value_name = "SELECTOR")]
+    pub(crate) selector: Option<String>,
+    /// Go on and show changes as they happen
+    #[arg(short, long)]
+    pub(crate) watch: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ObjectArgs {
+    /// tiers, policies, networksets, workloads or hosts; KIND or KIND/NAME
+    pub(crate) kind: String,
+    /// Name of the object
+    pub(crate) name: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DeleteArgs {
+    /// Kind of the object; KIND or KIND/NAME
+    #[arg(required_unless_present = "filename", conflicts_with = "filename")]
+    pub(crate) kind: Option<String>,
+    /// Name of the object
+    pub(crate) name: Option<String>,
+    /// Delete what these files name
+    #[arg(short, long = "filename", value_name = "FILE")]
+    pub(crate) filename: Vec<PathBuf>,
+    /// Check everything, change nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ExplainArgs {
+    /// Who begins the connection: a workload or an address
+    #[arg(long, value_name = "WORKLOAD|ADDRESS")]
+    pub(crate) from: String,
+    /// Who is called: a workload or an address
+    #[arg(long, value_name = "WORKLOAD|ADDRESS")]
+    pub(crate) to: String,
+    /// What is called, e.g. tcp/80, udp/53, icmp/8
+    #[arg(long, value_name = "PORT")]
+    pub(crate) port: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct FlowArgs {
+    /// Go on and show flows as they happen
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+    /// How many of the newest
+    #[arg(long, default_value_t = 50, value_name = "COUNT")]
+    pub(crate) limit: usize,
+    /// Only since then: 90s, 5m, 2h or 7d ago
+    #[arg(long, value_name = "TIME")]
+    pub(crate) since: Option<String>,
+    /// Only with this workload at either end
+    #[arg(long, value_name = "NAME")]
+    pub(crate) workload: Option<String>,
+    /// Only with these labels at either end, e.g. role=web or "role in {'web', 'db'}"
+    #[arg(short = 'l', long, value_name = "LABEL")]
+    pub(crate) label: Option<String>,
+    /// Only with this verdict
+    #[arg(long, value_name = "allow|deny")]
+    pub(crate) verdict: Option<String>,
+    /// Only those that this policy decided
+    #[arg(long, value_name = "NAME")]
+    pub(crate) policy: Option<String>,
+    /// Ask this host's agent instead of the controller
+    #[arg(long, conflicts_with_all = ["follow", "since", "workload", "label", "verdict", "policy"])]
+    pub(crate) local: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WorkloadArgs {
+    #[command(subcommand)]
+    pub(crate) command: WorkloadCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum WorkloadCommand {
+    /// Register a workload of this host
+    Add {
+        /// Its name, unique on this host
+        name: String,
+        /// Path of its network namespace, e.g. /run/netns/web
+        #[arg(long, value_name = "PATH", required_unless_present = "interface", conflicts_with = "interface")]
+        netns: Option<String>,
+        /// Its host-side interface
+        #[arg(long, value_name = "NAME", requires = "address")]
+        interface: Option<String>,
+        /// Its address, if it cannot be seen in the namespace; may be given several times
+        #[arg(long, value_name = "ADDRESS")]
+        address: Vec<std::net::IpAddr>,
+        /// A label, KEY=VALUE; may be given several times
+        #[arg(short = 'l', long, value_name = "KEY=VALUE")]
+        label: Vec<String>,
+    },
+    /// Take back a registration: its interface is not judged any more
+    Remove {
+        /// Its name
+        name: String,
+    },
+    /// Show the registrations of this host
+    List,
+}

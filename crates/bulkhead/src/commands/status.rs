@@ -1,0 +1,154 @@
+//! `status` and `plan`: what is in force, and what is not and why.
+
+use std::fmt::Write as _;
+
+use hyper::Method;
+use serde_json::{Value, json};
+
+use crate::cli::Common;
+use crate::client::{API, call};
+use crate::failure::Failure;
+use crate::output::{self, Style, paint, table, text};
+
+/// Asks the controller, and this host's agent if there is one. Fails only if neither answers.
+pub(crate) async fn status(common: &Common) -> Result<(), Failure> {
+    let controller = call(common.controller(), Method::GET, &format!("{API}/status"), None).await;
+    let agent = if common.agent_socket.exists() {
+        Some(call(common.agent(), Method::GET, "/status", None).await)
+    } else {
+        None
+    };
+    let (fleet, failure) = match controller {
+        Ok(fleet) => (fleet, None),
+        Err(failure @ Failure::Unreachable(_)) => (Value::Null, Some(failure)),
+        Err(failure) => return Err(failure),
+    };
+    let here = match agent {
+        Some(Ok(here)) => here,
+        Some(Err(_)) | None => Value::Null,
+    };
+    if let (Some(failure), true) = (failure, here.is_null()) {
+        return Err(failure);
+    }
+    let value = json!({ "fleet": fleet, "thisHost": here });
+    output::show(common.output, &value, || {
+        let mut page = String::new();
+        fleet_page(&mut page, common, &fleet);
+        if !here.is_null() {
+            host_page(&mut page, &here);
+        }
+        Ok(page)
+    })
+}
+
+fn fleet_page(page: &mut String, common: &Common, fleet: &Value) {
+    if fleet.is_null() {
+        let _ = writeln!(page, "{} at {}", paint(Style::Bad, "no controller"), common.server);
+        return;
+    }
+    let _ = writeln!(
+        page,
+        "controller {} {} at {}: revision {}",
+        text(fleet, "/controller/name"),
+        text(fleet, "/controller/version"),
+        common.server,
+        text(fleet, "/controller/revision")
+    );
+    let agents = fleet["agents"].as_array().cloned().unwrap_or_default();
+    if agents.is_empty() {
+        page.push_str("no agent has connected yet\n");
+        return;
+    }
+    let rows: Vec<_> = agents
+        .iter()
+        .map(|agent| {
+            let connected = agent["connected"] == true;
+            let state = if connected { paint(Style::Good, "connected") } else { paint(Style::Bad, "away") };
+            let not_enforced = agent["notEnforced"].as_array().map_or(0, Vec::len);
+            vec![
+                text(agent, "/host"),
+                state,
+                text(agent, "/version"),
+                text(agent, "/dataplane"),
+                text(agent, "/enforcedRevision"),
+                text(agent, "/endpoints"),
+                text(agent, "/subscriptions"),
+                text(agent, "/entries"),
+                not_enforced.to_string(),
+            ]
+        })
+        .collect();
+    let headings = [
+        "HOST",
+        "STATE",
+        "VERSION",
+        "DATAPLANE",
+        "REVISION",
+        "ENDPOINTS",
+        "SELECTORS",
+        "ENTRIES WRITTEN",
+        "NOT ENFORCED",
+    ];
+    page.push_str(&table(&headings, &rows));
+    for agent in &agents {
+        reasons(page, &text(agent, "/host"), &agent["notEnforced"]);
+    }
+}
+
+fn reasons(page: &mut String, host: &str, list: &Value) {
+    for entry in list.as_array().into_iter().flatten() {
+        let subject = text(entry, "/subject");
+        let subject = subject.strip_prefix("Workload/").unwrap_or(&subject);
+        let _ = writeln!(page, "{} {host}: {subject}: {}", paint(Style::Bad, "not enforced"), text(entry, "/reason"));
+    }
+}
+
+fn host_page(page: &mut String, here: &Value) {
+    let host = text(here, "/host");
+    let connected = if here["connected"] == true {
+        paint(Style::Good, "connected")
+    } else {
+        format!("{} ({})", paint(Style::Bad, "no controller"), text(here, "/disconnectedBecause"))
+    };
+    let force = if here["programmed"] == true { "tables in force" } else { "tables not in force yet" };
+    let _ = writeln!(
+        page,
+        "\nthis host, {host}: {connected}, {force}, revision {}, dataplane {}",
+        text(here, "/revision"),
+        text(here, "/dataplane")
+    );
+    reasons(page, &host, &here["notEnforced"]);
+    let endpoints = here["endpoints"].as_array().cloned().unwrap_or_default();
+    if !endpoints.is_empty() {
+        let state = |value: &Value| {
+            if value == true { paint(Style::Good, "policy") } else { paint(Style::Bad, "closed") }
+        };
+        let rows: Vec<_> = endpoints
+            .iter()
+            .map(|endpoint| {
+                let addresses = endpoint["addresses"].as_array().into_iter().flatten();
+                let addresses: Vec<_> = addresses.filter_map(Value::as_str).collect();
+                vec![
+                    text(endpoint, "/workload"),
+                    text(endpoint, "/ifindex"),
+                    state(&endpoint["ingress"]),
+                    state(&endpoint["egress"]),
+                    addresses.join(","),
+                    output::labels(&endpoint["labels"]),
+                ]
+            })
+            .collect();
+        page.push_str(&table(&["ENDPOINT", "IFINDEX", "INGRESS", "EGRESS", "ADDRESSES", "LABELS"], &rows));
+    }
+    let drops = here["drops"].as_object().into_iter().flatten();
+    let drops: Vec<_> = drops.map(|(reason, count)| format!("{reason} {count}")).collect();
+    if !drops.is_empty() {
+        let _ = writeln!(page, "dropped packets: {}", drops.join(", "));
+    }
+}
+
+/// The tables of this host, as values.
+pub(crate) async fn plan(common: &Common) -> Result<(), Failure> {
+    let plan = call(common.agent(), Method::GET, "/plan", None).await?;
+    output::show(common.output, &plan, || Ok(crate::yaml::document(&plan)))
+}

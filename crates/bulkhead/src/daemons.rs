@@ -1,0 +1,201 @@
+//! Wiring of the daemons: settings, log, signals, and which dataplane enforces.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, anyhow};
+use bulkhead_dataplane::Dataplane;
+use bulkhead_ebpf::{Capacities, EbpfDataplane};
+use bulkhead_model::{Verdict, document};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use crate::cli::{
+    AgentArgs, AgentSettings, ControllerArgs, ControllerSettings, LogArgs, LogFormat, Posture, StandaloneArgs,
+};
+use crate::failure::Failure;
+
+/// Where a Docker engine listens unless told otherwise.
+const DOCKER_SOCKET: &str = "/var/run/docker.sock";
+/// Host-side interfaces that Docker makes.
+const DOCKER_INTERFACES: &str = "veth*";
+/// Directory below which the kernel's tables are pinned.
+const PIN_ROOT: &str = "/sys/fs/bpf/bulkhead";
+
+/// `--config` of standalone.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct StandaloneConfig {
+    controller: bulkhead_controller::Config,
+    agent: bulkhead_agent::Config,
+}
+
+pub(crate) async fn controller(args: &ControllerArgs) -> Result<(), Failure> {
+    start_log(&args.log)?;
+    let config = controller_config(read(args.config.as_deref())?, &args.settings);
+    let shutdown = stop_signal()?;
+    bulkhead_controller::run(config, wait(shutdown)).await.map_err(describe)
+}
+
+pub(crate) async fn agent(args: &AgentArgs) -> Result<(), Failure> {
+    start_log(&args.log)?;
+    let mut config = agent_config(read(args.config.as_deref())?, &args.settings)?;
+    if let Some(controller) = &args.controller {
+        config.controller.clone_from(controller);
+    }
+    let pins = pin_directory(&args.settings, &config.host);
+    if args.cleanup {
+        let mut dataplane = open_dataplane(&pins)?;
+        return dataplane.cleanup().map_err(describe);
+    }
+    let dataplane = open_dataplane(&pins)?;
+    bulkhead_agent::run(config, dataplane, stop_signal()?).await.map_err(describe)
+}
+
+pub(crate) async fn standalone(args: &StandaloneArgs) -> Result<(), Failure> {
+    start_log(&args.log)?;
+    let StandaloneConfig { controller, agent } = read(args.config.as_deref())?;
+    let controller = controller_config(controller, &args.controller);
+    let mut agent = agent_config(agent, &args.agent)?;
+    // Whatever the kernel lacks is said before anything runs.
+    let dataplane = open_dataplane(&pin_directory(&args.agent, &agent.host))?;
+    let shutdown = stop_signal()?;
+    let mut running = bulkhead_controller::start(controller).await.map_err(describe)?;
+    agent.controller = format!("http://{}", running.agents);
+    let agent = bulkhead_agent::run(agent, dataplane, shutdown);
+    let result = tokio::select! {
+        result = agent => result.map_err(describe),
+        error = running.failed() => Err(describe(error)),
+    };
+    let stopped = running.shutdown().await.map_err(describe);
+    result.and(stopped)
+}
+
+fn controller_config(
+    mut config: bulkhead_controller::Config,
+    settings: &ControllerSettings,
+) -> bulkhead_controller::Config {
+    let ControllerSettings { listen, listen_agents, data_dir } = settings;
+    if let Some(address) = listen {
+        config.listen_api = *address;
+    }
+    if let Some(address) = listen_agents {
+        config.listen_agents = *address;
+    }
+    if let Some(directory) = data_dir {
+        config.data_directory.clone_from(directory);
+    }
+    config
+}
+
+fn agent_config(
+    mut config: bulkhead_agent::Config,
+    settings: &AgentSettings,
+) -> Result<bulkhead_agent::Config, Failure> {
+    let AgentSettings {
+        host,
+        state_dir,
+        docker,
+        workload_dir,
+        workload_interfaces,
+        default_posture,
+        sweep_interval_ms,
+        pin_dir: _,
+    } = settings;
+    if let Some(host) = host {
+        config.host.clone_from(host);
+    }
+    if !bulkhead_model::resource::is_name(&config.host) {
+        let message = format!("{:?} cannot be the name of a host: give another with --host", config.host);
+        return Err(Failure::Usage(message));
+    }
+    if let Some(directory) = state_dir {
+        config.state_directory.clone_from(directory);
+    }
+    match docker {
+        Some(none) if none.as_os_str() == "none" => config.docker_socket = None,
+        Some(socket) => config.docker_socket = Some(socket.clone()),
+        None if config.docker_socket.is_none() && Path::new(DOCKER_SOCKET).exists() => {
+            config.docker_socket = Some(DOCKER_SOCKET.into());
+        }
+        None => {}
+    }
+    if let Some(directory) = workload_dir {
+        config.workload_directory = Some(directory.clone());
+    }
+    config.workload_interfaces.extend(workload_interfaces.iter().cloned());
+    if config.workload_interfaces.is_empty() && config.docker_socket.is_some() {
+        config.workload_interfaces.push(DOCKER_INTERFACES.into());
+    }
+    match default_posture {
+        Some(Posture::Allow) => config.default_posture = Verdict::Allow,
+        Some(Posture::Deny) => config.default_posture = Verdict::Deny,
+        None => {}
+    }
+    if let Some(interval) = sweep_interval_ms {
+        config.sweep_interval_ms = *interval;
+    }
+    Ok(config)
+}
+
+fn pin_directory(settings: &AgentSettings, host: &str) -> PathBuf {
+    settings.pin_dir.clone().unwrap_or_else(|| Path::new(PIN_ROOT).join(host.replace('.', "_")))
+}
+
+fn open_dataplane(pins: &Path) -> Result<Box<dyn Dataplane>, Failure> {
+    let dataplane = EbpfDataplane::open(pins, Capacities::default()).map_err(describe)?;
+    Ok(Box::new(dataplane))
+}
+
+/// Settings from a file of YAML, or the defaults.
+fn read<T: Default + DeserializeOwned>(file: Option<&Path>) -> Result<T, Failure> {
+    let Some(file) = file else { return Ok(T::default()) };
+    let name = file.display().to_string();
+    let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {name}"))?;
+    let documents = document::read(&name, &text).map_err(|problem| Failure::no(problem.to_string()))?;
+    match documents.as_slice() {
+        [] => Ok(T::default()),
+        [settings] => serde_json::from_value(settings.to_json())
+            .map_err(|error| Failure::no(format!("{name}: {error}"))),
+        _ => Err(Failure::no(format!("{name}: expected one document of settings"))),
+    }
+}
+
+fn start_log(args: &LogArgs) -> Result<(), Failure> {
+    let filter = tracing_subscriber::EnvFilter::try_new(&args.log)
+        .map_err(|error| Failure::Usage(format!("--log {}: {error}", args.log)))?;
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match args.log_format {
+        LogFormat::Text => builder.init(),
+        LogFormat::Json => builder.json().init(),
+    }
+    Ok(())
+}
+
+/// Turns true at SIGTERM or SIGINT.
+fn stop_signal() -> Result<watch::Receiver<bool>, Failure> {
+    let (sender, receiver) = watch::channel(false);
+    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for signals")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for signals")?;
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("stopping; what is enforced stays in force");
+        sender.send_replace(true);
+        // Held until the process ends, so that nobody takes a dropped sender for a signal.
+        std::future::pending::<()>().await;
+    });
+    Ok(receiver)
+}
+
+async fn wait(mut shutdown: watch::Receiver<bool>) {
+    // A dropped sender counts as a signal.
+    let _ = shutdown.wait_for(|stop| *stop).await;
+}
+
+fn describe(error: impl std::error::Error + Send + Sync + 'static) -> Failure {
+    Failure::from(anyhow!(error))
+}
