@@ -156,7 +156,8 @@ impl Bulkhead {
             return Ok(());
         }
         let mut process = Process::start(netns, command, &log, &self.lab.ledger())?;
-        eventually("the agent answers", || alive(&mut process, || http::get_unix(&agent.socket, "/status")))?;
+        eventually("the agent answers", || alive(&mut process, || http::get_unix(&agent.socket, "/status")))
+            .with_context(|| process.log())?;
         agent.process = Some(process);
         Ok(())
     }

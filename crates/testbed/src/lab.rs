@@ -85,17 +85,15 @@ impl Lab {
             ("net.ipv4.ip_forward", "1"),
             ("net.ipv6.conf.all.forwarding", "1"),
             ("net.ipv6.conf.default.accept_dad", "0"),
-            // Many workloads' neighbours at once.
-            ("net.ipv4.neigh.default.unres_qlen_bytes", "1048576"),
         ])?;
         let port = format!("h{number}");
         let fabric = self.fabric.name();
         let mut setup = vec![
             "link set lo up".to_owned(),
-            format!("link add up type veth peer name {port} netns {fabric}"),
-            format!("addr add 10.200.0.{}/24 dev up", 10 + number),
-            format!("addr add fd00:200::{}/64 dev up nodad", 10 + number),
-            "link set up up".to_owned(),
+            format!("link add uplink type veth peer name {port} netns {fabric}"),
+            format!("addr add 10.200.0.{}/24 dev uplink", 10 + number),
+            format!("addr add fd00:200::{}/64 dev uplink nodad", 10 + number),
+            "link set uplink up".to_owned(),
         ];
         for other in (0u8..).take(count).filter(|other| *other != number) {
             let (prefix, gateway) = (FIRST_PREFIX + other, 10 + other);

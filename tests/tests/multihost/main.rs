@@ -1,0 +1,9 @@
+//! Multi-host tests: the product's real processes on hosts made of network namespaces, and real traffic.
+//!
+//! Run as root, after `cargo build -p bulkhead`; see `crates/testbed` for what a lab looks like. Every test has
+//! namespaces of its own prefix, so they can run at the same time.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails here")]
+
+mod common;
+
+mod reachability;
