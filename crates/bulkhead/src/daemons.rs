@@ -1,5 +1,6 @@
 //! Wiring of the daemons: settings, log, signals, and which dataplane enforces.
 
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
@@ -170,7 +171,8 @@ fn read<T: Default + DeserializeOwned>(file: Option<&Path>) -> Result<T, Failure
 fn start_log(args: &LogArgs) -> Result<(), Failure> {
     let filter = tracing_subscriber::EnvFilter::try_new(&args.log)
         .map_err(|error| Failure::Usage(format!("--log {}: {error}", args.log)))?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr);
     match args.log_format {
         LogFormat::Text => builder.init(),
         LogFormat::Json => builder.json().init(),

@@ -61,6 +61,13 @@ pub(crate) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::
         .map(drop)
 }
 
+/// Takes a link's program off its hook, at once.
+pub(crate) fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
+    #[expect(unsafe_code, reason = "libbpf call")]
+    // SAFETY: a plain descriptor.
+    check(unsafe { libbpf_sys::bpf_link_detach(link.as_raw_fd()) }).map(drop)
+}
+
 /// Entries that a map holds at most.
 pub(crate) fn max_entries(map: BorrowedFd<'_>) -> io::Result<u32> {
     let mut info = libbpf_sys::bpf_map_info::default();

@@ -118,7 +118,19 @@ fn update_or_forget(path: &Path, program: BorrowedFd<'_>) -> io::Result<bool> {
     }
 }
 
+/// Takes a link off its hook and forgets it. Removing the pin alone would detach too, but some time later
+/// (the kernel frees links from a work queue), and a caller who was told that traffic is no longer judged may
+/// rely on it at once.
 fn remove(path: &Path) -> io::Result<()> {
+    match sys::open_pin(path) {
+        Ok(link) => match sys::link_detach(link.as_fd()) {
+            // Its interface has gone already.
+            Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => {}
+            other => other?,
+        },
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    }
     match fs::remove_file(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,

@@ -120,6 +120,13 @@ impl Labels {
         Self(self.0.iter().filter(keep).map(|(key, value)| (Arc::clone(key), Arc::clone(value))).collect())
     }
 
+    /// The labels that people set: the automatic ones are left out.
+    #[must_use]
+    pub fn without_reserved(&self) -> Self {
+        let keep = |(key, _): &(&Arc<str>, &Arc<str>)| !key.starts_with(RESERVED_PREFIX);
+        Self(self.0.iter().filter(keep).map(|(key, value)| (Arc::clone(key), Arc::clone(value))).collect())
+    }
+
     /// Labels from pairs that are known to be acceptable; others are left out. For orchestrators' labels,
     /// whose authors never heard of our rules: answers how many were left out.
     pub fn from_foreign<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> (Self, usize) {

@@ -1,9 +1,9 @@
 //! "Did you mean": the nearest right word to a wrong one.
 
 /// The candidate closest to `word`, if one is close enough to be a likely typing error: at most one
-/// edit per three characters, two at least (Damerau-Levenshtein, restricted).
+/// edit per three characters (rounded up), two at least (Damerau-Levenshtein, restricted).
 pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    let limit = (word.chars().count() / 3).max(2);
+    let limit = word.chars().count().div_ceil(3).max(2);
     candidates
         .into_iter()
         .map(|candidate| (distance(&word.to_lowercase(), &candidate.to_lowercase()), candidate))
@@ -39,6 +39,7 @@ mod tests {
         assert_eq!(nearest("ingres", ["ingress", "egress"]), Some("ingress"));
         assert_eq!(nearest("selectro", ["selector", "cidrs"]), Some("selector"));
         assert_eq!(nearest("tpc", ["tcp", "udp"]), Some("tcp"));
+        assert_eq!(nearest("applyTo", ["tier", "appliesTo"]), Some("appliesTo"));
         assert_eq!(nearest("banana", ["ingress", "egress"]), None);
     }
 }
