@@ -121,7 +121,15 @@ impl Lab {
     /// # Errors
     /// If it cannot be built.
     pub fn workload(&self, host: &str, name: &str) -> Result<Workload> {
-        Workload::new(&self.prefix, self.host(host), name)
+        Workload::new(&self.prefix, self.host(host), name, None)
+    }
+
+    /// As [`Lab::workload`], with a host-side interface of this name.
+    ///
+    /// # Errors
+    /// If it cannot be built.
+    pub fn workload_with_interface(&self, host: &str, name: &str, interface: &str) -> Result<Workload> {
+        Workload::new(&self.prefix, self.host(host), name, Some(interface))
     }
 
     /// What all names of this lab begin with.

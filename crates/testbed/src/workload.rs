@@ -30,7 +30,7 @@ pub struct Workload {
 }
 
 impl Workload {
-    pub(crate) fn new(prefix: &str, host: &Host, name: &str) -> Result<Self> {
+    pub(crate) fn new(prefix: &str, host: &Host, name: &str, interface: Option<&str>) -> Result<Self> {
         let (number, v4, v6) = host.next_addresses();
         let netns = Netns::new(&format!("{prefix}-w-{name}"))?;
         netns.sysctl(&[
@@ -38,7 +38,7 @@ impl Workload {
             ("net.ipv4.ping_group_range", "0 2147483647"),
             ("net.ipv6.conf.default.accept_dad", "0"),
         ])?;
-        let interface = format!("wl{number}");
+        let interface = interface.map_or_else(|| format!("wl{number}"), Into::into);
         let workload =
             Self { name: name.into(), host: host.name.clone(), netns, interface, v4, v6 };
         workload.join(host)?;

@@ -6,4 +6,11 @@
 
 mod common;
 
+mod agents;
+mod changes;
+mod containers;
+mod controller;
+mod endpoints;
+mod flows;
+mod inputs;
 mod reachability;
