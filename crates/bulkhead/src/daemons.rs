@@ -13,7 +13,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::cli::{
-    AgentArgs, AgentSettings, ControllerArgs, ControllerSettings, LogArgs, LogFormat, Posture, StandaloneArgs,
+    AgentArgs, AgentSettings, Common, ControllerArgs, ControllerSettings, LogArgs, LogFormat, Posture, StandaloneArgs,
 };
 use crate::failure::Failure;
 
@@ -39,9 +39,9 @@ pub(crate) async fn controller(args: &ControllerArgs) -> Result<(), Failure> {
     bulkhead_controller::run(config, wait(shutdown)).await.map_err(describe)
 }
 
-pub(crate) async fn agent(args: &AgentArgs) -> Result<(), Failure> {
+pub(crate) async fn agent(common: &Common, args: &AgentArgs) -> Result<(), Failure> {
     start_log(&args.log)?;
-    let mut config = agent_config(read(args.config.as_deref())?, &args.settings)?;
+    let mut config = agent_config(read(args.config.as_deref())?, common, &args.settings)?;
     if let Some(controller) = &args.controller {
         config.controller.clone_from(controller);
     }
@@ -54,11 +54,11 @@ pub(crate) async fn agent(args: &AgentArgs) -> Result<(), Failure> {
     bulkhead_agent::run(config, dataplane, stop_signal()?).await.map_err(describe)
 }
 
-pub(crate) async fn standalone(args: &StandaloneArgs) -> Result<(), Failure> {
+pub(crate) async fn standalone(common: &Common, args: &StandaloneArgs) -> Result<(), Failure> {
     start_log(&args.log)?;
     let StandaloneConfig { controller, agent } = read(args.config.as_deref())?;
     let controller = controller_config(controller, &args.controller);
-    let mut agent = agent_config(agent, &args.agent)?;
+    let mut agent = agent_config(agent, common, &args.agent)?;
     // Whatever the kernel lacks is said before anything runs.
     let dataplane = open_dataplane(&pin_directory(&args.agent, &agent.host))?;
     let shutdown = stop_signal()?;
@@ -92,6 +92,7 @@ fn controller_config(
 
 fn agent_config(
     mut config: bulkhead_agent::Config,
+    common: &Common,
     settings: &AgentSettings,
 ) -> Result<bulkhead_agent::Config, Failure> {
     let AgentSettings {
@@ -110,6 +111,10 @@ fn agent_config(
     if !bulkhead_model::resource::is_name(&config.host) {
         let message = format!("{:?} cannot be the name of a host: give another with --host", config.host);
         return Err(Failure::Usage(message));
+    }
+    // The flag always has a value: only another than the default was meant, and wins over the file.
+    if common.agent_socket != bulkhead_agent::Config::default().socket {
+        config.socket.clone_from(&common.agent_socket);
     }
     if let Some(directory) = state_dir {
         config.state_directory.clone_from(directory);

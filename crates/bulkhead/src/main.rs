@@ -46,8 +46,8 @@ async fn run(cli: Cli) -> Result<(), Failure> {
     output::choose_colour(common.color);
     match command {
         Command::Controller(args) => daemons::controller(&args).await,
-        Command::Agent(args) => daemons::agent(&args).await,
-        Command::Standalone(args) => daemons::standalone(&args).await,
+        Command::Agent(args) => daemons::agent(&common, &args).await,
+        Command::Standalone(args) => daemons::standalone(&common, &args).await,
         Command::Apply(args) => commands::apply::apply(&common, &args).await,
         Command::Delete(args) => commands::apply::delete(&common, &args).await,
         Command::Diff(args) => commands::apply::diff(&common, &args).await,

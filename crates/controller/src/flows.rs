@@ -193,7 +193,8 @@ impl Flows {
 }
 
 fn enrich_end(end: &mut FlowEnd, addresses: &AddressHistory, at_ms: u64) {
-    if end.workload.is_some() && end.host.is_some() {
+    // An agent knows the other end's name and host, but the labels of its own workloads only.
+    if end.workload.is_some() && end.host.is_some() && !end.labels.is_empty() {
         return;
     }
     let Some(holder) = addresses.holder(end.address, at_ms) else { return };

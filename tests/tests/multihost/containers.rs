@@ -1,0 +1,107 @@
+//! A Docker engine on one of the hosts.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use anyhow::ensure;
+use bulkhead_testbed::{
+    AgentOptions, Bulkhead, Docker, Lab, Outcome, Probe, Protocol, Workload, eventually, find_binary, probe,
+};
+
+use crate::common::{WAIT, member};
+
+const POLICY: &str = "
+apiVersion: bulkhead.dev/v1
+kind: Policy
+metadata: {name: server}
+spec:
+  appliesTo: role == 'server'
+  ingress:
+  - action: Allow
+    from: {selector: role == 'client'}
+    ports: [tcp/8000]
+---
+apiVersion: bulkhead.dev/v1
+kind: Policy
+metadata: {name: closed}
+spec:
+  appliesTo: role == 'closed'
+  ingress: []
+";
+
+#[test]
+fn containers_are_found_and_judged_by_their_labels() {
+    let lab = Lab::new("bt-docker", &["host-1", "host-2"]).unwrap();
+    let docker = Docker::start(&lab, lab.host("host-1")).unwrap();
+    let options = AgentOptions { docker: Some(docker.socket().into()), ..AgentOptions::default() };
+    let options = BTreeMap::from([("host-1".to_owned(), options)]);
+    let bulkhead = Bulkhead::start(lab, &find_binary().unwrap(), &options).unwrap();
+    let client = member(&bulkhead, "host-2", "client", &[("role", "client")], &[80]);
+    let stranger = member(&bulkhead, "host-2", "stranger", &[("role", "stranger")], &[80]);
+    bulkhead.apply_text("server.yaml", POLICY).unwrap();
+    let (client, stranger) = (&client.workload, &stranger.workload);
+
+    let address = docker.container("shop", &[("role", "server")], 8000).unwrap();
+    wait_container(&bulkhead, "shop.host-1", "server");
+    wait(client, &address, Outcome::Reached);
+    wait(stranger, &address, Outcome::Silent);
+
+    // Between containers of one host the bridge, not the routes, leads.
+    docker.container("peer", &[("role", "client")], 8000).unwrap();
+    wait_container(&bulkhead, "peer.host-1", "client");
+    // (busybox's wget looks up names, which a static one cannot.)
+    let ask = format!("printf 'GET /bin/none HTTP/1.0\r\n\r\n' | nc -w 2 {address} 8000 | grep -q HTTP");
+    let fetch = |name: &str| docker.run(&["exec", name, "/bin/busybox", "sh", "-c", &ask]);
+    eventually("a container with the label gets through", || fetch("peer")).unwrap();
+    docker.container("thief", &[("role", "thief")], 8000).unwrap();
+    wait_container(&bulkhead, "thief.host-1", "thief");
+    assert!(fetch("thief").is_err(), "one without the label does not");
+
+    // Stopped and started again, perhaps with another address.
+    docker.run(&["stop", "-t", "0", "shop"]).unwrap();
+    eventually("the stopped one is forgotten", || {
+        let list = bulkhead.json(&["get", "workloads"])?.to_string();
+        ensure!(!list.contains("shop.host-1"), "{list}");
+        Ok(())
+    })
+    .unwrap();
+    docker.run(&["start", "shop"]).unwrap();
+    wait_container(&bulkhead, "shop.host-1", "server");
+    let address = docker.address("shop").unwrap();
+    wait(client, &address, Outcome::Reached);
+    wait(stranger, &address, Outcome::Silent);
+
+    // Made anew with other labels.
+    docker.run(&["rm", "-f", "shop"]).unwrap();
+    let address = docker.container("shop", &[("role", "closed")], 8000).unwrap();
+    wait_container(&bulkhead, "shop.host-1", "closed");
+    wait(client, &address, Outcome::Silent);
+    drop(bulkhead_and(bulkhead, docker));
+}
+
+/// The engine must end before the lab's namespaces go.
+fn bulkhead_and(bulkhead: Bulkhead, docker: Docker) -> Bulkhead {
+    drop(docker);
+    bulkhead
+}
+
+fn wait_container(bulkhead: &Bulkhead, name: &str, role: &str) {
+    eventually(&format!("{name} is in force as {role}"), || {
+        let status = bulkhead.agent("host-1").status()?;
+        let mut endpoints = status["endpoints"].as_array().into_iter().flatten();
+        let found = endpoints.any(|end| end["workload"] == name && end["labels"]["role"] == role);
+        ensure!(found, "{status}");
+        Ok(())
+    })
+    .unwrap();
+}
+
+fn wait(from: &Workload, address: &str, wanted: Outcome) {
+    let address: IpAddr = address.parse().unwrap();
+    eventually(&format!("{} → {address} is {wanted:?}", from.name), || {
+        let found = probe(from, &[Probe { address, protocol: Protocol::Tcp(8000) }], WAIT)?[0];
+        ensure!(found == wanted, "{found:?}");
+        Ok(())
+    })
+    .unwrap();
+}
