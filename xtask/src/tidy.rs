@@ -54,6 +54,7 @@ pub(crate) fn run() -> Result<()> {
         source_file(root, &file, &mut problems)?;
     }
     drop_reasons(root, &mut problems)?;
+    examples(root, &mut problems)?;
     for problem in &problems {
         eprintln!("{problem}");
     }
@@ -133,6 +134,36 @@ fn source_file(root: &Path, file: &Path, problems: &mut Vec<String>) -> Result<(
         }
     }
     Ok(())
+}
+
+/// Every manifest that documentation shows and every file of examples is one that Bulkhead takes.
+fn examples(root: &Path, problems: &mut Vec<String>) -> Result<()> {
+    let mut found = 0;
+    for file in tracked(root)? {
+        let name = file.display().to_string();
+        let manifest = name.starts_with("examples/") && name.ends_with(".yaml");
+        if !manifest && !name.ends_with(".md") {
+            continue;
+        }
+        let text = std::fs::read_to_string(root.join(&file)).with_context(|| name.clone())?;
+        let texts = if manifest { vec![text] } else { fenced_manifests(&text) };
+        for text in texts {
+            match bulkhead_model::document::parse(&name, &text) {
+                Ok(documents) => found += documents.len(),
+                Err(list) => problems.extend(list.iter().map(|problem| format!("in an example: {problem}"))),
+            }
+        }
+    }
+    if found == 0 {
+        problems.push("no example was found at all: has the check gone blind?".into());
+    }
+    Ok(())
+}
+
+/// Blocks between ```yaml and ``` that hold resources.
+fn fenced_manifests(text: &str) -> Vec<String> {
+    let blocks = text.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next());
+    blocks.filter(|block| block.contains("apiVersion:")).map(ToOwned::to_owned).collect()
 }
 
 /// The reasons for drops stand in Rust, in C and in the documentation.

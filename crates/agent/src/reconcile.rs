@@ -34,6 +34,9 @@ use controller::Link;
 const INPUTS_PER_TURN: usize = 256;
 /// At the very first start a policy may wait this long for its members before the others are put into force.
 const FIRST_MEMBERS_WAIT: Duration = Duration::from_secs(5);
+/// A source that has never answered holds the first tables up for this long: what it would have found is not in
+/// charge of anything yet, and the other workloads must not wait for it for ever.
+const FIRST_ANSWER_WAIT: Duration = Duration::from_secs(10);
 /// A failed application is tried again after this time.
 const RETRY_INTERVAL: Duration = Duration::from_secs(2);
 
@@ -62,6 +65,7 @@ pub(crate) struct Agent {
     /// Not yet on disk.
     unsaved: Changes,
     dirty: bool,
+    started: Instant,
     ready_since: Option<Instant>,
     /// Whether the kernel holds this engine's tables.
     programmed: bool,
@@ -107,6 +111,7 @@ impl Agent {
             refused: BTreeMap::new(),
             unsaved: Changes::default(),
             dirty: true,
+            started: Instant::now(),
             ready_since: None,
             programmed: false,
             failed: None,
@@ -224,11 +229,15 @@ impl Agent {
 
     /// Whether enough is known to compute tables: policies from somewhere, and every source's workloads.
     fn ready(&mut self) -> bool {
-        let ready = !self.progress.epoch.is_empty() && self.silent.is_empty();
+        let ready = !self.progress.epoch.is_empty() && self.sources_have_answered();
         if ready && self.ready_since.is_none() {
             self.ready_since = Some(Instant::now());
         }
         ready
+    }
+
+    fn sources_have_answered(&self) -> bool {
+        self.silent.is_empty() || self.started.elapsed() >= FIRST_ANSWER_WAIT
     }
 
     /// Whether the first tables may go into the kernel: all members are known, or have been waited for.

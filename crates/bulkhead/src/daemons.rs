@@ -13,7 +13,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::cli::{
-    AgentArgs, AgentSettings, Common, ControllerArgs, ControllerSettings, LogArgs, LogFormat, Posture, StandaloneArgs,
+    AgentArgs, AgentSettings, Common, ControllerArgs, ControllerSettings, LogArgs, LogFormat, Posture,
+    StandaloneArgs,
 };
 use crate::failure::Failure;
 

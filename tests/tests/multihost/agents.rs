@@ -84,8 +84,11 @@ fn a_host_that_reboots_without_a_controller_enforces_what_it_remembers() {
     })
     .unwrap();
     example.check(Family::V6, |component| Protocol::Tcp(component.port), expected).unwrap();
-    example.check(Family::V6, |_| Protocol::Icmp, |from, to| {
-        from.application == to.application && expected(from, to)
-    })
-    .unwrap();
+    example
+        .check(
+            Family::V6,
+            |_| Protocol::Icmp,
+            |from, to| from.application == to.application && expected(from, to),
+        )
+        .unwrap();
 }

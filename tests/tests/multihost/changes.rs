@@ -76,7 +76,8 @@ fn a_new_workload_is_protected_before_its_first_packet_and_needs_no_policy() {
     let out = UdpStream::start(&second, &sink, sink.v4.into(), 7001, 1000, 4).unwrap();
     let web = example.workload("customer-db");
     let towards = UdpStream::start(web, &second, second.v4.into(), 7002, 500, 4).unwrap();
-    let forbidden = UdpStream::start(example.workload("geo-web"), &second, second.v4.into(), 7003, 1000, 4).unwrap();
+    let forbidden =
+        UdpStream::start(example.workload("geo-web"), &second, second.v4.into(), 7003, 1000, 4).unwrap();
     let server = Server::start(&second.netns, &[8083, OTHER_PORT]).unwrap();
     eventually("much was sent", || {
         ensure!(out.so_far().sent > 300 && forbidden.so_far().sent > 300);
@@ -110,10 +111,7 @@ fn a_new_workload_is_protected_before_its_first_packet_and_needs_no_policy() {
 }
 
 fn entries_written(example: &Example) -> Vec<u64> {
-    crate::common::HOSTS
-        .iter()
-        .map(|host| example.bulkhead.agent(host).entries_written().unwrap())
-        .collect()
+    crate::common::HOSTS.iter().map(|host| example.bulkhead.agent(host).entries_written().unwrap()).collect()
 }
 
 #[test]
@@ -127,8 +125,7 @@ fn the_example_explains_itself_as_it_behaves() {
             }
             let (from_name, to_name) = (source.workload.full_name(), destination.workload.full_name());
             let port = format!("tcp%2F{}", to.port);
-            let path =
-                format!("/apis/bulkhead.dev/v1/explain?from={from_name}&to={to_name}&port={port}");
+            let path = format!("/apis/bulkhead.dev/v1/explain?from={from_name}&to={to_name}&port={port}");
             let answer = eventually("the controller knows both", || example.bulkhead.get(&path)).unwrap();
             let verdict = answer["explanation"]["verdict"].as_str().unwrap_or("?").to_owned();
             let wanted = if expected(from, to) { "allow" } else { "deny" };

@@ -290,7 +290,7 @@ impl Agent {
 
     /// Tells the controller which workloads run here: all of them once, differences from then on.
     pub(super) fn publish(&mut self) {
-        if !self.silent.is_empty() {
+        if !self.sources_have_answered() {
             return;
         }
         let Some(link) = &mut self.link else { return };
