@@ -7,10 +7,13 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use bulkhead_model::labels::{KIND_LABEL, NAMESPACE_LABEL};
+use bulkhead_model::entity::matches;
+use bulkhead_model::labels::{KIND_LABEL, NAMESPACE_LABEL, NAMESPACE_LABELS_PREFIX, SERVICE_ACCOUNT_LABEL};
 use bulkhead_model::policy::{Action, DefaultAction, Mode, Order, Peer, PolicySpec, Rule};
-use bulkhead_model::ports::PortKey;
-use bulkhead_model::{Builtin, Direction, Entity, Kind, ObjectKey, Prefix, RuleRef, Selector, Verdict};
+use bulkhead_model::ports::{PortKey, PortMatch};
+use bulkhead_model::{
+    Builtin, Direction, Entity, Kind, Labels, ObjectKey, Prefix, RuleRef, Selector, Verdict,
+};
 use serde::Serialize;
 
 use crate::world::World;
@@ -233,7 +236,7 @@ impl Query<'_> {
             .filter(|(_, policy)| with_audit || policy.mode == Mode::Enforce)
             .filter(|(_, policy)| policy.rules(self.direction).is_some())
             .filter(|(key, policy)| {
-                in_namespace(key, self.endpoint) && policy.applies_to.matches(&self.endpoint.labels)
+                in_namespace(key, self.endpoint) && matches(&policy.applies_to, &self.endpoint.labels)
             })
             .collect();
         policies.sort_by_key(|(key, policy)| -> (Order, &ObjectKey) { (policy.order, key) });
@@ -241,11 +244,13 @@ impl Query<'_> {
     }
 
     fn outcome(&self, policy: &ObjectKey, rule: &Rule) -> Outcome {
+        let family = rule.ip_version.is_none_or(|version| version.block().contains_address(self.peer));
         let peer_matches = rule.peers.is_empty() || rule.peers.iter().any(|peer| self.peer(policy, peer));
-        if !peer_matches {
+        if !peer_matches || !family {
             return Outcome::OtherPeer;
         }
-        if !rule.ports.is_empty() && !rule.ports.iter().any(|ports| ports.matches(self.key)) {
+        let port = |ports: &[PortMatch]| ports.iter().any(|ports| self.port(ports));
+        if (!rule.ports.is_empty() && !port(&rule.ports)) || port(&rule.not_ports) {
             return Outcome::OtherPort;
         }
         match rule.action {
@@ -256,30 +261,93 @@ impl Query<'_> {
         }
     }
 
+    /// Named ports are those of the destination: the endpoint itself, or whoever has the other end's address.
+    fn port(&self, ports: &PortMatch) -> bool {
+        match self.direction {
+            Direction::Ingress => ports.matches(self.key, &self.endpoint.ports),
+            Direction::Egress => {
+                ports.matches(self.key, &[])
+                    || self.peer_entities().any(|entity| ports.matches(self.key, &entity.ports))
+            }
+        }
+    }
+
     /// All criteria that are given must hold.
     fn peer(&self, policy: &ObjectKey, peer: &Peer) -> bool {
-        let Peer { selector, not_selector, same_labels, cidrs, not_cidrs, network_sets } = peer;
+        let Peer {
+            selector,
+            not_selector,
+            namespace_selector,
+            service_accounts,
+            same_labels,
+            not_same_labels,
+            cidrs,
+            not_cidrs,
+            network_sets,
+            hosts,
+        } = peer;
         let known = |condition: &dyn Fn(&Entity) -> bool| self.peer_entities().any(condition);
-        let selected = (selector.is_none() && same_labels.is_empty())
+        let asks_of_workload = selector.is_some()
+            || namespace_selector.is_some()
+            || !service_accounts.is_empty()
+            || !same_labels.is_empty()
+            || !not_same_labels.is_empty();
+        let selected = !asks_of_workload
             || known(&|entity| {
-                in_namespace(policy, entity)
-                    && matches(selector.as_ref(), entity)
-                    && same_labels.iter().all(|key| {
-                        let own = self.endpoint.labels.get(key);
-                        own.is_some() && entity.labels.get(key) == own
-                    })
+                self.namespace(policy, namespace_selector.as_ref(), entity)
+                    && selector.as_ref().is_none_or(|selector| matches(selector, &entity.labels))
+                    && account(service_accounts, entity)
+                    && self.same(same_labels, entity)
+                    && (not_same_labels.is_empty() || self.not_same(not_same_labels, entity))
+                    && (kind(entity) != Some(Kind::Host.as_str())
+                        || selector.as_ref().is_some_and(|selector| selector.reads(KIND_LABEL)))
             });
         let in_set = network_sets.as_ref().is_none_or(|sets| {
             known(&|entity| {
-                entity.labels.get(KIND_LABEL) == Some(Kind::NetworkSet.as_str())
+                kind(entity) == Some(Kind::NetworkSet.as_str())
                     && in_namespace(policy, entity)
                     && sets.matches(&entity.labels)
             })
         });
+        let on_host = hosts.as_ref().is_none_or(|hosts| {
+            known(&|entity| kind(entity) == Some(Kind::Host.as_str()) && hosts.matches(&entity.labels))
+        });
         let excluded =
-            not_selector.as_ref().is_some_and(|selector| known(&|entity| selector.matches(&entity.labels)));
+            not_selector.as_ref().is_some_and(|selector| known(&|entity| matches(selector, &entity.labels)));
         let in_block = |blocks: &[Prefix]| blocks.iter().any(|block| block.contains_address(self.peer));
-        selected && in_set && !excluded && (cidrs.is_empty() || in_block(cidrs)) && !in_block(not_cidrs)
+        let addressed = (cidrs.is_empty() || in_block(cidrs)) && !in_block(not_cidrs);
+        selected && in_set && on_host && !excluded && addressed
+    }
+
+    /// In a namespace that the peer asks for; else in the policy's own, if it has one.
+    fn namespace(&self, policy: &ObjectKey, selector: Option<&Selector>, entity: &Entity) -> bool {
+        match selector {
+            None => in_namespace(policy, entity),
+            Some(selector) => {
+                let mut labels = Labels::new();
+                for (key, value) in entity.labels.iter() {
+                    if let Some(key) = key.strip_prefix(NAMESPACE_LABELS_PREFIX) {
+                        // It was a label before it was inherited.
+                        let _ = labels.insert_any(key, value);
+                    }
+                }
+                entity.labels.get(NAMESPACE_LABEL).is_some() && selector.matches(&labels)
+            }
+        }
+    }
+
+    fn same(&self, keys: &[String], entity: &Entity) -> bool {
+        keys.iter().all(|key| {
+            let own = self.endpoint.labels.get(key);
+            own.is_some() && entity.labels.get(key) == own
+        })
+    }
+
+    /// Has all of these labels, as the endpoint has, and differs in at least one.
+    fn not_same(&self, keys: &[String], entity: &Entity) -> bool {
+        let both = |key: &String| self.endpoint.labels.get(key).is_some() && entity.labels.get(key).is_some();
+        keys.iter().all(both)
+            && keys.iter().any(|key| self.endpoint.labels.get(key) != entity.labels.get(key))
     }
 
     /// 4.6: every known entity that has the other end's address.
@@ -291,8 +359,13 @@ impl Query<'_> {
     }
 }
 
-fn matches(selector: Option<&Selector>, entity: &Entity) -> bool {
-    selector.is_none_or(|selector| selector.matches(&entity.labels))
+fn kind(entity: &Entity) -> Option<&str> {
+    entity.labels.get(KIND_LABEL)
+}
+
+fn account(accounts: &[String], entity: &Entity) -> bool {
+    accounts.is_empty()
+        || entity.labels.get(SERVICE_ACCOUNT_LABEL).is_some_and(|own| accounts.iter().any(|one| one == own))
 }
 
 /// A policy in a namespace speaks only of entities in that namespace.

@@ -16,11 +16,13 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use bulkhead_model::entity::matches;
 use bulkhead_model::host_policy::{CompiledId, EndpointBinding, HostDelta, HostPolicy, RuleId};
 use bulkhead_model::policy::{PolicySpec, TierSpec};
+use bulkhead_model::ports::{NamedPort, PortMatch};
 use bulkhead_model::{Direction, Entity, ObjectKey, Prefix, RuleRef, Selector, Verdict};
 
-use crate::classes::{ClassChanges, Classes};
+use crate::classes::{AtomId, ClassChanges, Classes};
 use crate::program::Program;
 use crate::world::predefined_tiers;
 
@@ -28,7 +30,8 @@ mod atoms;
 mod bind;
 mod rules;
 
-use atoms::Atoms;
+use atoms::{AtomKind, Atoms};
+use bind::Subject;
 use rules::RuleTable;
 
 /// A workload on this host.
@@ -49,6 +52,8 @@ pub struct Member {
     pub host: Option<Arc<str>>,
     /// Its addresses.
     pub prefixes: Vec<Prefix>,
+    /// Ports that it gives names to.
+    pub ports: Vec<NamedPort>,
 }
 
 /// An endpoint whose current policy is not in force, and why.
@@ -68,20 +73,26 @@ pub enum NotReady {
 /// What a compiled policy is made from: equal keys, equal tables.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct SubjectKey {
-    direction: Direction,
+    subject: Subject,
     tiers_version: u64,
     /// Versions of the policies that apply, in order.
     policies: Vec<u64>,
-    /// The endpoint's values of the labels that `sameLabels` reads.
-    same: Vec<(Arc<str>, Option<Arc<str>>)>,
 }
 
 #[derive(Debug)]
 struct Slot {
     key: SubjectKey,
     program: Program,
+    /// Atoms that tell what named ports mean elsewhere; the program itself does not read them.
+    name_atoms: Vec<AtomId>,
     /// Whether its tables are part of the host policy.
     live: bool,
+}
+
+impl Slot {
+    fn atoms(&self) -> impl Iterator<Item = AtomId> {
+        self.program.atoms().chain(self.name_atoms.iter().copied())
+    }
 }
 
 #[derive(Debug)]
@@ -154,6 +165,21 @@ impl HostEngine {
         }
     }
 
+    /// Endpoints whose tables were made for other meanings of named ports than those of now are chosen for again.
+    fn choose_for_renamed_ports(&mut self) {
+        for (name, local) in &self.locals {
+            let stale = local.desired.iter().flatten().filter_map(|id| self.slots.get(id)).any(|slot| {
+                let subject = &slot.key.subject;
+                let mut named = subject.named.iter();
+                subject.direction == Direction::Egress
+                    && named.any(|(ports, known)| meanings(&self.atoms, ports) != *known)
+            });
+            if stale {
+                self.dirty.insert(Arc::clone(name));
+            }
+        }
+    }
+
     /// Takes over the rule ids of an earlier process, so that connections which outlived it keep their names.
     pub fn adopt_rules(&mut self, rules: &BTreeMap<RuleId, RuleRef>) {
         self.rules.adopt(rules);
@@ -212,7 +238,7 @@ impl HostEngine {
         let applies = self.applies.entry(selector.clone()).or_insert_with(|| {
             let mut applies = AppliesTo::default();
             for (name, local) in locals {
-                if selector.matches(&local.endpoint.entity.labels) {
+                if matches(&selector, &local.endpoint.entity.labels) {
                     local.selected_by.insert(selector.clone());
                     applies.locals.insert(Arc::clone(name));
                 }
@@ -242,7 +268,7 @@ impl HostEngine {
         };
         let mut selected_by = BTreeSet::new();
         for (selector, applies) in &mut self.applies {
-            if selector.matches(&endpoint.entity.labels) {
+            if matches(selector, &endpoint.entity.labels) {
                 applies.locals.insert(Arc::clone(name));
                 selected_by.insert(selector.clone());
             } else {
@@ -301,7 +327,7 @@ impl HostEngine {
         for (name, local) in &self.locals {
             let mut reasons: BTreeSet<NotReady> = local.broken.iter().cloned().collect();
             for slot in local.desired.iter().flatten().filter_map(|id| self.slots.get(id)) {
-                let waiting = slot.program.atoms().filter(|atom| !self.atoms.is_resolved(*atom));
+                let waiting = slot.atoms().filter(|atom| !self.atoms.is_resolved(*atom));
                 let selectors = waiting.filter_map(|atom| self.atoms.selector(atom).cloned());
                 reasons.extend(selectors.map(NotReady::Waiting));
             }
@@ -320,10 +346,12 @@ impl HostEngine {
     /// Brings the tables up to date and answers the difference.
     pub fn flush(&mut self) -> HostDelta {
         let mut delta = HostDelta { revision: self.revision, ..HostDelta::default() };
-        self.atoms.collect(&mut self.classes);
+        self.choose_for_renamed_ports();
         for name in std::mem::take(&mut self.dirty) {
             self.choose(&name);
         }
+        // After choosing: what is wanted again keeps its members.
+        self.atoms.collect(&mut self.classes);
         let changes = self.classes.settle();
         self.rows_for_born_classes(&changes, &mut delta);
         delta.addresses.clone_from(&changes.addresses);
@@ -338,14 +366,14 @@ impl HostEngine {
     /// Finds or makes the compiled policies that an endpoint should be bound to.
     fn choose(&mut self, name: &Arc<str>) {
         let Some(local) = self.locals.get(name) else { return };
-        let labels = local.endpoint.entity.labels.clone();
+        let entity = local.endpoint.entity.clone();
         let keys: Vec<ObjectKey> = local
             .selected_by
             .iter()
             .filter_map(|selector| self.applies.get(selector))
             .flat_map(|applies| applies.policies.iter().cloned())
             .collect();
-        let chosen = Direction::BOTH.map(|direction| self.slot_for(&labels, &keys, direction));
+        let chosen = Direction::BOTH.map(|direction| self.slot_for(&entity, &keys, direction));
         if let Some(local) = self.locals.get_mut(name) {
             local.broken = None;
             for (index, choice) in chosen.into_iter().enumerate() {
@@ -360,7 +388,7 @@ impl HostEngine {
 
     fn slot_for(
         &mut self,
-        labels: &bulkhead_model::Labels,
+        entity: &Entity,
         keys: &[ObjectKey],
         direction: Direction,
     ) -> Result<CompiledId, NotReady> {
@@ -378,16 +406,30 @@ impl HostEngine {
         }
         applicable.sort_unstable_by_key(|(a, _)| *a);
         let rules =
-            applicable.iter().flat_map(|(_, stored)| stored.spec.rules(direction).unwrap_or_default());
-        let same_keys: BTreeSet<&str> = rules
+            || applicable.iter().flat_map(|(_, stored)| stored.spec.rules(direction).unwrap_or_default());
+        let label_keys: BTreeSet<&str> = rules()
             .flat_map(|rule| &rule.peers)
-            .flat_map(|peer| peer.same_labels.iter().map(String::as_str))
+            .flat_map(|peer| peer.same_labels.iter().chain(&peer.not_same_labels))
+            .map(String::as_str)
             .collect();
+        let labels = label_keys.into_iter().map(|key| (key.into(), entity.labels.get(key).map(Into::into)));
+        let labels = labels.collect();
+        let names = bind::named_ports(rules());
+        let mut name_atoms = Vec::new();
+        if direction == Direction::Egress {
+            for selector in names.iter().flat_map(bind::named_selectors) {
+                name_atoms.push(self.atoms.id(&mut self.classes, AtomKind::Selector(selector)));
+            }
+        }
+        let meaning = |ports: &PortMatch| match direction {
+            Direction::Ingress => entity.ports.iter().filter(|port| ports.names(port)).cloned().collect(),
+            Direction::Egress => meanings(&self.atoms, ports),
+        };
+        let named = names.iter().map(|ports| (ports.clone(), meaning(ports))).collect();
         let subject = SubjectKey {
-            direction,
+            subject: Subject { direction, labels, named },
             tiers_version: self.tiers_version,
             policies: applicable.iter().map(|(_, stored)| stored.version).collect(),
-            same: same_keys.into_iter().map(|key| (key.into(), labels.get(key).map(Into::into))).collect(),
         };
         if let Some(id) = self.slot_by_key.get(&subject) {
             return Ok(*id);
@@ -395,16 +437,15 @@ impl HostEngine {
         let tiers = bind::tiers(
             &self.tiers,
             applicable.iter().map(|((.., key), stored)| (*key, &stored.spec)),
-            subject.direction,
-            &subject.same,
+            &subject.subject,
             &mut bind::Binder { atoms: &mut self.atoms, classes: &mut self.classes, rules: &mut self.rules },
         );
         let program = Program::new(tiers, (self.posture, self.rules.id(RuleRef::DefaultPosture)));
-        self.atoms.acquire(program.atoms());
+        self.atoms.acquire(program.atoms().chain(name_atoms.iter().copied()));
         let id = CompiledId(self.next_slot);
         self.next_slot += 1;
         self.slot_by_key.insert(subject.clone(), id);
-        self.slots.insert(id, Slot { key: subject, program, live: false });
+        self.slots.insert(id, Slot { key: subject, program, name_atoms, live: false });
         Ok(id)
     }
 
@@ -423,7 +464,7 @@ impl HostEngine {
     /// Makes the tables of compiled policies that somebody waits for and whose selectors are all answered.
     fn enliven(&mut self, delta: &mut HostDelta) {
         for (id, slot) in self.slots.iter_mut().filter(|(_, slot)| !slot.live) {
-            if !slot.program.atoms().all(|atom| self.atoms.is_resolved(atom)) {
+            if !slot.atoms().all(|atom| self.atoms.is_resolved(atom)) {
                 continue;
             }
             slot.live = true;
@@ -470,7 +511,7 @@ impl HostEngine {
         for id in unused {
             if let Some(slot) = self.slots.remove(&id) {
                 self.slot_by_key.remove(&slot.key);
-                self.atoms.release(slot.program.atoms());
+                self.atoms.release(slot.atoms());
                 if self.policy.policies.contains_key(&id) {
                     delta.removed_policies.push(id);
                 }
@@ -489,6 +530,13 @@ impl HostEngine {
             }
         }
     }
+}
+
+/// What a name of a port means at anybody who is known.
+fn meanings(atoms: &Atoms, ports: &PortMatch) -> BTreeSet<NamedPort> {
+    let selectors = bind::named_selectors(ports);
+    let known = selectors.iter().flat_map(|selector| atoms.ports_of_members(selector));
+    known.filter(|port| ports.names(port)).cloned().collect()
 }
 
 #[cfg(test)]

@@ -14,6 +14,15 @@ impl Intervals {
         Self(BTreeMap::from([(0, PORT_KEY_END - 1)]))
     }
 
+    /// These intervals, or every port key if there are none; they may overlap.
+    pub(crate) fn of(intervals: &[(PortKey, PortKey)]) -> Self {
+        let mut rest = Self::full();
+        if intervals.is_empty() {
+            return rest;
+        }
+        Self(intervals.iter().flat_map(|(first, last)| rest.take(*first, *last)).collect())
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

@@ -19,5 +19,5 @@ mod world;
 
 pub use decide::{Endpoint, Explanation, Flow, Judgement, Outcome, Step, decide, judge};
 pub use host::{HostEngine, LocalEndpoint, Member, NotReady};
-pub use members::{Change, MemberChange, MemberIndex, SelectorId};
+pub use members::{Change, MemberChange, MemberIndex, MemberRef, SelectorId};
 pub use world::World;

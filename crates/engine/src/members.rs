@@ -9,8 +9,10 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
+use bulkhead_model::entity::matches;
 use bulkhead_model::labels::{HOST_LABEL, NAME_LABEL};
-use bulkhead_model::selector::{Expr, Restriction};
+use bulkhead_model::ports::NamedPort;
+use bulkhead_model::selector::Restriction;
 use bulkhead_model::{Entity, Labels, Prefix, Selector};
 
 /// A selector in a [`MemberIndex`].
@@ -37,9 +39,24 @@ pub enum Change {
         prefixes: Arc<[Prefix]>,
         /// Its host, if it is a workload.
         host: Option<Arc<str>>,
+        /// Ports that it gives names to.
+        ports: Arc<[NamedPort]>,
     },
     /// It matches no more, or is gone.
     Leave,
+}
+
+/// A member of a selector.
+#[derive(Debug, Clone, Copy)]
+pub struct MemberRef<'a> {
+    /// Name of the entity.
+    pub entity: &'a Arc<str>,
+    /// Its addresses.
+    pub prefixes: &'a Arc<[Prefix]>,
+    /// Its host, if it is a workload.
+    pub host: Option<&'a Arc<str>>,
+    /// Ports that it gives names to.
+    pub ports: &'a Arc<[NamedPort]>,
 }
 
 type LabelSetId = u32;
@@ -57,6 +74,7 @@ struct Known {
     labels: Labels,
     prefixes: Arc<[Prefix]>,
     host: Option<Arc<str>>,
+    ports: Arc<[NamedPort]>,
     set: LabelSetId,
     /// Selectors that read this entity's own labels, and match.
     matched_alone: BTreeSet<SelectorId>,
@@ -169,7 +187,7 @@ impl MemberIndex {
         }
         let id = SelectorId(self.next_selector);
         self.next_selector += 1;
-        let alone = reads_own_labels(selector.expr());
+        let alone = reads_own_labels(selector);
         let mut subscribed = Subscribed {
             selector: selector.clone(),
             uses: 1,
@@ -180,7 +198,7 @@ impl MemberIndex {
         if alone {
             self.alone.insert(id, selector);
             for (name, known) in &mut self.entities {
-                if selector.matches(&known.labels) {
+                if matches(selector, &known.labels) {
                     known.matched_alone.insert(id);
                     subscribed.entities.insert(Arc::clone(name));
                 }
@@ -189,7 +207,7 @@ impl MemberIndex {
             self.shared.insert(id, selector);
             for set_id in self.candidate_sets(selector) {
                 if let Some(set) = self.sets.get_mut(&set_id)
-                    && selector.matches(&set.labels)
+                    && matches(selector, &set.labels)
                 {
                     set.matched.insert(id);
                     subscribed.sets.insert(set_id);
@@ -232,11 +250,8 @@ impl MemberIndex {
         self.selectors.get(&id).map(|subscribed| &subscribed.selector)
     }
 
-    /// The current members of a selector: name, addresses, host.
-    pub fn members(
-        &self,
-        id: SelectorId,
-    ) -> impl Iterator<Item = (&Arc<str>, &Arc<[Prefix]>, Option<&Arc<str>>)> {
+    /// The current members of a selector.
+    pub fn members(&self, id: SelectorId) -> impl Iterator<Item = MemberRef<'_>> {
         let subscribed = self.selectors.get(&id);
         let shared = subscribed
             .into_iter()
@@ -244,8 +259,10 @@ impl MemberIndex {
             .filter_map(|set| self.sets.get(set))
             .flat_map(|set| &set.entities);
         let alone = subscribed.into_iter().flat_map(|subscribed| &subscribed.entities);
-        shared.chain(alone).filter_map(|name| {
-            self.entities.get(name).map(|known| (name, &known.prefixes, known.host.as_ref()))
+        shared.chain(alone).filter_map(|entity| {
+            let known = self.entities.get(entity)?;
+            let (prefixes, host, ports) = (&known.prefixes, known.host.as_ref(), &known.ports);
+            Some(MemberRef { entity, prefixes, host, ports })
         })
     }
 
@@ -257,19 +274,19 @@ impl MemberIndex {
             .alone
             .candidates(&entity.labels)
             .into_iter()
-            .filter(|id| self.selectors.get(id).is_some_and(|s| s.selector.matches(&entity.labels)))
+            .filter(|id| self.selectors.get(id).is_some_and(|s| matches(&s.selector, &entity.labels)))
             .collect();
         let known = Known {
             labels: entity.labels.clone(),
             prefixes: entity.prefixes.as_slice().into(),
             host: entity.host.clone(),
+            ports: entity.ports.as_slice().into(),
             set,
             matched_alone,
         };
-        let moved = self
-            .entities
-            .get(name)
-            .is_none_or(|old| (&old.prefixes, &old.host) != (&known.prefixes, &known.host));
+        let moved = self.entities.get(name).is_none_or(|old| {
+            (&old.prefixes, &old.host, &old.ports) != (&known.prefixes, &known.host, &known.ports)
+        });
         let before = self.matched(name);
         if let Some(old) = self.entities.get(name) {
             let old_set = old.set;
@@ -280,7 +297,11 @@ impl MemberIndex {
         if let Some(set) = self.sets.get_mut(&set) {
             set.entities.insert(Arc::clone(name));
         }
-        let join = Change::Join { prefixes: Arc::clone(&known.prefixes), host: known.host.clone() };
+        let join = Change::Join {
+            prefixes: Arc::clone(&known.prefixes),
+            host: known.host.clone(),
+            ports: Arc::clone(&known.ports),
+        };
         for id in &known.matched_alone {
             if let Some(subscribed) = self.selectors.get_mut(id) {
                 subscribed.entities.insert(Arc::clone(name));
@@ -344,7 +365,7 @@ impl MemberIndex {
             .shared
             .candidates(&shared)
             .into_iter()
-            .filter(|id| self.selectors.get(id).is_some_and(|s| s.selector.matches(&shared)))
+            .filter(|id| self.selectors.get(id).is_some_and(|s| matches(&s.selector, &shared)))
             .collect();
         for selector in &matched {
             if let Some(subscribed) = self.selectors.get_mut(selector) {
@@ -409,14 +430,8 @@ impl MemberIndex {
     }
 }
 
-fn reads_own_labels(expr: &Expr) -> bool {
-    let own = |label: &str| label == NAME_LABEL || label == HOST_LABEL;
-    match expr {
-        Expr::All | Expr::Global => false,
-        Expr::Has(label) | Expr::Compare { label, .. } | Expr::In { label, .. } => own(label),
-        Expr::Not(operand) => reads_own_labels(operand),
-        Expr::And(operands) | Expr::Or(operands) => operands.iter().any(reads_own_labels),
-    }
+fn reads_own_labels(selector: &Selector) -> bool {
+    selector.reads(NAME_LABEL) || selector.reads(HOST_LABEL)
 }
 
 #[cfg(test)]

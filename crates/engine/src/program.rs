@@ -18,7 +18,7 @@ pub(crate) struct BoundRule {
     pub(crate) action: Action,
     pub(crate) audit: bool,
     pub(crate) log: bool,
-    /// Port key intervals; empty means all.
+    /// Port key intervals.
     pub(crate) ports: Vec<(PortKey, PortKey)>,
     /// Any of these; `None` means any address.
     pub(crate) peers: Option<Vec<BoundPeer>>,
@@ -228,9 +228,7 @@ fn apply(
     painted: &mut Vec<(PortKey, Paint)>,
     logged: &mut Vec<(PortKey, PortKey)>,
 ) {
-    let everything = [(0, PortKey::MAX)];
-    let ports = if rule.ports.is_empty() { &everything[..] } else { &rule.ports };
-    for (first, last) in ports {
+    for (first, last) in &rule.ports {
         let verdict = match rule.action {
             Action::Allow => Verdict::Allow,
             Action::Deny => Verdict::Deny,

@@ -21,6 +21,12 @@ pub const NAME_LABEL: &str = "bulkhead.dev/name";
 pub const NAMESPACE_LABEL: &str = "bulkhead.dev/namespace";
 /// Automatic label: the host on which a workload runs.
 pub const HOST_LABEL: &str = "bulkhead.dev/host";
+/// Automatic label: the service account of a workload, if it has one.
+pub const SERVICE_ACCOUNT_LABEL: &str = "bulkhead.dev/serviceaccount";
+/// Prefix of the automatic labels that carry a namespace's labels to what is in it.
+pub const NAMESPACE_LABELS_PREFIX: &str = "bulkhead.dev/namespace.";
+/// Prefix of the automatic labels that carry a workload's named ports: `PREFIX` `PROTOCOL` `.` `NAME` = number.
+pub const PORT_LABELS_PREFIX: &str = "bulkhead.dev/port.";
 /// Prefix of labels that only Bulkhead itself sets.
 pub const RESERVED_PREFIX: &str = "bulkhead.dev/";
 

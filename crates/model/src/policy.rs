@@ -121,6 +121,25 @@ pub enum Action {
     Log,
 }
 
+/// A family of addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum IpVersion {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl IpVersion {
+    /// The block that holds the whole family.
+    pub fn block(self) -> Prefix {
+        match self {
+            Self::V4 => Prefix::new([0, 0, 0, 0].into(), 0),
+            Self::V6 => Prefix::new([0u16; 8].into(), 0),
+        }
+    }
+}
+
 /// `spec` of a Policy.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PolicySpec {
@@ -147,6 +166,10 @@ pub struct Rule {
     pub peers: Vec<Peer>,
     /// The destination port must be in one of these; empty means any.
     pub ports: Vec<PortMatch>,
+    /// The destination port must be in none of these.
+    pub not_ports: Vec<PortMatch>,
+    /// Only connections of this family.
+    pub ip_version: Option<IpVersion>,
     /// Whether a connection that this rule decides is always reported, however many there are.
     pub log: bool,
 }
@@ -158,14 +181,22 @@ pub struct Peer {
     pub selector: Option<Selector>,
     /// Everything but known endpoints and network sets that match.
     pub not_selector: Option<Selector>,
+    /// In a namespace whose labels match; joined with `selector` on one and the same workload.
+    pub namespace_selector: Option<Selector>,
+    /// With one of these service accounts, likewise joined with `selector`.
+    pub service_accounts: Vec<String>,
     /// A known endpoint that has each of these labels with the same value as the endpoint that the policy is for.
     pub same_labels: Vec<String>,
+    /// A known endpoint that has each of these labels, and at least one of them with another value.
+    pub not_same_labels: Vec<String>,
     /// An address in one of these blocks.
     pub cidrs: Vec<Prefix>,
     /// An address in none of these blocks.
     pub not_cidrs: Vec<Prefix>,
     /// An address in a network set that matches.
     pub network_sets: Option<Selector>,
+    /// An address of a host that matches.
+    pub hosts: Option<Selector>,
 }
 
 impl Peer {
@@ -263,12 +294,17 @@ impl Rule {
         );
         let before = decoder.problems.len();
         let peers = fields.optional(decoder, name, peers);
-        let ports = fields.optional(decoder, "ports", |decoder, node| match &node.value {
-            Value::Sequence(_) => decoder.list(node, LIST_MAX, Decoder::parsed),
-            _ => decoder.parsed(node).map(|port| vec![port]),
+        let ports = fields.optional(decoder, "ports", ports);
+        let not_ports = fields.optional(decoder, "notPorts", self::ports);
+        let ip_version = fields.optional(decoder, "ipVersion", |decoder, node| {
+            match decoder.number::<u8>(node, "4 or 6")? {
+                4 => Some(IpVersion::V4),
+                6 => Some(IpVersion::V6),
+                _ => decoder.expected(node, "4 or 6"),
+            }
         });
         let log = fields.optional(decoder, "log", boolean);
-        for unsupported in ["notPorts", "sourcePorts", "ipVersion", "http", "tls", "reject"] {
+        for unsupported in ["sourcePorts", "http", "tls", "reject"] {
             fields.refuse(decoder, unsupported, "this field is not supported yet");
         }
         fields.finish(decoder);
@@ -280,12 +316,14 @@ impl Rule {
             action: action?,
             peers: peers.unwrap_or_default(),
             ports: ports.unwrap_or_default(),
+            not_ports: not_ports.unwrap_or_default(),
+            ip_version,
             log: log.unwrap_or_default(),
         })
     }
 
     fn to_json(&self, peers_name: &str) -> Json {
-        let Self { action, peers, ports, log } = self;
+        let Self { action, peers, ports, not_ports, ip_version, log } = self;
         let mut rule = Map::new();
         let action = match action {
             Action::Allow => "Allow",
@@ -303,8 +341,13 @@ impl Rule {
                 rule.insert(peers_name.into(), peers.iter().map(Peer::to_json).collect());
             }
         }
-        if !ports.is_empty() {
-            rule.insert("ports".into(), json!(ports));
+        for (name, ports) in [("ports", ports), ("notPorts", not_ports)] {
+            if !ports.is_empty() {
+                rule.insert(name.into(), json!(ports));
+            }
+        }
+        if let Some(version) = ip_version {
+            rule.insert("ipVersion".into(), json!(if *version == IpVersion::V4 { 4 } else { 6 }));
         }
         if *log {
             rule.insert("log".into(), json!(true));
@@ -321,13 +364,16 @@ impl Peer {
         let peer = Self {
             selector: fields.optional(decoder, "selector", selector),
             not_selector: fields.optional(decoder, "notSelector", selector),
+            namespace_selector: fields.optional(decoder, "namespaceSelector", selector),
+            service_accounts: fields.optional(decoder, "serviceAccounts", names).unwrap_or_default(),
             same_labels: fields.optional(decoder, "sameLabels", label_keys).unwrap_or_default(),
+            not_same_labels: fields.optional(decoder, "notSameLabels", label_keys).unwrap_or_default(),
             cidrs: fields.optional(decoder, "cidrs", blocks).unwrap_or_default(),
             not_cidrs: fields.optional(decoder, "notCidrs", blocks).unwrap_or_default(),
             network_sets: fields.optional(decoder, "networkSets", selector),
+            hosts: fields.optional(decoder, "hosts", selector),
         };
-        for name in ["namespaceSelector", "notSameLabels", "domains", "serviceAccounts", "services", "hosts"]
-        {
+        for name in ["domains", "services"] {
             fields.refuse(decoder, name, "this field is not supported yet");
         }
         fields.finish(decoder);
@@ -349,20 +395,41 @@ impl Peer {
     }
 
     fn to_json(&self) -> Json {
-        let Self { selector, not_selector, same_labels, cidrs, not_cidrs, network_sets } = self;
+        let Self {
+            selector,
+            not_selector,
+            namespace_selector,
+            service_accounts,
+            same_labels,
+            not_same_labels,
+            cidrs,
+            not_cidrs,
+            network_sets,
+            hosts,
+        } = self;
         let mut peer = Map::new();
         if self.is_any() {
             peer.insert("any".into(), json!(true));
         }
-        for (name, selector) in
-            [("selector", selector), ("notSelector", not_selector), ("networkSets", network_sets)]
-        {
+        for (name, selector) in [
+            ("selector", selector),
+            ("notSelector", not_selector),
+            ("namespaceSelector", namespace_selector),
+            ("networkSets", network_sets),
+            ("hosts", hosts),
+        ] {
             if let Some(selector) = selector {
                 peer.insert(name.into(), json!(selector));
             }
         }
-        if !same_labels.is_empty() {
-            peer.insert("sameLabels".into(), json!(same_labels));
+        for (name, list) in [
+            ("serviceAccounts", service_accounts),
+            ("sameLabels", same_labels),
+            ("notSameLabels", not_same_labels),
+        ] {
+            if !list.is_empty() {
+                peer.insert(name.into(), json!(list));
+            }
         }
         for (name, blocks) in [("cidrs", cidrs), ("notCidrs", not_cidrs)] {
             if !blocks.is_empty() {
@@ -408,6 +475,18 @@ fn peers(decoder: &mut Decoder, node: &Node) -> Option<Vec<Peer>> {
         Value::Sequence(_) => decoder.list(node, PEERS_MAX, Peer::decode),
         _ => Peer::decode(decoder, node).map(|peer| vec![peer]),
     }
+}
+
+fn ports(decoder: &mut Decoder, node: &Node) -> Option<Vec<PortMatch>> {
+    match &node.value {
+        Value::Sequence(_) => decoder.list(node, LIST_MAX, Decoder::parsed),
+        _ => decoder.parsed(node).map(|port| vec![port]),
+    }
+}
+
+fn names(decoder: &mut Decoder, node: &Node) -> Option<Vec<String>> {
+    let names = decoder.list(node, LIST_MAX, crate::resource::name)?;
+    non_empty(decoder, node, names)
 }
 
 fn order(decoder: &mut Decoder, node: &Node) -> Option<Order> {

@@ -74,8 +74,27 @@ impl fmt::Debug for Protocol {
     }
 }
 
-/// One entry of a rule's `ports`: `tcp/5432`, `tcp/8000-8100`, `udp`, `icmp/8/0`, `any`.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+/// A port that a workload gives a name to.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct NamedPort {
+    /// Its name.
+    pub name: String,
+    /// Its protocol, one with ports.
+    pub protocol: Protocol,
+    /// Its number.
+    pub port: u16,
+}
+
+/// Whether a text can name a port: letters, digits and `-`, at least one letter (RFC 6335 section 5.1, with any length
+/// up to 63 as Kubernetes and Calico have it).
+pub fn is_port_name(text: &str) -> bool {
+    (1..=63).contains(&text.len())
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.'))
+        && text.bytes().any(|byte| byte.is_ascii_alphabetic())
+}
+
+/// One entry of a rule's `ports`: `tcp/5432`, `tcp/8000-8100`, `tcp/http`, `udp`, `icmp/8/0`, `any`, `any/http`.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum PortMatch {
     /// Every protocol and port.
@@ -100,6 +119,13 @@ pub enum PortMatch {
         /// Message code; absent means every code.
         code: Option<u8>,
     },
+    /// Ports that the destination itself gives this name to, so that one name can mean other numbers elsewhere.
+    Named {
+        /// Only if the named port has this protocol; absent means any with ports.
+        protocol: Option<Protocol>,
+        /// The name.
+        name: String,
+    },
 }
 
 /// Why a text is not a port match. `expected` completes "expected …".
@@ -113,9 +139,10 @@ pub struct PortMatchError {
 }
 
 impl PortMatch {
-    /// First and last port key that match, both included.
-    pub fn interval(self) -> (PortKey, PortKey) {
-        match self {
+    /// First and last port key that match, both included; `None` for a named port, which has none of its own.
+    pub fn interval(&self) -> Option<(PortKey, PortKey)> {
+        let interval = match *self {
+            Self::Named { .. } => return None,
             Self::Any => (0, PORT_KEY_END - 1),
             Self::Protocol(protocol) => (protocol.key(0), protocol.key(u16::MAX)),
             Self::Ports { protocol, first, last } => (protocol.key(first), protocol.key(last)),
@@ -127,19 +154,41 @@ impl PortMatch {
                 protocol.key(u16::from_be_bytes([kind, 0])),
                 protocol.key(u16::from_be_bytes([kind, u8::MAX])),
             ),
+        };
+        Some(interval)
+    }
+
+    /// Whether it matches a packet with this key to a destination that names these ports.
+    pub fn matches(&self, key: PortKey, destination: &[NamedPort]) -> bool {
+        match self {
+            Self::Named { .. } => destination.iter().any(|port| self.names(port) && port.key() == key),
+            _ => self.interval().is_some_and(|(first, last)| first <= key && key <= last),
         }
     }
 
-    /// Whether it matches a packet with this key.
-    pub fn matches(self, key: PortKey) -> bool {
-        let (first, last) = self.interval();
-        first <= key && key <= last
+    /// Whether it is this port's name and protocol.
+    pub fn names(&self, port: &NamedPort) -> bool {
+        match self {
+            Self::Named { protocol, name } => {
+                *name == port.name && protocol.is_none_or(|protocol| protocol == port.protocol)
+            }
+            Self::Any | Self::Protocol(_) | Self::Ports { .. } | Self::Icmp { .. } => false,
+        }
+    }
+}
+
+impl NamedPort {
+    /// The key of packets to it.
+    pub fn key(&self) -> PortKey {
+        self.protocol.key(self.port)
     }
 }
 
 impl fmt::Display for PortMatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
+            Self::Named { protocol: Some(protocol), ref name } => write!(f, "{protocol}/{name}"),
+            Self::Named { protocol: None, ref name } => write!(f, "any/{name}"),
             Self::Any => f.write_str("any"),
             Self::Protocol(protocol) => write!(f, "{protocol}"),
             Self::Ports { protocol, first, last } if first == last => write!(f, "{protocol}/{first}"),
@@ -181,7 +230,14 @@ impl FromStr for PortMatch {
             None => (lower.as_str(), None),
         };
         if name == "any" {
-            return if rest.is_none() { Ok(Self::Any) } else { Err(fail("nothing after \"any\"")) };
+            return match rest {
+                None => Ok(Self::Any),
+                Some(rest) if is_port_name(rest) => Ok(Self::Named {
+                    protocol: None,
+                    name: text.get(text.len() - rest.len()..).unwrap_or(rest).into(),
+                }),
+                Some(_) => Err(fail("the name of a port after \"any/\"")),
+            };
         }
         let protocol = parse_protocol(name).ok_or_else(|| {
             let known: Vec<_> = Protocol::NAMES.iter().map(|(name, _)| *name).collect();
@@ -192,15 +248,16 @@ impl FromStr for PortMatch {
         })?;
         match rest {
             None => Ok(Self::Protocol(protocol)),
+            // The original spelling: names of ports have upper and lower case.
+            Some(rest) if protocol.has_ports() && is_port_name(rest) => {
+                let name = text.get(text.len() - rest.len()..).unwrap_or(rest).to_owned();
+                Ok(Self::Named { protocol: Some(protocol), name })
+            }
             Some(rest) if protocol.has_ports() => {
                 let (first, last) = rest.split_once('-').unwrap_or((rest, rest));
                 let port = |text: &str| {
                     text.parse::<u16>().ok().filter(|port| *port > 0).ok_or_else(|| {
-                        if text.starts_with(|c: char| c.is_ascii_alphabetic()) {
-                            fail("a port from 1 to 65535; named ports are not supported yet")
-                        } else {
-                            fail("a port from 1 to 65535, or a range of them like 8000-8100")
-                        }
+                        fail("a port from 1 to 65535, a range of them like 8000-8100, or a port's name")
                     })
                 };
                 let (first, last) = (port(first)?, port(last)?);
@@ -243,9 +300,19 @@ mod tests {
 
     #[test]
     fn prints_what_it_parsed() {
-        for text in
-            ["any", "tcp", "tcp/80", "tcp/8000-8100", "udp/53", "sctp/9000", "icmp/8/0", "icmpv6/128", "47"]
-        {
+        for text in [
+            "any",
+            "tcp",
+            "tcp/80",
+            "tcp/8000-8100",
+            "udp/53",
+            "sctp/9000",
+            "icmp/8/0",
+            "icmpv6/128",
+            "47",
+            "tcp/serve-80-tcp",
+            "any/Web",
+        ] {
             assert_eq!(ports(text).to_string(), text);
         }
         assert_eq!(ports("TCP/80"), ports("tcp/80-80"));
@@ -258,7 +325,7 @@ mod tests {
         assert!(error("tcp/70000").contains("1 to 65535"));
         assert!(error("tpc/80").contains("did you mean \"tcp\"?"));
         assert!(error("tcp/90-80").contains("80-90"));
-        assert!(error("tcp/http").contains("named ports are not supported yet"));
+        assert!(error("tcp/ht tp").contains("a port's name"));
         assert!(error("icmp/300").contains("0 to 255"));
         assert!(error("47/1").contains("has none"));
         assert!(error("tcp/0").contains("1 to 65535"));
@@ -266,8 +333,8 @@ mod tests {
 
     #[test]
     fn icmp_type_without_code_covers_every_code() {
-        assert!(ports("icmp/3").matches(Protocol::ICMP.key(0x0304)));
-        assert!(!ports("icmp/3").matches(Protocol::ICMP.key(0x0400)));
-        assert!(!ports("icmp/3").matches(Protocol::ICMPV6.key(0x0304)));
+        assert!(ports("icmp/3").matches(Protocol::ICMP.key(0x0304), &[]));
+        assert!(!ports("icmp/3").matches(Protocol::ICMP.key(0x0400), &[]));
+        assert!(!ports("icmp/3").matches(Protocol::ICMPV6.key(0x0304), &[]));
     }
 }

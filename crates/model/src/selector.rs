@@ -172,6 +172,17 @@ impl Selector {
         self.expr.matches(labels)
     }
 
+    /// Whether it asks about this label.
+    pub fn reads(&self, label: &str) -> bool {
+        self.expr.reads(label)
+    }
+
+    /// The same question asked of labels that carry `prefix` before their keys.
+    #[must_use]
+    pub fn with_prefix(&self, prefix: &str) -> Self {
+        Self::from_expr(self.expr.with_prefix(prefix))
+    }
+
     /// A condition on one label that every match fulfils, for indexing.
     pub fn restriction(&self) -> Restriction {
         restriction::of(&self.expr)
@@ -179,6 +190,33 @@ impl Selector {
 }
 
 impl Expr {
+    fn reads(&self, wanted: &str) -> bool {
+        match self {
+            Self::All | Self::Global => false,
+            Self::Has(label) | Self::Compare { label, .. } | Self::In { label, .. } => &**label == wanted,
+            Self::Not(operand) => operand.reads(wanted),
+            Self::And(operands) | Self::Or(operands) => operands.iter().any(|operand| operand.reads(wanted)),
+        }
+    }
+
+    fn with_prefix(&self, prefix: &str) -> Self {
+        let named = |label: &Arc<str>| -> Arc<str> { format!("{prefix}{label}").into() };
+        match self {
+            Self::All => Self::All,
+            Self::Global => Self::Global,
+            Self::Has(label) => Self::Has(named(label)),
+            Self::Compare { label, op, value } => {
+                Self::Compare { label: named(label), op: *op, value: Arc::clone(value) }
+            }
+            Self::In { label, negated, values } => {
+                Self::In { label: named(label), negated: *negated, values: values.clone() }
+            }
+            Self::Not(operand) => Self::Not(Box::new(operand.with_prefix(prefix))),
+            Self::And(operands) => Self::And(operands.iter().map(|o| o.with_prefix(prefix)).collect()),
+            Self::Or(operands) => Self::Or(operands.iter().map(|o| o.with_prefix(prefix)).collect()),
+        }
+    }
+
     fn matches(&self, labels: &Labels) -> bool {
         match self {
             Self::All | Self::Global => true,

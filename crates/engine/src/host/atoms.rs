@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
+use bulkhead_model::entity::matches;
+use bulkhead_model::ports::NamedPort;
 use bulkhead_model::{Entity, Prefix, Selector};
 
 use super::Member;
@@ -26,8 +28,20 @@ struct Atom {
     resolved: bool,
     /// Members elsewhere.
     remote: HashMap<Arc<str>, Vec<Prefix>>,
+    /// Named ports of members elsewhere, of those that have any.
+    remote_ports: HashMap<Arc<str>, Vec<NamedPort>>,
     /// Members here.
     local: HashMap<Arc<str>, Vec<Prefix>>,
+}
+
+impl Atom {
+    fn set_ports(&mut self, member: &Member) {
+        if member.ports.is_empty() {
+            self.remote_ports.remove(&member.entity);
+        } else {
+            self.remote_ports.insert(Arc::clone(&member.entity), member.ports.clone());
+        }
+    }
 }
 
 /// All atoms in force.
@@ -57,7 +71,7 @@ impl Atoms {
                 true
             }
             AtomKind::Selector(selector) => {
-                for entity in self.locals.values().filter(|entity| selector.matches(&entity.labels)) {
+                for entity in self.locals.values().filter(|entity| matches(selector, &entity.labels)) {
                     entity.prefixes.iter().for_each(|prefix| classes.add(*prefix, id));
                     local.insert(Arc::clone(&entity.name), entity.prefixes.clone());
                 }
@@ -65,7 +79,10 @@ impl Atoms {
             }
         };
         self.ids.insert(kind.clone(), id);
-        self.atoms.insert(id, Atom { kind, uses: 0, resolved, remote: HashMap::new(), local });
+        self.atoms.insert(
+            id,
+            Atom { kind, uses: 0, resolved, remote: HashMap::new(), remote_ports: HashMap::new(), local },
+        );
         self.retired.insert(id);
         id
     }
@@ -129,6 +146,15 @@ impl Atoms {
         }
     }
 
+    /// Named ports that members of a selector have, and whether the members are known.
+    pub(super) fn ports_of_members(&self, selector: &Selector) -> impl Iterator<Item = &NamedPort> {
+        let atom = self.ids.get(&AtomKind::Selector(selector.clone())).and_then(|id| self.atoms.get(id));
+        let here =
+            atom.into_iter().flat_map(|atom| atom.local.keys()).filter_map(|name| self.locals.get(name));
+        let elsewhere = atom.into_iter().flat_map(|atom| atom.remote_ports.values().flatten());
+        here.flat_map(|entity| &entity.ports).chain(elsewhere)
+    }
+
     pub(super) fn is_resolved(&self, id: AtomId) -> bool {
         self.atoms.get(&id).is_some_and(|atom| atom.resolved)
     }
@@ -137,7 +163,7 @@ impl Atoms {
         for (id, atom) in &mut self.atoms {
             let AtomKind::Selector(selector) = &atom.kind else { continue };
             let prefixes = entity
-                .filter(|entity| selector.matches(&entity.labels))
+                .filter(|entity| matches(selector, &entity.labels))
                 .map(|entity| entity.prefixes.clone());
             replace(classes, *id, &mut atom.local, name, prefixes);
         }
@@ -157,9 +183,11 @@ impl Atoms {
         let mut gone: BTreeSet<Arc<str>> = atom.remote.keys().cloned().collect();
         for member in members {
             gone.remove(&member.entity);
+            atom.set_ports(&member);
             replace(classes, id, &mut atom.remote, &member.entity, Some(member.prefixes));
         }
         for name in gone {
+            atom.remote_ports.remove(&name);
             replace(classes, id, &mut atom.remote, &name, None);
         }
         atom.resolved = true;
@@ -174,9 +202,11 @@ impl Atoms {
     ) {
         let Some((id, atom)) = self.find(selector).filter(|(_, atom)| atom.resolved) else { return };
         for member in joins {
+            atom.set_ports(&member);
             replace(classes, id, &mut atom.remote, &member.entity, Some(member.prefixes));
         }
         for name in leaves {
+            atom.remote_ports.remove(&name);
             replace(classes, id, &mut atom.remote, &name, None);
         }
     }

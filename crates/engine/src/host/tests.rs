@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use bulkhead_model::host_policy::{ClassId, Row};
-use bulkhead_model::policy::{Action, DefaultAction, Mode, Order, Peer, Rule};
-use bulkhead_model::ports::PortKey;
+use bulkhead_model::policy::{Action, DefaultAction, IpVersion, Mode, Order, Peer, Rule};
+use bulkhead_model::ports::{PortKey, Protocol};
 use bulkhead_model::{Kind, Labels, entity};
 use proptest::prelude::*;
 
@@ -38,7 +38,25 @@ fn policy_key(number: u8) -> ObjectKey {
 fn make_entity(name: &str, kind: Kind, labels: &Labels, prefixes: &[Prefix], host: Option<&str>) -> Entity {
     let namespace = labels.get("ns").map(ToOwned::to_owned);
     let labels = entity::with_automatic_labels(labels, kind, namespace.as_deref(), name, host);
-    Entity { name: name.into(), labels, prefixes: prefixes.to_vec(), host: host.map(Into::into) }
+    let mut labels = labels;
+    // A name that means different numbers, and another protocol, on different entities.
+    let http = |protocol, port| NamedPort { name: "http".into(), protocol, port };
+    let ports = match (kind, labels.get("b")) {
+        (Kind::Workload, Some("1")) => vec![http(Protocol::TCP, 80)],
+        (Kind::Workload, Some("2")) => vec![http(Protocol::TCP, 81), http(Protocol::UDP, 80)],
+        _ => vec![],
+    };
+    for port in &ports {
+        labels.insert_any(&entity::port_label(port.protocol, &port.name), &port.port.to_string()).unwrap();
+    }
+    let mut entity =
+        Entity { name: name.into(), labels, prefixes: prefixes.to_vec(), host: host.map(Into::into), ports };
+    if namespace.is_some() {
+        let mut inherited = Labels::new();
+        inherited.insert("team", "red").unwrap();
+        entity.inherit(&inherited);
+    }
+    entity
 }
 
 impl Fleet {
@@ -101,8 +119,9 @@ impl Fleet {
         for change in changes {
             let selector = self.index.selector(change.selector).unwrap().clone();
             match change.change {
-                Change::Join { prefixes, host } => {
-                    let member = Member { entity: change.entity, host, prefixes: prefixes.to_vec() };
+                Change::Join { prefixes, host, ports } => {
+                    let (prefixes, ports) = (prefixes.to_vec(), ports.to_vec());
+                    let member = Member { entity: change.entity, host, prefixes, ports };
                     self.engine.change_members(&selector, [member], []);
                 }
                 Change::Leave => self.engine.change_members(&selector, [], [change.entity]),
@@ -127,10 +146,11 @@ impl Fleet {
                 let members: Vec<_> = self
                     .index
                     .members(id)
-                    .map(|(name, prefixes, host)| Member {
-                        entity: Arc::clone(name),
-                        host: host.cloned(),
-                        prefixes: prefixes.to_vec(),
+                    .map(|member| Member {
+                        entity: Arc::clone(member.entity),
+                        host: member.host.cloned(),
+                        prefixes: member.prefixes.to_vec(),
+                        ports: member.ports.to_vec(),
                     })
                     .collect();
                 self.engine.set_members(selector, members);
@@ -183,16 +203,9 @@ fn addresses() -> Vec<IpAddr> {
 }
 
 fn keys() -> [PortKey; 6] {
-    let tcp = bulkhead_model::ports::Protocol::TCP;
-    let udp = bulkhead_model::ports::Protocol::UDP;
-    [
-        tcp.key(80),
-        tcp.key(81),
-        tcp.key(443),
-        udp.key(80),
-        bulkhead_model::ports::Protocol::ICMP.key(0x0800),
-        0,
-    ]
+    let tcp = Protocol::TCP;
+    let udp = Protocol::UDP;
+    [tcp.key(80), tcp.key(81), tcp.key(443), udp.key(80), Protocol::ICMP.key(0x0800), 0]
 }
 
 /// A host policy with ids replaced by what they stand for.
@@ -309,35 +322,69 @@ fn any_block() -> impl Strategy<Value = Prefix> {
 }
 
 fn any_peer() -> impl Strategy<Value = Peer> {
+    let same = || prop::option::weighted(0.2, prop::sample::select(vec!["a", "b"]));
+    let namespaces = prop::sample::select(vec!["all()", "team == 'red'", "team != 'red'", "!has(x)"]);
     (
         prop::option::weighted(0.5, any_selector()),
-        prop::option::weighted(0.2, any_selector()),
-        prop::option::weighted(0.3, prop::sample::select(vec!["a", "b"])),
+        prop::option::weighted(0.15, any_selector()),
+        prop::option::weighted(0.15, namespaces),
+        (same(), same()),
         prop::collection::vec(any_block(), 0..2),
         prop::collection::vec(any_block(), 0..2),
-        prop::option::weighted(0.2, any_selector()),
+        prop::option::weighted(0.15, any_selector()),
+        prop::option::weighted(0.1, any_selector()),
     )
-        .prop_map(|(selector, not_selector, same, cidrs, not_cidrs, network_sets)| Peer {
-            selector,
-            not_selector,
-            same_labels: same.into_iter().map(ToOwned::to_owned).collect(),
-            cidrs,
-            not_cidrs,
-            network_sets,
-        })
+        .prop_map(
+            |(
+                selector,
+                not_selector,
+                namespaces,
+                (same, not_same),
+                cidrs,
+                not_cidrs,
+                network_sets,
+                hosts,
+            )| {
+                Peer {
+                    selector,
+                    not_selector,
+                    namespace_selector: namespaces.map(|text| Selector::parse(text).unwrap()),
+                    service_accounts: vec![],
+                    same_labels: same.into_iter().map(ToOwned::to_owned).collect(),
+                    not_same_labels: not_same.into_iter().map(ToOwned::to_owned).collect(),
+                    cidrs,
+                    not_cidrs,
+                    network_sets,
+                    hosts,
+                }
+            },
+        )
 }
 
 fn any_rule() -> impl Strategy<Value = Rule> {
-    let ports = ["any", "tcp", "tcp/80", "tcp/80-443", "udp", "icmp/8", "tcp/81-65535"];
+    let ports =
+        ["any", "tcp", "tcp/80", "tcp/80-443", "udp", "icmp/8", "tcp/81-65535", "tcp/http", "any/http"];
     let ports = prop::sample::select(ports.to_vec()).prop_map(|text| text.parse().unwrap());
+    let not_ports = prop::sample::select(vec!["tcp", "tcp/81", "udp/80", "icmp"]);
+    let not_ports = prop::option::weighted(0.2, not_ports);
+    let versions = prop::option::weighted(0.2, prop::sample::select(vec![IpVersion::V4, IpVersion::V6]));
     let actions = [Action::Allow, Action::Allow, Action::Deny, Action::Pass, Action::Log];
     (
         prop::sample::select(actions.to_vec()),
         prop::collection::vec(any_peer(), 0..3),
         prop::collection::vec(ports, 0..3),
+        not_ports.prop_map(|text| text.map(|text| text.parse().unwrap()).into_iter().collect()),
+        versions,
         any::<bool>(),
     )
-        .prop_map(|(action, peers, ports, log)| Rule { action, peers, ports, log })
+        .prop_map(|(action, peers, ports, not_ports, ip_version, log)| Rule {
+            action,
+            peers,
+            ports,
+            not_ports,
+            ip_version,
+            log,
+        })
 }
 
 fn any_policy() -> impl Strategy<Value = PolicySpec> {
@@ -369,7 +416,7 @@ fn any_op() -> impl Strategy<Value = Op> {
             Op::Tier(there.then_some(TierSpec { order, default_action }))
         }),
         4 => entity.prop_map(|(n, labels, hosts, blocks, there)| {
-            let prefixes = if n % 2 == 1 { blocks } else { hosts };
+            let prefixes = if matches!(n, 1 | 3) { blocks } else { hosts };
             Op::Entity(n, (there > 50).then_some((labels, prefixes)))
         }),
         3 => (0..3u8, any_labels(), local_hosts, any::<u8>())
@@ -516,7 +563,14 @@ fn allow_from(applies_to: &str, from: Peer) -> PolicySpec {
         order: Order::LAST,
         mode: Mode::Enforce,
         applies_to: Selector::parse(applies_to).unwrap(),
-        ingress: Some(vec![Rule { action: Action::Allow, peers: vec![from], ports: vec![], log: false }]),
+        ingress: Some(vec![Rule {
+            action: Action::Allow,
+            peers: vec![from],
+            ports: vec![],
+            not_ports: vec![],
+            ip_version: None,
+            log: false,
+        }]),
         egress: None,
     }
 }
@@ -600,4 +654,24 @@ fn rule_numbers_survive_a_restart() {
     for (id, rule) in &rules {
         assert_eq!(second.engine.policy().rules.get(id), Some(rule));
     }
+}
+
+#[test]
+fn a_named_port_means_what_the_destination_says() {
+    let mut fleet = Fleet::new();
+    let host = |last: u8| vec![Prefix::host([10, 0, 0, last].into())];
+    let mut spec = allow_from("all()", selector_peer("all()"));
+    let rule = Rule { ports: vec!["tcp/http".parse().unwrap()], ..spec.ingress.take().unwrap().remove(0) };
+    spec.egress = Some(vec![rule]);
+    fleet.run(&Op::Local(0, Some((labels(&[]), host(1)))));
+    fleet.run(&Op::Entity(0, Some((labels(&[("b", "1")]), host(2)))));
+    fleet.run(&Op::Policy(0, Some(spec)));
+    fleet.settle();
+    fleet.check_against_reference();
+    fleet.run(&Op::Entity(2, Some((labels(&[("b", "2")]), host(3)))));
+    fleet.settle();
+    fleet.check_against_reference();
+    fleet.run(&Op::Entity(0, Some((labels(&[("b", "2")]), host(2)))));
+    fleet.settle();
+    fleet.check_against_reference();
 }

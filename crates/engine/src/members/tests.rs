@@ -9,11 +9,11 @@ fn entity(name: &str, pairs: &[(&str, &str)], address: u8) -> Entity {
     }
     labels.insert_any(NAME_LABEL, name).unwrap();
     let prefixes = vec![Prefix::host([10, 0, 0, address].into())];
-    Entity { name: name.into(), labels, prefixes, host: Some("h".into()) }
+    Entity { name: name.into(), labels, prefixes, host: Some("h".into()), ports: vec![] }
 }
 
 fn names(index: &MemberIndex, id: SelectorId) -> BTreeSet<String> {
-    index.members(id).map(|(name, _, _)| name.to_string()).collect()
+    index.members(id).map(|member| member.entity.to_string()).collect()
 }
 
 #[test]
@@ -108,7 +108,7 @@ proptest! {
                 Step::Subscribe(s) => {
                     if let std::collections::btree_map::Entry::Vacant(vacant) = ids.entry(s) {
                         let id = *vacant.insert(index.subscribe(&Selector::parse(SELECTORS[s]).unwrap()));
-                        let now = index.members(id).map(|(n, p, _)| (n.to_string(), p.to_vec())).collect();
+                        let now = index.members(id).map(|m| (m.entity.to_string(), m.prefixes.to_vec())).collect();
                         told.insert(id, now);
                     }
                     Vec::new()

@@ -87,7 +87,7 @@ fn all_problems_of_a_text_are_reported_at_once() {
 
 #[test]
 fn what_is_not_supported_yet_is_refused_by_name_and_never_dropped() {
-    for field in ["http: {}", "notPorts: [tcp/1]", "sourcePorts: [tcp/1]"] {
+    for field in ["http: {}", "tls: {}", "sourcePorts: [tcp/1]"] {
         let problem =
             only_problem(&POLICY.replace("  - action: Allow", &format!("  - {field}\n    action: Allow")));
         assert!(problem.message.contains("not supported yet"), "{problem}");
