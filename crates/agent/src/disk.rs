@@ -13,6 +13,7 @@ use std::sync::Arc;
 use bulkhead_discover::Found;
 use bulkhead_engine::Member;
 use bulkhead_model::host_policy::RuleId;
+use bulkhead_model::ports::NamedPort;
 use bulkhead_model::{ObjectKey, Prefix, Resource, RuleRef, Selector};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::{Deserialize, Serialize};
@@ -99,6 +100,8 @@ struct StoredMember {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     host: Option<Arc<str>>,
     prefixes: Vec<Prefix>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    ports: Vec<NamedPort>,
 }
 
 /// Opens the directory's file and reads it. What was found under another `boot_id` is forgotten: interface indexes
@@ -180,7 +183,8 @@ fn read(database: &Database) -> Result<Remembered, redb::Error> {
         let selector = Selector::parse(selector).map_err(|_| damaged("selector"))?;
         let stored: StoredMember = serde_json::from_slice(value.value()).map_err(|_| damaged("member"))?;
         let entity: Arc<str> = entity.into();
-        let member = Member { entity: Arc::clone(&entity), host: stored.host, prefixes: stored.prefixes };
+        let StoredMember { host, prefixes, ports } = stored;
+        let member = Member { entity: Arc::clone(&entity), host, prefixes, ports };
         remembered.members.entry(selector).or_default().insert(entity, member);
     }
     for row in transaction.open_table(RULES)?.iter()? {
@@ -261,7 +265,8 @@ impl Disk {
 }
 
 fn stored(member: &Member) -> Result<Vec<u8>, redb::Error> {
-    json(&StoredMember { host: member.host.clone(), prefixes: member.prefixes.clone() })
+    let Member { entity: _, host, prefixes, ports } = member.clone();
+    json(&StoredMember { host, prefixes, ports })
 }
 
 fn json(value: &impl Serialize) -> Result<Vec<u8>, redb::Error> {
@@ -273,7 +278,12 @@ mod tests {
     use super::*;
 
     fn member(name: &str) -> Member {
-        Member { entity: name.into(), host: Some("h".into()), prefixes: vec!["10.0.0.1/32".parse().unwrap()] }
+        Member {
+            entity: name.into(),
+            host: Some("h".into()),
+            prefixes: vec!["10.0.0.1/32".parse().unwrap()],
+            ports: vec![],
+        }
     }
 
     #[test]

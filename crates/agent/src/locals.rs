@@ -48,6 +48,7 @@ fn add(locals: &mut Locals, host: &str, source: &str, name: String, workload: &F
             addresses: addresses.clone(),
             interface: interfaces.first().map(|(_, name)| name.clone()),
             source: Some(source.into()),
+            ..WorkloadSpec::default()
         },
     });
     let Some(entity) = Entity::of(&resource) else { return };

@@ -8,6 +8,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use bulkhead_engine::{MemberIndex, SelectorId};
+use bulkhead_model::ports::NamedPort;
 use bulkhead_model::{Entity, Prefix, Selector};
 use tokio::sync::Notify;
 
@@ -36,6 +37,8 @@ pub(crate) struct Member {
     pub(crate) entity: Arc<str>,
     pub(crate) host: Option<Arc<str>>,
     pub(crate) prefixes: Arc<[Prefix]>,
+    /// Ports that it gives names to.
+    pub(crate) ports: Arc<[NamedPort]>,
 }
 
 /// The hosts that an entity was and is on (network sets: none).
@@ -127,11 +130,12 @@ impl Members {
         let mut members: Vec<_> = self
             .index
             .members(id)
-            .filter(|(_, _, on)| on.map(|on| &**on) != Some(host))
-            .map(|(entity, prefixes, on)| Member {
-                entity: Arc::clone(entity),
-                host: on.cloned(),
-                prefixes: Arc::clone(prefixes),
+            .filter(|member| member.host.map(|on| &**on) != Some(host))
+            .map(|member| Member {
+                entity: Arc::clone(member.entity),
+                host: member.host.cloned(),
+                prefixes: Arc::clone(member.prefixes),
+                ports: Arc::clone(member.ports),
             })
             .collect();
         members.sort_unstable_by(|a, b| a.entity.cmp(&b.entity));

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use bulkhead_model::Prefix;
+use bulkhead_model::ports::{NamedPort, Protocol};
 
 use crate::proto;
 
@@ -29,6 +30,17 @@ pub fn prefix_to_wire(prefix: Prefix) -> proto::Prefix {
         IpAddr::V6(v6) => (v6.octets().to_vec(), prefix.mapped_len()),
     };
     proto::Prefix { address: address.into(), length: length.into() }
+}
+
+/// A named port as sent.
+pub fn port_to_wire(port: &NamedPort) -> proto::NamedPort {
+    proto::NamedPort { name: port.name.clone(), protocol: port.protocol.0.into(), port: port.port.into() }
+}
+
+/// A named port as received; `None` if its numbers are out of range.
+pub fn port_from_wire(port: &proto::NamedPort) -> Option<NamedPort> {
+    let protocol = Protocol(u8::try_from(port.protocol).ok()?);
+    Some(NamedPort { name: port.name.clone(), protocol, port: u16::try_from(port.port).ok()? })
 }
 
 /// A prefix as received.

@@ -13,7 +13,7 @@ use bulkhead_wire::proto::{
     AgentMessage, AgentStatus, Inventory, InventoryAck, Members, NotEnforced, Resources, Subscribe,
     Unsubscribe, Welcome,
 };
-use bulkhead_wire::{PROTOCOL, prefix_from_wire};
+use bulkhead_wire::{PROTOCOL, port_from_wire, prefix_from_wire};
 use tokio::sync::mpsc;
 
 use super::Agent;
@@ -379,7 +379,8 @@ fn member(wire: &bulkhead_wire::proto::Member) -> Member {
         }
     });
     let host = (!wire.host.is_empty()).then(|| wire.host.as_str().into());
-    Member { entity: wire.entity.as_str().into(), host, prefixes: prefixes.collect() }
+    let ports = wire.ports.iter().filter_map(port_from_wire).collect();
+    Member { entity: wire.entity.as_str().into(), host, prefixes: prefixes.collect(), ports }
 }
 
 fn object_key(wire: &bulkhead_wire::proto::ObjectKey) -> Option<ObjectKey> {

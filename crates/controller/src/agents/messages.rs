@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bulkhead_model::ObjectKey;
 use bulkhead_wire::proto::controller_message::Body;
-use bulkhead_wire::{prefix_to_wire, proto};
+use bulkhead_wire::{port_to_wire, prefix_to_wire, proto};
 use bytes::Bytes;
 
 use crate::members::Member;
@@ -74,6 +74,7 @@ fn member(member: &Member) -> proto::Member {
         entity: member.entity.to_string(),
         host: member.host.as_deref().unwrap_or_default().to_owned(),
         prefixes: member.prefixes.iter().copied().map(prefix_to_wire).collect(),
+        ports: member.ports.iter().map(port_to_wire).collect(),
     }
 }
 

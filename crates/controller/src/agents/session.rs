@@ -162,7 +162,7 @@ impl Session {
         }
         let metadata = Metadata { name: hello.host.clone(), labels, ..Metadata::default() };
         let agent_version = (!hello.version.is_empty()).then(|| hello.version.clone());
-        let host = Resource::Host(Host { metadata, spec: HostSpec { agent_version } });
+        let host = Resource::Host(Host { metadata, spec: HostSpec { agent_version, ..HostSpec::default() } });
         self.context.repository.publish(vec![host], Vec::new()).await.map_err(unavailable)?;
         Ok(())
     }

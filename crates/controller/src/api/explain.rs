@@ -59,16 +59,20 @@ pub(super) async fn explain(State(context): Shared, parameters: Parameters) -> R
 fn port_key(text: &str) -> Result<PortKey, Refusal> {
     let wrong = |error: String| Refusal::bad_request(format!("query parameter port: {error}"));
     let port: PortMatch = text.parse().map_err(|error: PortMatchError| wrong(error.to_string()))?;
-    let several = match port {
+    let several = match &port {
         PortMatch::Any => true,
         PortMatch::Protocol(protocol) => protocol.has_ports(),
         PortMatch::Ports { first, last, .. } => first != last,
         PortMatch::Icmp { .. } => false,
+        PortMatch::Named { .. } => {
+            return Err(wrong(format!("{text:?} is a name: give the number, like tcp/80")));
+        }
     };
     if several {
         return Err(wrong(format!("{text:?} is more than one: name a single port, like tcp/80")));
     }
-    Ok(port.interval().0)
+    // Only a name has no interval, and names were refused.
+    Ok(port.interval().map_or(0, |(first, _)| first))
 }
 
 fn world(view: &View) -> World {

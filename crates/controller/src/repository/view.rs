@@ -5,6 +5,7 @@ use std::ops::Bound;
 use std::sync::{Arc, OnceLock};
 
 use bulkhead_engine::SelectorId;
+use bulkhead_model::entity::matches;
 use bulkhead_model::policy::PREDEFINED_TIERS;
 use bulkhead_model::{Entity, Kind, ObjectKey, Resource};
 use bulkhead_store::{Commit, Revision, Stored};
@@ -279,10 +280,11 @@ impl View {
         for name in names {
             match self.entity(&name) {
                 Some(entity) if entity.host.as_deref() == Some(host) => {}
-                Some(entity) if selector.matches(&entity.labels) => difference.joins.push(Member {
+                Some(entity) if matches(selector, &entity.labels) => difference.joins.push(Member {
                     entity: entity.name,
                     host: entity.host,
                     prefixes: entity.prefixes.into(),
+                    ports: entity.ports.into(),
                 }),
                 // The host's own, gone: named `NAME.HOST`, and never told to it.
                 None if name.ends_with(&own_suffix) => {}

@@ -63,10 +63,10 @@ pub(crate) fn cell(verdict: Verdict, rule: u32, written: bool) -> Cell {
 pub(crate) fn row(rules: &[(PortMatch, Cell)], default: Cell) -> Arc<Row> {
     let mut starts = BTreeSet::from([0]);
     for (ports, _) in rules {
-        let (first, last) = ports.interval();
+        let (first, last) = ports.interval().unwrap();
         starts.extend([first, last + 1]);
     }
-    let at = |key| rules.iter().find(|(ports, _)| ports.matches(key)).map_or(default, |(_, cell)| *cell);
+    let at = |key| rules.iter().find(|(ports, _)| ports.matches(key, &[])).map_or(default, |(_, cell)| *cell);
     let inside = starts.into_iter().filter(|key| *key < bulkhead_model::ports::PORT_KEY_END);
     Arc::new(Row::new(inside.map(|first| Column { first, cell: at(first) })))
 }
