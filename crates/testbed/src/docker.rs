@@ -121,7 +121,8 @@ impl Docker {
         }
         let tar = Command::new("tar").arg("-C").arg(&root).args(["-c", "."]).output()?;
         ensure!(tar.status.success(), "tar: {}", String::from_utf8_lossy(&tar.stderr));
-        let mut import = self.command(&["import", "-", IMAGE]).stdin(Stdio::piped()).stdout(Stdio::null()).spawn()?;
+        let mut import =
+            self.command(&["import", "-", IMAGE]).stdin(Stdio::piped()).stdout(Stdio::null()).spawn()?;
         import.stdin.take().context("no standard input")?.write_all(&tar.stdout)?;
         ensure!(import.wait()?.success(), "docker import failed");
         Ok(())

@@ -94,9 +94,9 @@ pub fn matrix(
             .map(|other| Probe { address: other.address(family), protocol: protocol(other) })
             .collect();
         let mut outcomes = probe(source, &probes, wait)?.into_iter();
-        let row = destinations.iter().map(|other| {
-            if other.netns.name() == source.netns.name() { None } else { outcomes.next() }
-        });
+        let row = destinations
+            .iter()
+            .map(|other| if other.netns.name() == source.netns.name() { None } else { outcomes.next() });
         Ok(row.collect())
     };
     std::thread::scope(|scope| {

@@ -97,7 +97,8 @@ impl Drop for Server {
 
 impl Ports {
     fn open(ports: &BTreeMap<u16, Arc<AtomicU64>>, accepted: Arc<AtomicU64>) -> Result<Self> {
-        let mut opened = Self { listeners: Vec::new(), datagrams: Vec::new(), connections: Vec::new(), accepted };
+        let mut opened =
+            Self { listeners: Vec::new(), datagrams: Vec::new(), connections: Vec::new(), accepted };
         for (port, count) in ports {
             // Both families: an IPv6 socket takes IPv4 too unless told otherwise.
             let address = (Ipv6Addr::UNSPECIFIED, *port);
@@ -126,7 +127,8 @@ impl Ports {
                 return Ok(());
             }
             let listeners: Vec<bool> = ready.by_ref().take(self.listeners.len()).collect();
-            for ((socket, count), _) in self.datagrams.iter().zip(ready.by_ref()).filter(|(_, ready)| *ready) {
+            for ((socket, count), _) in self.datagrams.iter().zip(ready.by_ref()).filter(|(_, ready)| *ready)
+            {
                 answer_datagrams(socket, count);
             }
             let mut ready = ready;

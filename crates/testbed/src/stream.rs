@@ -68,7 +68,14 @@ impl UdpStream {
     ///
     /// # Errors
     /// If a namespace is gone or the port is taken.
-    pub fn start(from: &Workload, to: &Workload, address: IpAddr, port: u16, rate: u32, ports: usize) -> Result<Self> {
+    pub fn start(
+        from: &Workload,
+        to: &Workload,
+        address: IpAddr,
+        port: u16,
+        rate: u32,
+        ports: usize,
+    ) -> Result<Self> {
         let socket = to.netns.run(|| {
             let socket = UdpSocket::bind((address, port)).with_context(|| format!("udp port {port}"))?;
             set_socket_recv_buffer_size_force(&socket, RECEIVE_BUFFER)?;
@@ -281,7 +288,12 @@ fn connect(namespace: PathBuf, to: SocketAddr) -> Result<TcpStream> {
     thread.join().unwrap_or_else(|_| Err(anyhow!("a connecting thread panicked")))
 }
 
-fn exchange(mut stream: TcpStream, stop: &AtomicBool, count: &AtomicU64, last: &Mutex<Instant>) -> Result<()> {
+fn exchange(
+    mut stream: TcpStream,
+    stop: &AtomicBool,
+    count: &AtomicU64,
+    last: &Mutex<Instant>,
+) -> Result<()> {
     let mut number = 0u64;
     while !stop.load(Relaxed) {
         stream.write_all(&number.to_be_bytes())?;

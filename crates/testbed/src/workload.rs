@@ -39,8 +39,7 @@ impl Workload {
             ("net.ipv6.conf.default.accept_dad", "0"),
         ])?;
         let interface = interface.map_or_else(|| format!("wl{number}"), Into::into);
-        let workload =
-            Self { name: name.into(), host: host.name.clone(), netns, interface, v4, v6 };
+        let workload = Self { name: name.into(), host: host.name.clone(), netns, interface, v4, v6 };
         workload.join(host)?;
         Ok(workload)
     }

@@ -4,15 +4,17 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use anyhow::ensure;
-use bulkhead_testbed::{Family, Outcome, PingPong, Protocol, Server, UdpStream, eventually, expected};
+use bulkhead_testbed::{
+    Example, Family, HOSTS, OTHER_PORT, Outcome, PingPong, Protocol, Server, UdpStream, eventually, expected,
+};
 
-use crate::common::{Example, OTHER_PORT, example_directory, outcome, wait_outcome};
+use crate::common::{example, outcome, wait_outcome};
 
 #[test]
 fn live_connections_end_with_the_label_or_the_policy_that_allowed_them() {
-    let example = Example::start("bt-cut");
-    example.apply();
-    example.wait_expected();
+    let example = example("bt-cut");
+    example.apply().unwrap();
+    example.wait_expected().unwrap();
     let (european, map) = (example.workload("credit-check-eu"), example.workload("ip-map"));
     let to = SocketAddr::new(map.v4.into(), 8084);
 
@@ -61,14 +63,14 @@ fn wait_stalled(live: &PingPong) {
 
 #[test]
 fn a_new_workload_is_protected_before_its_first_packet_and_needs_no_policy() {
-    let example = Example::start("bt-new");
+    let example = example("bt-new");
     // A place that no policy protects: whatever the new one gets out arrives there.
     let lab = &example.bulkhead.lab;
     let sink = lab.workload("host-2", "sink").unwrap();
     example.bulkhead.register(&sink, &[("role", "sink")]).unwrap();
     example.bulkhead.wait_endpoint(&sink).unwrap();
-    example.apply();
-    example.wait_expected();
+    example.apply().unwrap();
+    example.wait_expected().unwrap();
 
     let written: Vec<u64> = entries_written(&example);
     let second = lab.workload("host-1", "credit-status-2").unwrap();
@@ -76,7 +78,8 @@ fn a_new_workload_is_protected_before_its_first_packet_and_needs_no_policy() {
     let out = UdpStream::start(&second, &sink, sink.v4.into(), 7001, 1000, 4).unwrap();
     let web = example.workload("customer-db");
     let towards = UdpStream::start(web, &second, second.v4.into(), 7002, 500, 4).unwrap();
-    let forbidden = UdpStream::start(example.workload("geo-web"), &second, second.v4.into(), 7003, 1000, 4).unwrap();
+    let forbidden =
+        UdpStream::start(example.workload("geo-web"), &second, second.v4.into(), 7003, 1000, 4).unwrap();
     let server = Server::start(&second.netns, &[8083, OTHER_PORT]).unwrap();
     eventually("much was sent", || {
         ensure!(out.so_far().sent > 300 && forbidden.so_far().sent > 300);
@@ -110,16 +113,13 @@ fn a_new_workload_is_protected_before_its_first_packet_and_needs_no_policy() {
 }
 
 fn entries_written(example: &Example) -> Vec<u64> {
-    crate::common::HOSTS
-        .iter()
-        .map(|host| example.bulkhead.agent(host).entries_written().unwrap())
-        .collect()
+    HOSTS.iter().map(|host| example.bulkhead.agent(host).entries_written().unwrap()).collect()
 }
 
 #[test]
 fn the_example_explains_itself_as_it_behaves() {
-    let example = Example::start("bt-explain");
-    example.apply();
+    let example = example("bt-explain");
+    example.apply().unwrap();
     for (from, source) in &example.members {
         for (to, destination) in &example.members {
             if from.name == to.name {
@@ -127,8 +127,7 @@ fn the_example_explains_itself_as_it_behaves() {
             }
             let (from_name, to_name) = (source.workload.full_name(), destination.workload.full_name());
             let port = format!("tcp%2F{}", to.port);
-            let path =
-                format!("/apis/bulkhead.dev/v1/explain?from={from_name}&to={to_name}&port={port}");
+            let path = format!("/apis/bulkhead.dev/v1/explain?from={from_name}&to={to_name}&port={port}");
             let answer = eventually("the controller knows both", || example.bulkhead.get(&path)).unwrap();
             let verdict = answer["explanation"]["verdict"].as_str().unwrap_or("?").to_owned();
             let wanted = if expected(from, to) { "allow" } else { "deny" };
@@ -140,7 +139,7 @@ fn the_example_explains_itself_as_it_behaves() {
         .ok(&["explain", "--from", "geo-web", "--to", "map-db", "--port", "tcp/5432"])
         .unwrap();
     assert!(text.contains("dmz-to-restricted") && text.contains("zones"), "{text}");
-    let directory: &Path = &example_directory();
+    let directory: &Path = &Example::policies().unwrap();
     let before = example.bulkhead.status().unwrap()["controller"]["revision"].clone();
     example.bulkhead.apply(&[directory]).unwrap();
     let after = example.bulkhead.status().unwrap()["controller"]["revision"].clone();

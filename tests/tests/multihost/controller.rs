@@ -4,16 +4,17 @@ use std::collections::BTreeMap;
 
 use anyhow::ensure;
 use bulkhead_testbed::{
-    Bulkhead, Family, Lab, Outcome, Protocol, Server, Workload, eventually, expected, find_binary,
+    Bulkhead, Example, Family, HOSTS, Lab, OTHER_PORT, Outcome, Protocol, Server, Workload, eventually,
+    expected, find_binary,
 };
 
-use crate::common::{Example, HOSTS, OTHER_PORT, member, outcome, start, wait_outcome};
+use crate::common::{example, member, outcome, start, wait_outcome};
 
 #[test]
 fn without_a_controller_everything_stays_enforced_and_agents_resume() {
-    let mut example = Example::start("bt-ctl");
-    example.apply();
-    example.wait_expected();
+    let mut example = example("bt-ctl");
+    example.apply().unwrap();
+    example.wait_expected().unwrap();
     example.bulkhead.kill_controller();
     eventually("the agents notice", || {
         for host in HOSTS {
@@ -36,7 +37,11 @@ fn without_a_controller_everything_stays_enforced_and_agents_resume() {
     // Other hosts cannot know it yet: that is refused, not guessed.
     assert_eq!(outcome(&second.0, of("credit-status"), Protocol::Tcp(8083)), Outcome::Silent);
     for stranger in ["customer-web-int", "customer-db", "ip-map", "geo-web", "customer-web"] {
-        assert_eq!(outcome(of(stranger), &second.0, Protocol::Tcp(OTHER_PORT)), Outcome::Silent, "{stranger}");
+        assert_eq!(
+            outcome(of(stranger), &second.0, Protocol::Tcp(OTHER_PORT)),
+            Outcome::Silent,
+            "{stranger}"
+        );
     }
     // A role that never ran on host-1: its policies wait for members that only the controller knows. Closed.
     let never = new_one(&example, "geo-check-2", &[("role", "geolocationCheck")]);
@@ -45,7 +50,8 @@ fn without_a_controller_everything_stays_enforced_and_agents_resume() {
         assert_eq!(outcome(&never.0, of(stranger), Protocol::Tcp(OTHER_PORT)), Outcome::Silent, "{stranger}");
     }
 
-    let written: Vec<u64> = HOSTS.map(|host| example.bulkhead.agent(host).entries_written().unwrap()).to_vec();
+    let written: Vec<u64> =
+        HOSTS.map(|host| example.bulkhead.agent(host).entries_written().unwrap()).to_vec();
     example.bulkhead.start_controller().unwrap();
     example.bulkhead.wait_connected().unwrap();
     wait_outcome(&second.0, example.workload("credit-status"), Protocol::Tcp(8083), Outcome::Reached);

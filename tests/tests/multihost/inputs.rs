@@ -106,6 +106,7 @@ fn wrong_registrations_are_refused_and_names_are_kept_apart() {
         Ok(())
     })
     .unwrap();
-    let output = bulkhead.cli(&["explain", "--from", "web", "--to", "web.host-1", "--port", "tcp/80"]).unwrap();
+    let output =
+        bulkhead.cli(&["explain", "--from", "web", "--to", "web.host-1", "--port", "tcp/80"]).unwrap();
     assert!(output.code == 1 && output.stderr.contains("web.host-2"), "{output:?} {}", netns.display());
 }
