@@ -201,8 +201,7 @@ fn store(
     file: &std::path::Path,
     registration: &Registration,
 ) -> Result<bulkhead_discover::FoundWorkload, String> {
-    let workload =
-        bulkhead_discover::directory::resolve(registration).map_err(|error| error.to_string())?;
+    let workload = bulkhead_discover::directory::resolve(registration).map_err(|error| error.to_string())?;
     let text = serde_json::to_string_pretty(registration).map_err(|error| error.to_string())?;
     let write = || -> std::io::Result<()> {
         if let Some(parent) = file.parent() {

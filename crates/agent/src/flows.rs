@@ -206,7 +206,10 @@ async fn stream(
         let closed = || tonic::Status::unavailable("stream closed");
         outgoing.send(message).await.map_err(|_closed| closed())?;
         let receipt = tokio::time::timeout(RECEIPT_TIMEOUT, receipts.message());
-        receipt.await.map_err(|_elapsed| tonic::Status::deadline_exceeded("no receipt"))??.ok_or_else(closed)?;
+        receipt
+            .await
+            .map_err(|_elapsed| tonic::Status::deadline_exceeded("no receipt"))??
+            .ok_or_else(closed)?;
         lost.fetch_sub(told, Ordering::Relaxed);
         batch.clear();
     }

@@ -77,8 +77,7 @@ pub async fn run(
     let session = session::spawn(Arc::clone(&config), input.clone(), remembered.progress.clone());
     let flows = flows::spawn(&config);
     let api = api::spawn(&config, input, nudge)?;
-    let mut agent =
-        reconcile::Agent::new(Arc::clone(&config), dataplane, disk, remembered, session, flows);
+    let mut agent = reconcile::Agent::new(Arc::clone(&config), dataplane, disk, remembered, session, flows);
     let result = agent.run(inputs, &mut shutdown).await;
     api.abort();
     agent.stop().await;

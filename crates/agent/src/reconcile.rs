@@ -8,8 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bulkhead_dataplane::{Dataplane, DataplaneError};
-use bulkhead_discover::links::LinkChange;
-use bulkhead_discover::{Found, NotManaged, links};
+use bulkhead_discover::{Found, NotManaged};
 use bulkhead_engine::{HostEngine, NotReady};
 use bulkhead_model::host_policy::HostDelta;
 use bulkhead_model::{ObjectKey, Resource, Selector};
@@ -26,6 +25,7 @@ use crate::session::Progress;
 use crate::{AgentError, Config};
 
 mod controller;
+mod interfaces;
 mod report;
 
 use controller::Link;
@@ -34,6 +34,9 @@ use controller::Link;
 const INPUTS_PER_TURN: usize = 256;
 /// At the very first start a policy may wait this long for its members before the others are put into force.
 const FIRST_MEMBERS_WAIT: Duration = Duration::from_secs(5);
+/// A source that has never answered holds the first tables up for this long: what it would have found is not in
+/// charge of anything yet, and the other workloads must not wait for it for ever.
+const FIRST_ANSWER_WAIT: Duration = Duration::from_secs(10);
 /// A failed application is tried again after this time.
 const RETRY_INTERVAL: Duration = Duration::from_secs(2);
 
@@ -62,6 +65,7 @@ pub(crate) struct Agent {
     /// Not yet on disk.
     unsaved: Changes,
     dirty: bool,
+    started: Instant,
     ready_since: Option<Instant>,
     /// Whether the kernel holds this engine's tables.
     programmed: bool,
@@ -107,6 +111,7 @@ impl Agent {
             refused: BTreeMap::new(),
             unsaved: Changes::default(),
             dirty: true,
+            started: Instant::now(),
             ready_since: None,
             programmed: false,
             failed: None,
@@ -176,22 +181,6 @@ impl Agent {
         self.flows.finish().await;
     }
 
-    /// What is there before the first turn.
-    fn take_stock(&mut self) -> Result<(), AgentError> {
-        self.attached = self.dataplane.attached()?;
-        let here = links::links().map_err(AgentError::Links)?;
-        let first_start = self.progress.epoch.is_empty() && self.attached.is_empty();
-        for link in here {
-            self.older_interfaces.insert(link.index);
-            // While no agent ran, a workload's interface may have appeared: it is closed now. At the very first
-            // start nothing is touched before its policy is known.
-            if !first_start && self.config.is_workload_interface(&link.name) {
-                self.attach(link.index);
-            }
-        }
-        Ok(())
-    }
-
     fn take_in(&mut self, input: Input) {
         match input {
             Input::Found(source, found) => {
@@ -207,54 +196,6 @@ impl Agent {
             Input::Request(request, reply) => {
                 // Who asked may have gone; that is no concern of the loop.
                 let _ = reply.send(self.answer(&request));
-            }
-        }
-    }
-
-    fn link_changed(&mut self, change: LinkChange) {
-        match change {
-            LinkChange::There(link) => {
-                let new = !self.older_interfaces.contains(&link.index) && !self.attached.contains(&link.index);
-                if new && self.config.is_workload_interface(&link.name) {
-                    tracing::info!(interface = link.name, "a workload's interface appeared: closed until claimed");
-                    self.attach(link.index);
-                }
-            }
-            LinkChange::Gone(link) => {
-                self.older_interfaces.remove(&link.index);
-                if self.attached.remove(&link.index)
-                    && let Err(error) = self.dataplane.detach(link.index)
-                {
-                    tracing::warn!(interface = link.name, %error, "cannot clean up after an interface");
-                }
-            }
-            LinkChange::Lost => match links::links() {
-                Ok(here) => {
-                    let indexes: BTreeSet<u32> = here.iter().map(|link| link.index).collect();
-                    for gone in self.attached.difference(&indexes).copied().collect::<Vec<_>>() {
-                        self.attached.remove(&gone);
-                        let _ = self.dataplane.detach(gone);
-                    }
-                    here.into_iter().for_each(|link| self.link_changed(LinkChange::There(link)));
-                }
-                Err(error) => tracing::error!(%error, "cannot list interfaces"),
-            },
-        }
-    }
-
-    fn attach(&mut self, ifindex: u32) {
-        if self.attached.contains(&ifindex) {
-            return;
-        }
-        match self.dataplane.attach(ifindex) {
-            Ok(()) => {
-                self.attached.insert(ifindex);
-            }
-            // It went again before it could be closed.
-            Err(DataplaneError::InterfaceGone { .. }) => {}
-            Err(error) => {
-                tracing::error!(ifindex, %error, "cannot take charge of an interface");
-                self.failed = Some((error.to_string(), Instant::now() + RETRY_INTERVAL));
             }
         }
     }
@@ -288,11 +229,15 @@ impl Agent {
 
     /// Whether enough is known to compute tables: policies from somewhere, and every source's workloads.
     fn ready(&mut self) -> bool {
-        let ready = !self.progress.epoch.is_empty() && self.silent.is_empty();
+        let ready = !self.progress.epoch.is_empty() && self.sources_have_answered();
         if ready && self.ready_since.is_none() {
             self.ready_since = Some(Instant::now());
         }
         ready
+    }
+
+    fn sources_have_answered(&self) -> bool {
+        self.silent.is_empty() || self.started.elapsed() >= FIRST_ANSWER_WAIT
     }
 
     /// Whether the first tables may go into the kernel: all members are known, or have been waited for.
@@ -328,8 +273,13 @@ impl Agent {
             Ok(applied) => {
                 self.entries_written += applied.entries_written;
                 self.failed = None;
-                tracing::debug!(revision = delta.revision, written = applied.entries_written,
-                    deleted = applied.entries_deleted, micros = applied.duration.as_micros(), "applied");
+                tracing::debug!(
+                    revision = delta.revision,
+                    written = applied.entries_written,
+                    deleted = applied.entries_deleted,
+                    micros = applied.duration.as_micros(),
+                    "applied"
+                );
                 let indexes: Vec<u32> = delta.endpoints.values().flatten().map(|b| b.ifindex).collect();
                 indexes.into_iter().for_each(|ifindex| self.attach(ifindex));
                 released.into_iter().for_each(|ifindex| self.release(ifindex));
@@ -354,8 +304,13 @@ impl Agent {
                 self.programmed = true;
                 self.failed = None;
                 let policy = self.engine.policy();
-                tracing::info!(revision = policy.revision, endpoints = policy.endpoints.len(),
-                    written = applied.entries_written, micros = applied.duration.as_micros(), "tables in force");
+                tracing::info!(
+                    revision = policy.revision,
+                    endpoints = policy.endpoints.len(),
+                    written = applied.entries_written,
+                    micros = applied.duration.as_micros(),
+                    "tables in force"
+                );
                 let indexes: Vec<u32> = policy.endpoints.values().map(|binding| binding.ifindex).collect();
                 indexes.into_iter().for_each(|ifindex| self.attach(ifindex));
                 Ok(())
@@ -366,32 +321,6 @@ impl Agent {
                 self.failed = Some((error.to_string(), Instant::now() + RETRY_INTERVAL));
                 Ok(())
             }
-        }
-    }
-
-    /// Interfaces that a delta leaves without endpoint.
-    fn released_interfaces(&self, delta: &HostDelta) -> Vec<u32> {
-        let still: BTreeSet<u32> = self.locals.endpoints.values().map(|local| local.ifindex).collect();
-        self.attached
-            .iter()
-            .filter(|_| delta.endpoints.values().any(Option::is_none))
-            .filter(|ifindex| !still.contains(*ifindex))
-            .copied()
-            .collect()
-    }
-
-    /// Lets go of an interface that was registered by hand; one that belongs to workloads by its name stays
-    /// closed until it disappears.
-    fn release(&mut self, ifindex: u32) {
-        let name = links::links().ok().and_then(|links| links.into_iter().find(|link| link.index == ifindex));
-        if name.is_some_and(|link| self.config.is_workload_interface(&link.name)) {
-            return;
-        }
-        match self.dataplane.detach(ifindex) {
-            Ok(()) => {
-                self.attached.remove(&ifindex);
-            }
-            Err(error) => tracing::warn!(ifindex, %error, "cannot let go of an interface"),
         }
     }
 

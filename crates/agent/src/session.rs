@@ -12,9 +12,9 @@ use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
 
+use crate::Config;
 use crate::config::OUTGOING_QUEUE_LEN;
 use crate::inputs::Input;
-use crate::Config;
 
 /// First and longest wait before the controller is tried again.
 const RETRY_MIN: Duration = Duration::from_millis(100);
@@ -96,8 +96,7 @@ async fn converse(
     hello: &watch::Receiver<Progress>,
     attempt: &mut u32,
 ) -> Result<(), tonic::Status> {
-    let mut client =
-        DistributionClient::new(channel(config)?).max_decoding_message_size(MESSAGE_BYTES_MAX);
+    let mut client = DistributionClient::new(channel(config)?).max_decoding_message_size(MESSAGE_BYTES_MAX);
     let (outgoing, messages) = mpsc::channel(OUTGOING_QUEUE_LEN);
     let Progress { epoch, revision, members: _ } = hello.borrow().clone();
     let hello = Hello {

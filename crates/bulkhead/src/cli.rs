@@ -27,10 +27,22 @@ pub(crate) struct Cli {
 #[derive(Debug, Args)]
 pub(crate) struct Common {
     /// Address of the controller's API
-    #[arg(long, global = true, env = "BULKHEAD_SERVER", default_value = "http://127.0.0.1:7440", value_name = "URL")]
+    #[arg(
+        long,
+        global = true,
+        env = "BULKHEAD_SERVER",
+        default_value = "http://127.0.0.1:7440",
+        value_name = "URL"
+    )]
     pub(crate) server: String,
     /// Socket of this host's agent
-    #[arg(long, global = true, env = "BULKHEAD_AGENT_SOCKET", default_value = "/run/bulkhead/agent.sock", value_name = "PATH")]
+    #[arg(
+        long,
+        global = true,
+        env = "BULKHEAD_AGENT_SOCKET",
+        default_value = "/run/bulkhead/agent.sock",
+        value_name = "PATH"
+    )]
     pub(crate) agent_socket: PathBuf,
     /// Form of the answer
     #[arg(short, long, global = true, default_value = "table")]
@@ -310,7 +322,12 @@ pub(crate) enum WorkloadCommand {
         /// Its name, unique on this host
         name: String,
         /// Path of its network namespace, e.g. /run/netns/web
-        #[arg(long, value_name = "PATH", required_unless_present = "interface", conflicts_with = "interface")]
+        #[arg(
+            long,
+            value_name = "PATH",
+            required_unless_present = "interface",
+            conflicts_with = "interface"
+        )]
         netns: Option<String>,
         /// Its host-side interface
         #[arg(long, value_name = "NAME", requires = "address")]

@@ -25,7 +25,9 @@ fn kind_and_name(kind: &str, name: Option<&str>) -> Result<(Kind, Option<String>
     let (kind_text, name) = match (kind.split_once('/'), name) {
         (Some((kind, first)), None) => (kind, Some(first.to_owned())),
         (Some(_), Some(_)) => {
-            return Err(Failure::Usage(format!("{kind:?} already names an object: give KIND/NAME or KIND NAME")));
+            return Err(Failure::Usage(format!(
+                "{kind:?} already names an object: give KIND/NAME or KIND NAME"
+            )));
         }
         (None, name) => (kind, name.map(ToOwned::to_owned)),
     };
@@ -61,7 +63,8 @@ fn sources(names: &[PathBuf]) -> Result<Value, Failure> {
     for name in names {
         if name.as_os_str() == "-" {
             let text = std::io::read_to_string(std::io::stdin());
-            let text = text.map_err(|error| Failure::Other(format!("cannot read standard input: {error}")))?;
+            let text =
+                text.map_err(|error| Failure::Other(format!("cannot read standard input: {error}")))?;
             sources.push(json!({ "name": "standard input", "text": text }));
             continue;
         }

@@ -13,7 +13,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::cli::{
-    AgentArgs, AgentSettings, Common, ControllerArgs, ControllerSettings, LogArgs, LogFormat, Posture, StandaloneArgs,
+    AgentArgs, AgentSettings, Common, ControllerArgs, ControllerSettings, LogArgs, LogFormat, Posture,
+    StandaloneArgs,
 };
 use crate::failure::Failure;
 
@@ -171,7 +172,9 @@ fn read<T: Default + DeserializeOwned>(file: Option<&Path>) -> Result<T, Failure
 fn start_log(args: &LogArgs) -> Result<(), Failure> {
     let filter = tracing_subscriber::EnvFilter::try_new(&args.log)
         .map_err(|error| Failure::Usage(format!("--log {}: {error}", args.log)))?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(std::io::stderr().is_terminal())
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr);
     match args.log_format {
         LogFormat::Text => builder.init(),

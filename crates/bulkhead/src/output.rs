@@ -151,7 +151,8 @@ pub(crate) async fn with_progress<T>(what: &str, work: impl Future<Output = T>) 
 /// `key=value,…` of a JSON mapping.
 pub(crate) fn labels(value: &Value) -> String {
     let pairs = value.as_object().into_iter().flatten();
-    let pairs: Vec<_> = pairs.map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or("?"))).collect();
+    let pairs: Vec<_> =
+        pairs.map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or("?"))).collect();
     pairs.join(",")
 }
 
@@ -170,7 +171,8 @@ mod tests {
 
     #[test]
     fn columns_align_whatever_the_colour() {
-        let rows = vec![vec!["\x1b[32mallow\x1b[0m".into(), "x".into()], vec!["deny".into(), "longer".into()]];
+        let rows =
+            vec![vec!["\x1b[32mallow\x1b[0m".into(), "x".into()], vec!["deny".into(), "longer".into()]];
         let table = table(&["VERDICT", "B"], &rows);
         let lines: Vec<_> = table.lines().collect();
         assert_eq!(lines[0], "VERDICT   B");

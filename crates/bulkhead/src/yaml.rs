@@ -61,7 +61,8 @@ fn member(text: &mut String, value: &Value, depth: usize) {
     }
 }
 
-/// Plain where no reader could take it for anything else, quoted like JSON otherwise (which YAML 1.2 contains).
+/// Plain where no reader could take it for anything else, in single quotes if that spares escapes, quoted
+/// like JSON otherwise (which YAML 1.2 contains).
 fn scalar(text: &str) -> String {
     let plain = text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '/')
         && text.chars().all(|c| c.is_ascii_alphanumeric() || "-_./() ".contains(c) || c == '=')
@@ -74,7 +75,12 @@ fn scalar(text: &str) -> String {
         && text.starts_with(|c: char| c.is_ascii_alphabetic())
         && text.contains(" == \"")
         && !text.contains([':', '#', '\n']);
-    if plain || selector { text.to_owned() } else { Value::from(text).to_string() }
+    let single = text.contains('"') && !text.contains('\'') && !text.chars().any(char::is_control);
+    match (plain || selector, single) {
+        (true, _) => text.to_owned(),
+        (false, true) => format!("'{text}'"),
+        (false, false) => Value::from(text).to_string(),
+    }
 }
 
 #[cfg(test)]
@@ -87,7 +93,7 @@ mod tests {
             "kind": "Policy",
             "metadata": {"name": "a", "labels": {"v": "1.10", "t": "true", "e": "", "q": "it's: \"x\" # y"}},
             "spec": {
-                "appliesTo": "role == \"web\"",
+                "appliesTo": "role == \"web\"", "both": "(a == \"x\" && b)",
                 "empty": [], "none": {},
                 "ingress": [{"action": "Allow", "from": [{"cidrs": ["10.0.0.0/8", "2001:db8::/32"]}, {"a": null}]}, 5],
                 "nested": [[1, 2], ["x"]],

@@ -77,7 +77,9 @@ pub fn look(directory: &Path) -> Found {
                 }
             }
             Err(problems) => found.not_managed.extend(
-                problems.iter().map(|problem| NotManaged { subject: source.clone(), reason: problem.to_string() }),
+                problems
+                    .iter()
+                    .map(|problem| NotManaged { subject: source.clone(), reason: problem.to_string() }),
             ),
         }
     }

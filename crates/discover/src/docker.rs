@@ -143,8 +143,7 @@ async fn workload(container: ContainerInspectResponse) -> (String, Result<FoundW
     if refused > 0 {
         tracing::warn!(workload = name, refused, "labels that selectors could not name were left out");
     }
-    let workload =
-        FoundWorkload { name: name.clone(), labels, addresses, interfaces: namespace.interfaces };
+    let workload = FoundWorkload { name: name.clone(), labels, addresses, interfaces: namespace.interfaces };
     (name, Ok(workload))
 }
 

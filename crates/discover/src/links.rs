@@ -119,7 +119,8 @@ pub fn namespace(path: &Path) -> Result<Namespace, LinksError> {
     let mut joined = Vec::new();
     for inner in &inside {
         // Peer indexes are of the peer's namespace, which need not be this one: the peer must point back.
-        let outer = here.iter().find(|outer| Some(outer.index) == inner.peer && outer.peer == Some(inner.index));
+        let outer =
+            here.iter().find(|outer| Some(outer.index) == inner.peer && outer.peer == Some(inner.index));
         if let Some(outer) = outer {
             interfaces.push((outer.index, outer.name.clone()));
             joined.push(inner.index);

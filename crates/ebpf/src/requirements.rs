@@ -13,6 +13,8 @@ const TCX_SINCE: (u32, u32) = (6, 6);
 const CAP_NET_ADMIN: u32 = 12;
 const CAP_SYS_ADMIN: u32 = 21;
 const CAP_BPF: u32 = 39;
+/// Where the BPF file system is by convention.
+const BPF_FS: &str = "/sys/fs/bpf";
 const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
 
 /// Checks that this kernel, and this process's rights in it, suffice to enforce with pins under
@@ -24,7 +26,7 @@ pub fn check(pin_root: &Path) -> Result<(), DataplaneError> {
             "tcx",
             format!(
                 "the programs attach through tcx, which needs Linux {}.{} or later, and this is {}; \
-                 use the nftables dataplane here",
+                 there is no other dataplane yet",
                 TCX_SINCE.0,
                 TCX_SINCE.1,
                 release.trim()
@@ -54,11 +56,17 @@ pub fn check(pin_root: &Path) -> Result<(), DataplaneError> {
 
 fn check_bpffs(pin_root: &Path) -> Result<(), DataplaneError> {
     // The directory itself may have to be made yet: what counts is the file system of what exists.
-    let existing = pin_root.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
-    let magic = file_system_magic(existing).map_err(|error| {
-        DataplaneError::io(format!("look at the file system of {}", existing.display()), error)
-    })?;
-    if magic == BPF_FS_MAGIC {
+    let existing = || pin_root.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+    let magic = |path: &Path| {
+        file_system_magic(path).map_err(|error| {
+            DataplaneError::io(format!("look at the file system of {}", path.display()), error)
+        })
+    };
+    if magic(existing())? == BPF_FS_MAGIC {
+        return Ok(());
+    }
+    // systemd mounts it at boot; where it is not the init system nobody does.
+    if pin_root.starts_with(BPF_FS) && mount_bpffs().is_ok() && magic(existing())? == BPF_FS_MAGIC {
         return Ok(());
     }
     Err(missing(
@@ -69,6 +77,14 @@ fn check_bpffs(pin_root: &Path) -> Result<(), DataplaneError> {
             pin_root.display()
         ),
     ))
+}
+
+fn mount_bpffs() -> io::Result<()> {
+    let path = CString::new(BPF_FS)?;
+    #[expect(unsafe_code, reason = "system call without a safe wrapper")]
+    // SAFETY: two C strings that outlive the call; the file system takes no data.
+    let result = unsafe { libc::mount(c"bpf".as_ptr(), path.as_ptr(), c"bpf".as_ptr(), 0, std::ptr::null()) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 fn missing(feature: &'static str, advice: String) -> DataplaneError {

@@ -123,11 +123,8 @@ pub fn decide(world: &World, flow: &Flow) -> Explanation {
             (Some(own_traffic(source)), Some(own_traffic(destination)))
         }
         _ => (
-            source.map(|entity| {
-                judge(world, entity, Direction::Egress, flow.destination.address, flow.key)
-            }),
-            destination
-                .map(|entity| judge(world, entity, Direction::Ingress, flow.source.address, flow.key)),
+            source.map(|entity| judge(world, entity, Direction::Egress, flow.destination.address, flow.key)),
+            destination.map(|entity| judge(world, entity, Direction::Ingress, flow.source.address, flow.key)),
         ),
     };
     let both = |verdict: fn(&Judgement) -> Verdict| {
@@ -201,11 +198,7 @@ impl Query<'_> {
                         index: u32::try_from(index).unwrap_or(u32::MAX),
                     };
                     let outcome = self.outcome(key, rule);
-                    trace.push(Step {
-                        rule: author.clone(),
-                        audit: policy.mode == Mode::Audit,
-                        outcome,
-                    });
+                    trace.push(Step { rule: author.clone(), audit: policy.mode == Mode::Audit, outcome });
                     // 4.2: first Allow or Deny decides, Pass goes to the next tier, Log continues.
                     match outcome {
                         Outcome::Allow => return (Verdict::Allow, author, log || rule.log),
@@ -283,9 +276,8 @@ impl Query<'_> {
                     && sets.matches(&entity.labels)
             })
         });
-        let excluded = not_selector
-            .as_ref()
-            .is_some_and(|selector| known(&|entity| selector.matches(&entity.labels)));
+        let excluded =
+            not_selector.as_ref().is_some_and(|selector| known(&|entity| selector.matches(&entity.labels)));
         let in_block = |blocks: &[Prefix]| blocks.iter().any(|block| block.contains_address(self.peer));
         selected && in_set && !excluded && (cidrs.is_empty() || in_block(cidrs)) && !in_block(not_cidrs)
     }

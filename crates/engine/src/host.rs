@@ -17,12 +17,11 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use bulkhead_model::host_policy::{CompiledId, EndpointBinding, HostDelta, HostPolicy, RuleId};
-use bulkhead_model::labels::NAMESPACE_LABEL;
-use bulkhead_model::policy::{Mode, PolicySpec, TierSpec};
+use bulkhead_model::policy::{PolicySpec, TierSpec};
 use bulkhead_model::{Direction, Entity, ObjectKey, Prefix, RuleRef, Selector, Verdict};
 
 use crate::classes::{ClassChanges, Classes};
-use crate::program::{BoundTier, Program};
+use crate::program::Program;
 use crate::world::predefined_tiers;
 
 mod atoms;
@@ -185,7 +184,7 @@ impl HostEngine {
             return;
         }
         if let Some(old) = self.policies.remove(key) {
-            let selector = subject_selector(key, &old.spec);
+            let selector = bind::subject_selector(key, &old.spec);
             if let Some(applies) = self.applies.get_mut(&selector) {
                 applies.policies.remove(key);
                 self.dirty.extend(applies.locals.iter().cloned());
@@ -208,7 +207,7 @@ impl HostEngine {
         self.next_version += 1;
         let stored = StoredPolicy { spec: spec.clone(), version: self.next_version };
         self.policies.insert(key.clone(), stored);
-        let selector = subject_selector(key, spec);
+        let selector = bind::subject_selector(key, spec);
         let locals = &mut self.locals;
         let applies = self.applies.entry(selector.clone()).or_insert_with(|| {
             let mut applies = AppliesTo::default();
@@ -256,13 +255,8 @@ impl HostEngine {
                 local.selected_by = selected_by;
             }
             None => {
-                let local = Local {
-                    endpoint,
-                    selected_by,
-                    desired: [None; 2],
-                    current: [None; 2],
-                    broken: None,
-                };
+                let local =
+                    Local { endpoint, selected_by, desired: [None; 2], current: [None; 2], broken: None };
                 self.locals.insert(Arc::clone(name), local);
             }
         }
@@ -383,7 +377,8 @@ impl HostEngine {
             applicable.push(((tier.order, &stored.spec.tier, stored.spec.order, key), stored));
         }
         applicable.sort_unstable_by_key(|(a, _)| *a);
-        let rules = applicable.iter().flat_map(|(_, stored)| stored.spec.rules(direction).unwrap_or_default());
+        let rules =
+            applicable.iter().flat_map(|(_, stored)| stored.spec.rules(direction).unwrap_or_default());
         let same_keys: BTreeSet<&str> = rules
             .flat_map(|rule| &rule.peers)
             .flat_map(|peer| peer.same_labels.iter().map(String::as_str))
@@ -397,10 +392,11 @@ impl HostEngine {
         if let Some(id) = self.slot_by_key.get(&subject) {
             return Ok(*id);
         }
-        let tiers = bind_tiers(
+        let tiers = bind::tiers(
             &self.tiers,
             applicable.iter().map(|((.., key), stored)| (*key, &stored.spec)),
-            &subject,
+            subject.direction,
+            &subject.same,
             &mut bind::Binder { atoms: &mut self.atoms, classes: &mut self.classes, rules: &mut self.rules },
         );
         let program = Program::new(tiers, (self.posture, self.rules.id(RuleRef::DefaultPosture)));
@@ -493,42 +489,6 @@ impl HostEngine {
             }
         }
     }
-}
-
-/// `appliesTo` as evaluated: a policy in a namespace is for endpoints in that namespace.
-fn subject_selector(key: &ObjectKey, spec: &PolicySpec) -> Selector {
-    Selector::all_of(namespace_selector(key).into_iter().chain([spec.applies_to.clone()]))
-}
-
-fn namespace_selector(key: &ObjectKey) -> Option<Selector> {
-    key.namespace.as_ref().map(|namespace| Selector::equals(NAMESPACE_LABEL, namespace))
-}
-
-fn bind_tiers<'a>(
-    tiers: &BTreeMap<String, TierSpec>,
-    policies: impl Iterator<Item = (&'a ObjectKey, &'a PolicySpec)>,
-    subject: &SubjectKey,
-    binder: &mut bind::Binder<'_>,
-) -> Vec<BoundTier> {
-    let mut bound: Vec<(&str, BoundTier)> = Vec::new();
-    for (key, spec) in policies {
-        let Some(tier) = tiers.get(&spec.tier) else { continue };
-        if bound.last().is_none_or(|(name, _)| *name != spec.tier) {
-            let default_rule = binder.rules.id(RuleRef::TierDefault { tier: spec.tier.clone() });
-            let empty = BoundTier {
-                default_rule,
-                default_action: tier.default_action,
-                enforced: false,
-                rules: Vec::new(),
-            };
-            bound.push((&spec.tier, empty));
-        }
-        if let Some((_, tier)) = bound.last_mut() {
-            tier.enforced |= spec.mode == Mode::Enforce;
-            tier.rules.extend(binder.rules_of(key, spec, subject.direction, &subject.same));
-        }
-    }
-    bound.into_iter().map(|(_, tier)| tier).collect()
 }
 
 #[cfg(test)]

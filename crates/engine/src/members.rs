@@ -136,7 +136,8 @@ impl SelectorIndex {
         let mut candidates = self.rest.clone();
         for (key, value) in labels.iter() {
             candidates.extend(self.by_key.get(key).into_iter().flatten());
-            candidates.extend(self.by_value.get(key).and_then(|values| values.get(value)).into_iter().flatten());
+            candidates
+                .extend(self.by_value.get(key).and_then(|values| values.get(value)).into_iter().flatten());
         }
         candidates
     }
@@ -188,10 +189,11 @@ impl MemberIndex {
             self.shared.insert(id, selector);
             for set_id in self.candidate_sets(selector) {
                 if let Some(set) = self.sets.get_mut(&set_id)
-                    && selector.matches(&set.labels) {
-                        set.matched.insert(id);
-                        subscribed.sets.insert(set_id);
-                    }
+                    && selector.matches(&set.labels)
+                {
+                    set.matched.insert(id);
+                    subscribed.sets.insert(set_id);
+                }
             }
         }
         self.selectors.insert(id, subscribed);
@@ -264,8 +266,10 @@ impl MemberIndex {
             set,
             matched_alone,
         };
-        let moved =
-            self.entities.get(name).is_none_or(|old| (&old.prefixes, &old.host) != (&known.prefixes, &known.host));
+        let moved = self
+            .entities
+            .get(name)
+            .is_none_or(|old| (&old.prefixes, &old.host) != (&known.prefixes, &known.host));
         let before = self.matched(name);
         if let Some(old) = self.entities.get(name) {
             let old_set = old.set;
@@ -289,7 +293,11 @@ impl MemberIndex {
             if let Some(subscribed) = self.selectors.get_mut(selector) {
                 subscribed.entities.remove(name);
             }
-            changes.push(MemberChange { selector: *selector, entity: Arc::clone(name), change: Change::Leave });
+            changes.push(MemberChange {
+                selector: *selector,
+                entity: Arc::clone(name),
+                change: Change::Leave,
+            });
         }
         for selector in &after {
             if moved || !before.contains(selector) {
@@ -384,9 +392,14 @@ impl MemberIndex {
         match selector.restriction() {
             Restriction::Nothing => Vec::new(),
             Restriction::None => self.sets.keys().copied().collect(),
-            Restriction::Present(key) => {
-                self.sets_by_label.get(&key).into_iter().flat_map(HashMap::values).flatten().copied().collect()
-            }
+            Restriction::Present(key) => self
+                .sets_by_label
+                .get(&key)
+                .into_iter()
+                .flat_map(HashMap::values)
+                .flatten()
+                .copied()
+                .collect(),
             Restriction::OneOf(key, values) => {
                 let by_value = self.sets_by_label.get(&key);
                 let sets = |value| by_value.and_then(|by_value| by_value.get(value)).into_iter().flatten();

@@ -32,7 +32,8 @@ impl Default for World {
 
 /// The tiers that exist without being written.
 pub(crate) fn predefined_tiers() -> BTreeMap<String, TierSpec> {
-    let spec = |order: f64, default_action: DefaultAction| TierSpec { order: Order::new(order), default_action };
+    let spec =
+        |order: f64, default_action: DefaultAction| TierSpec { order: Order::new(order), default_action };
     PREDEFINED_TIERS.iter().map(|(name, order, action)| ((*name).to_owned(), spec(*order, *action))).collect()
 }
 

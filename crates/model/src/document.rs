@@ -144,7 +144,8 @@ pub fn from_value(source: &str, value: &serde_json::Value) -> Result<Resource, V
 }
 
 fn unfold(root: Node) -> Vec<Node> {
-    let is_list = matches!(root.child("kind").map(|node| &node.value), Some(Value::String(kind)) if kind == "List");
+    let is_list =
+        matches!(root.child("kind").map(|node| &node.value), Some(Value::String(kind)) if kind == "List");
     if !is_list {
         return vec![root];
     }

@@ -326,8 +326,7 @@ impl Peer {
             not_cidrs: fields.optional(decoder, "notCidrs", blocks).unwrap_or_default(),
             network_sets: fields.optional(decoder, "networkSets", selector),
         };
-        for name in
-            ["namespaceSelector", "notSameLabels", "domains", "serviceAccounts", "services", "hosts"]
+        for name in ["namespaceSelector", "notSameLabels", "domains", "serviceAccounts", "services", "hosts"]
         {
             fields.refuse(decoder, name, "this field is not supported yet");
         }
@@ -338,7 +337,8 @@ impl Peer {
         match (any, peer.is_any()) {
             (Some(true), true) | (None | Some(false), false) => Some(peer),
             (Some(true), false) => {
-                decoder.problem(node, "\"any: true\" stands alone: it would make the other criteria pointless");
+                decoder
+                    .problem(node, "\"any: true\" stands alone: it would make the other criteria pointless");
                 None
             }
             (None | Some(false), true) => {
@@ -432,10 +432,8 @@ pub(crate) fn selector(decoder: &mut Decoder, node: &Node) -> Option<Selector> {
                 let characters = text.get(..error.offset).map_or(0, |before| before.chars().count());
                 position.column = position.column.saturating_add(u32::try_from(characters).unwrap_or(0));
             }
-            let message = format!(
-                "in the selector {text:?}: expected {}, found {}",
-                error.expected, error.found
-            );
+            let message =
+                format!("in the selector {text:?}: expected {}, found {}", error.expected, error.found);
             decoder.problem_at(position, message, error.suggestion);
             None
         }

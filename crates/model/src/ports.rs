@@ -243,7 +243,9 @@ mod tests {
 
     #[test]
     fn prints_what_it_parsed() {
-        for text in ["any", "tcp", "tcp/80", "tcp/8000-8100", "udp/53", "sctp/9000", "icmp/8/0", "icmpv6/128", "47"] {
+        for text in
+            ["any", "tcp", "tcp/80", "tcp/8000-8100", "udp/53", "sctp/9000", "icmp/8/0", "icmpv6/128", "47"]
+        {
             assert_eq!(ports(text).to_string(), text);
         }
         assert_eq!(ports("TCP/80"), ports("tcp/80-80"));

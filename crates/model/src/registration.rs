@@ -67,7 +67,8 @@ fn decode(decoder: &mut Decoder, node: &Node) -> Option<Registration> {
     let attachment = match (netns, interface) {
         (Some(netns), None) => Attachment::Netns(netns),
         (None, Some(_)) if addresses.is_empty() => {
-            decoder.problem(node, "with \"interface\" the field \"addresses\" is needed: they cannot be seen");
+            decoder
+                .problem(node, "with \"interface\" the field \"addresses\" is needed: they cannot be seen");
             return None;
         }
         (None, Some(interface)) => Attachment::Interface(interface),

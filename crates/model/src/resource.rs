@@ -215,11 +215,7 @@ impl Resource {
     /// What names it.
     pub fn key(&self) -> ObjectKey {
         let metadata = self.metadata();
-        ObjectKey {
-            kind: self.kind(),
-            namespace: metadata.namespace.clone(),
-            name: metadata.name.clone(),
-        }
+        ObjectKey { kind: self.kind(), namespace: metadata.namespace.clone(), name: metadata.name.clone() }
     }
 
     /// The manifest form: what a person would write, plus what the repository set.
@@ -291,7 +287,9 @@ pub(crate) fn decode(decoder: &mut Decoder, node: &Node) -> Option<Resource> {
         Kind::NetworkSet => {
             object(decoder, &mut fields, metadata, NetworkSetSpec::decode).map(Resource::NetworkSet)
         }
-        Kind::Workload => object(decoder, &mut fields, metadata, WorkloadSpec::decode).map(Resource::Workload),
+        Kind::Workload => {
+            object(decoder, &mut fields, metadata, WorkloadSpec::decode).map(Resource::Workload)
+        }
         Kind::Host => object(decoder, &mut fields, metadata, HostSpec::decode).map(Resource::Host),
     };
     fields.finish(decoder);

@@ -3,7 +3,17 @@
 //! The conversation's rules stand in `proto/distribution.proto`.
 
 /// Generated from `proto/distribution.proto`.
-#[allow(missing_debug_implementations, unreachable_pub, unused_qualifications, elided_lifetimes_in_paths, clippy::all, clippy::allow_attributes_without_reason, clippy::unwrap_used, clippy::allow_attributes_without_reason, reason = "generated code")]
+#[allow(
+    missing_debug_implementations,
+    unreachable_pub,
+    unused_qualifications,
+    elided_lifetimes_in_paths,
+    clippy::all,
+    clippy::allow_attributes_without_reason,
+    clippy::unwrap_used,
+    clippy::allow_attributes_without_reason,
+    reason = "generated code"
+)]
 pub mod proto {
     tonic::include_proto!("bulkhead.wire.v1");
 }

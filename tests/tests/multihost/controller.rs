@@ -27,6 +27,20 @@ fn without_a_controller_everything_stays_enforced_and_agents_resume() {
     example.check(Family::V4, |component| Protocol::Tcp(component.port), expected).unwrap();
     example.check(Family::V6, |component| Protocol::Tcp(component.port), expected).unwrap();
 
+    // Nothing has happened meanwhile: nothing is told.
+    example.bulkhead.start_controller().unwrap();
+    example.bulkhead.wait_connected().unwrap();
+    eventually("all is well", || {
+        for host in HOSTS {
+            let session = example.bulkhead.agent_session(host)?;
+            ensure!(session["connected"] == true && session["enforcedRevision"] != 0, "{session}");
+            ensure!(session["bytesSent"].as_u64() < Some(500), "told again: {session}");
+        }
+        Ok(())
+    })
+    .unwrap();
+    example.bulkhead.kill_controller();
+
     // A second European credit check on host-1: its neighbours there know it, the policies for it are known.
     let second = new_one(&example, "credit-check-eu-2", &[("role", "creditCheck"), ("region", "eu")]);
     let of = |name: &str| example.workload(name);

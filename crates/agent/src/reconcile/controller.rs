@@ -64,8 +64,12 @@ impl Agent {
                 self.link = None;
                 if self.disconnected_because.as_ref() != Some(&reason) {
                     let controller = &self.config.controller;
-                    tracing::warn!(controller, reason, retry_ms = retry.as_millis(),
-                        "no controller: enforcing what is known, trying again");
+                    tracing::warn!(
+                        controller,
+                        reason,
+                        retry_ms = retry.as_millis(),
+                        "no controller: enforcing what is known, trying again"
+                    );
                 }
                 self.disconnected_because = Some(reason);
             }
@@ -86,7 +90,8 @@ impl Agent {
 
     fn welcome(&mut self, welcome: &Welcome) {
         if welcome.protocol != PROTOCOL {
-            let reason = format!("the controller speaks protocol {}, this agent {PROTOCOL}", welcome.protocol);
+            let reason =
+                format!("the controller speaks protocol {}, this agent {PROTOCOL}", welcome.protocol);
             tracing::error!(reason, "cannot work with this controller");
             self.disconnected_because = Some(reason);
             self.link = None;
@@ -148,7 +153,11 @@ impl Agent {
                 Err(reason) => {
                     // DESIGN 4.14: the last good form of it, if there is one, stays in force.
                     let name = name_of(json);
-                    tracing::error!(resource = name, reason, "a resource from the controller is not understood");
+                    tracing::error!(
+                        resource = name,
+                        reason,
+                        "a resource from the controller is not understood"
+                    );
                     named.extend(self.resources.iter().filter(|key| key.to_string() == name).cloned());
                     self.refused.insert(name, reason);
                 }
@@ -281,7 +290,7 @@ impl Agent {
 
     /// Tells the controller which workloads run here: all of them once, differences from then on.
     pub(super) fn publish(&mut self) {
-        if !self.silent.is_empty() {
+        if !self.sources_have_answered() {
             return;
         }
         let Some(link) = &mut self.link else { return };
@@ -307,8 +316,11 @@ impl Agent {
 
     fn inventory_ack(&mut self, ack: InventoryAck) {
         for refused in ack.refused {
-            tracing::error!(workload = refused.name, reason = refused.reason,
-                "the controller did not accept a workload: others will not know it");
+            tracing::error!(
+                workload = refused.name,
+                reason = refused.reason,
+                "the controller did not accept a workload: others will not know it"
+            );
             self.refused.insert(format!("Workload/{}", refused.name), refused.reason);
         }
     }
@@ -383,7 +395,8 @@ fn join(problems: &[bulkhead_model::Problem]) -> String {
 /// `Kind/name` of a resource that could not be read as one.
 fn name_of(json: &[u8]) -> String {
     let value: serde_json::Value = serde_json::from_slice(json).unwrap_or_default();
-    let text = |pointer: &str| value.pointer(pointer).and_then(|text| text.as_str()).unwrap_or("?").to_owned();
+    let text =
+        |pointer: &str| value.pointer(pointer).and_then(|text| text.as_str()).unwrap_or("?").to_owned();
     let namespace = value.pointer("/metadata/namespace").and_then(|text| text.as_str());
     let namespace = namespace.map(|namespace| format!("{namespace}/")).unwrap_or_default();
     format!("{}/{namespace}{}", text("/kind"), text("/metadata/name"))

@@ -23,7 +23,12 @@ impl Agent {
         let endpoints = policy.endpoints.iter().map(|(name, binding)| Programmed {
             workload: name.strip_prefix("Workload/").unwrap_or(name).to_owned(),
             ifindex: binding.ifindex,
-            labels: self.locals.endpoints.get(name).map(|l| l.entity.labels.without_reserved()).unwrap_or_default(),
+            labels: self
+                .locals
+                .endpoints
+                .get(name)
+                .map(|l| l.entity.labels.without_reserved())
+                .unwrap_or_default(),
             addresses: binding.addresses.clone(),
             ingress: binding.ingress != CompiledId::NONE,
             egress: binding.egress != CompiledId::NONE,

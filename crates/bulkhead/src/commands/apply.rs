@@ -97,7 +97,8 @@ fn difference(item: &Value) -> String {
     let name = name_of(item);
     let (before, after) = (manifest(&item["before"]), manifest(&item["after"]));
     let diff = TextDiff::from_lines(&before, &after);
-    let mut text = format!("{}\n", paint(Style::Bold, &format!("{name}: {}", item["outcome"].as_str().unwrap_or("?"))));
+    let mut text =
+        format!("{}\n", paint(Style::Bold, &format!("{name}: {}", item["outcome"].as_str().unwrap_or("?"))));
     for change in diff.iter_all_changes() {
         let line = change.value().trim_end_matches('\n');
         let _ = match change.tag() {

@@ -63,7 +63,8 @@ fn list(page: &mut String, names: &[String], nothing: &str) {
 async fn policy(common: &Common, object: &Value, page: &mut String) -> Result<(), Failure> {
     let Ok(Resource::Policy(policy)) = Resource::from_json(object) else { return Ok(()) };
     let workloads = all(common, Kind::Workload).await?;
-    let selected = workloads.iter().filter_map(Entity::of).filter(|e| policy.spec.applies_to.matches(&e.labels));
+    let selected =
+        workloads.iter().filter_map(Entity::of).filter(|e| policy.spec.applies_to.matches(&e.labels));
     let names: Vec<_> = selected.map(|entity| plain(&entity.name)).collect();
     heading(page, &format!("Applies to {} workloads", names.len()));
     list(page, &names, "none now: check the selector against `bulkhead get workloads`");

@@ -16,7 +16,8 @@ pub(crate) fn man(directory: Option<&Path>) -> Result<(), Failure> {
     match directory {
         Some(directory) => {
             std::fs::create_dir_all(directory).with_context(|| directory.display().to_string())?;
-            clap_mangen::generate_to(Cli::command(), directory).with_context(|| directory.display().to_string())?;
+            clap_mangen::generate_to(Cli::command(), directory)
+                .with_context(|| directory.display().to_string())?;
         }
         None => clap_mangen::Man::new(Cli::command())
             .render(&mut std::io::stdout())

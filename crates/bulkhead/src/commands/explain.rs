@@ -13,13 +13,10 @@ use crate::failure::Failure;
 use crate::output::{self, Style, paint, text, verdict};
 
 pub(crate) async fn explain(common: &Common, args: &ExplainArgs) -> Result<(), Failure> {
-    let parameters = query(&[
-        ("from", Some(&args.from)),
-        ("to", Some(&args.to)),
-        ("port", Some(&args.port)),
-    ]);
+    let parameters = query(&[("from", Some(&args.from)), ("to", Some(&args.to)), ("port", Some(&args.port))]);
     let path = format!("{API}/explain{parameters}");
-    let answer = output::with_progress("evaluating", call(common.controller(), Method::GET, &path, None)).await?;
+    let answer =
+        output::with_progress("evaluating", call(common.controller(), Method::GET, &path, None)).await?;
     output::show(common.output, &answer, || Ok(page(&answer)))
 }
 

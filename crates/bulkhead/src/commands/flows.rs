@@ -32,7 +32,9 @@ pub(crate) async fn flows(common: &Common, args: &FlowArgs) -> Result<(), Failur
     ]);
     let path = format!("{API}/flows{parameters}");
     if !args.follow {
-        let mut answer = output::with_progress("reading flows", call(common.controller(), Method::GET, &path, None)).await?;
+        let mut answer =
+            output::with_progress("reading flows", call(common.controller(), Method::GET, &path, None))
+                .await?;
         // The newest come first; people read downwards in time.
         if let Some(items) = answer.get_mut("items").and_then(Value::as_array_mut) {
             items.reverse();
@@ -75,7 +77,11 @@ fn row(flow: &Value) -> Vec<String> {
     let packets = |name: &str| flow[name].as_u64().unwrap_or_default();
     let event = text(flow, "/event");
     let reason = text(flow, "/reason");
-    let reason = if matches!(reason.as_str(), "none" | "policy" | "") { String::new() } else { format!(" [{reason}]") };
+    let reason = if matches!(reason.as_str(), "none" | "policy" | "") {
+        String::new()
+    } else {
+        format!(" [{reason}]")
+    };
     vec![
         clock(flow["timeMs"].as_u64().unwrap_or_default()),
         event,

@@ -16,7 +16,9 @@ pub(crate) async fn get(common: &Common, args: &GetArgs) -> Result<(), Failure> 
     let path = object_path(kind, name.as_deref());
     let selector = query(&[("labelSelector", args.selector.as_deref())]);
     let target = common.controller();
-    let answer = output::with_progress("listing", call(target, Method::GET, &format!("{path}{selector}"), None)).await?;
+    let answer =
+        output::with_progress("listing", call(target, Method::GET, &format!("{path}{selector}"), None))
+            .await?;
     if args.watch {
         return watch(common, kind, args, &answer).await;
     }

@@ -99,7 +99,12 @@ fn reasons(page: &mut String, host: &str, list: &Value) {
     for entry in list.as_array().into_iter().flatten() {
         let subject = text(entry, "/subject");
         let subject = subject.strip_prefix("Workload/").unwrap_or(&subject);
-        let _ = writeln!(page, "{} {host}: {subject}: {}", paint(Style::Bad, "not enforced"), text(entry, "/reason"));
+        let _ = writeln!(
+            page,
+            "{} {host}: {subject}: {}",
+            paint(Style::Bad, "not enforced"),
+            text(entry, "/reason")
+        );
     }
 }
 

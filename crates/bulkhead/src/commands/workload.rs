@@ -49,7 +49,9 @@ pub(crate) async fn workload(common: &Common, args: &WorkloadArgs) -> Result<(),
                     .as_array()
                     .into_iter()
                     .flatten()
-                    .map(|w| vec![text(w, "/name"), text(w, "/interfaces/0/1"), addresses(w), labels(&w["labels"])])
+                    .map(|w| {
+                        vec![text(w, "/name"), text(w, "/interfaces/0/1"), addresses(w), labels(&w["labels"])]
+                    })
                     .collect();
                 let mut page = table(&["NAME", "INTERFACE", "ADDRESSES", "LABELS"], &rows);
                 for entry in found["notManaged"].as_array().into_iter().flatten() {

@@ -136,8 +136,9 @@ impl Atoms {
     pub(super) fn set_local(&mut self, classes: &mut Classes, name: &Arc<str>, entity: Option<&Entity>) {
         for (id, atom) in &mut self.atoms {
             let AtomKind::Selector(selector) = &atom.kind else { continue };
-            let prefixes =
-                entity.filter(|entity| selector.matches(&entity.labels)).map(|entity| entity.prefixes.clone());
+            let prefixes = entity
+                .filter(|entity| selector.matches(&entity.labels))
+                .map(|entity| entity.prefixes.clone());
             replace(classes, *id, &mut atom.local, name, prefixes);
         }
         match entity {

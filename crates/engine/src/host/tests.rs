@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use bulkhead_model::host_policy::{ClassId, Row};
-use bulkhead_model::policy::{Action, DefaultAction, Order, Peer, Rule};
+use bulkhead_model::policy::{Action, DefaultAction, Mode, Order, Peer, Rule};
 use bulkhead_model::ports::PortKey;
 use bulkhead_model::{Kind, Labels, entity};
 use proptest::prelude::*;
@@ -70,7 +70,8 @@ impl Fleet {
             Op::Entity(number, state) => {
                 let name = format!("e{number}");
                 // Odd ones are network sets.
-                let (kind, host) = if number % 2 == 1 { (Kind::NetworkSet, None) } else { (Kind::Workload, Some("there")) };
+                let (kind, host) =
+                    if number % 2 == 1 { (Kind::NetworkSet, None) } else { (Kind::Workload, Some("there")) };
                 let entity = state.as_ref().map(|(l, p)| make_entity(&name, kind, l, p, host));
                 self.set_entity(&name, entity);
             }
@@ -148,7 +149,8 @@ impl Fleet {
             for direction in Direction::BOTH {
                 for peer in addresses() {
                     for key in keys() {
-                        let cell = policy.lookup(name, direction, peer, key).expect("every endpoint is bound");
+                        let cell =
+                            policy.lookup(name, direction, peer, key).expect("every endpoint is bound");
                         let judged = judge(&self.world, entity, direction, peer, key);
                         let found = (
                             cell.verdict,
@@ -157,8 +159,13 @@ impl Fleet {
                             &policy.rules[&cell.audit_rule],
                             cell.log,
                         );
-                        let expected =
-                            (judged.verdict, &judged.rule, judged.audit_verdict, &judged.audit_rule, judged.log);
+                        let expected = (
+                            judged.verdict,
+                            &judged.rule,
+                            judged.audit_verdict,
+                            &judged.audit_rule,
+                            judged.log,
+                        );
                         assert_eq!(found, expected, "{name} {direction} {peer} {key:#x}\n{judged:#?}");
                     }
                 }
@@ -169,21 +176,28 @@ impl Fleet {
 
 fn addresses() -> Vec<IpAddr> {
     let mut addresses: Vec<IpAddr> = (0..8u8).map(|last| [10, 0, 0, last].into()).collect();
-    addresses.extend(["192.0.2.1", "2001:db8::1", "2001:db8::2", "2001:db8:1::1"].map(|a| a.parse::<IpAddr>().unwrap()));
+    addresses.extend(
+        ["192.0.2.1", "2001:db8::1", "2001:db8::2", "2001:db8:1::1"].map(|a| a.parse::<IpAddr>().unwrap()),
+    );
     addresses
 }
 
 fn keys() -> [PortKey; 6] {
     let tcp = bulkhead_model::ports::Protocol::TCP;
     let udp = bulkhead_model::ports::Protocol::UDP;
-    [tcp.key(80), tcp.key(81), tcp.key(443), udp.key(80), bulkhead_model::ports::Protocol::ICMP.key(0x0800), 0]
+    [
+        tcp.key(80),
+        tcp.key(81),
+        tcp.key(443),
+        udp.key(80),
+        bulkhead_model::ports::Protocol::ICMP.key(0x0800),
+        0,
+    ]
 }
 
 /// A host policy with ids replaced by what they stand for.
-type Canonical = (
-    BTreeMap<Prefix, usize>,
-    BTreeMap<Arc<str>, (u32, Vec<IpAddr>, [BTreeMap<usize, String>; 2])>,
-);
+type Canonical =
+    (BTreeMap<Prefix, usize>, BTreeMap<Arc<str>, (u32, Vec<IpAddr>, [BTreeMap<usize, String>; 2])>);
 
 fn canonical(policy: &HostPolicy) -> Canonical {
     let mut numbers: BTreeMap<ClassId, usize> = BTreeMap::new();
@@ -194,15 +208,24 @@ fn canonical(policy: &HostPolicy) -> Canonical {
     let row = |row: &Row| {
         let cell = |id| policy.rules.get(&id).map(ToString::to_string);
         let columns = row.columns().iter().map(|c| {
-            (c.first, c.cell.verdict, cell(c.cell.rule), c.cell.audit_verdict, cell(c.cell.audit_rule), c.cell.log, c.cell.written)
+            (
+                c.first,
+                c.cell.verdict,
+                cell(c.cell.rule),
+                c.cell.audit_verdict,
+                cell(c.cell.audit_rule),
+                c.cell.log,
+                c.cell.written,
+            )
         });
         format!("{:?}", columns.collect::<Vec<_>>())
     };
     let table = |id: CompiledId| -> BTreeMap<usize, String> {
         let Some(compiled) = policy.policies.get(&id) else { return BTreeMap::new() };
-        let rows = compiled.rows.iter().map(|(class, r)| {
-            (*numbers.get(class).expect("no row for a class that is gone"), row(r))
-        });
+        let rows = compiled
+            .rows
+            .iter()
+            .map(|(class, r)| (*numbers.get(class).expect("no row for a class that is gone"), row(r)));
         rows.chain([(0, row(&compiled.default_row))]).collect()
     };
     let endpoints = policy.endpoints.iter().map(|(name, binding)| {
@@ -259,12 +282,29 @@ fn any_labels() -> impl Strategy<Value = Labels> {
 }
 
 fn any_selector() -> impl Strategy<Value = Selector> {
-    let texts = ["all()", "a == '1'", "a == '2'", "has(b)", "a != '1'", "b in {'1'} || a == '2'", "bulkhead.dev/name == 'e2'"];
+    let texts = [
+        "all()",
+        "a == '1'",
+        "a == '2'",
+        "has(b)",
+        "a != '1'",
+        "b in {'1'} || a == '2'",
+        "bulkhead.dev/name == 'e2'",
+    ];
     prop::sample::select(texts.to_vec()).prop_map(|text| Selector::parse(text).unwrap())
 }
 
 fn any_block() -> impl Strategy<Value = Prefix> {
-    let texts = ["10.0.0.0/30", "10.0.0.4/31", "10.0.0.5/32", "0.0.0.0/0", "::/0", "2001:db8::/64", "2001:db8::1/128", "10.0.0.0/8"];
+    let texts = [
+        "10.0.0.0/30",
+        "10.0.0.4/31",
+        "10.0.0.5/32",
+        "0.0.0.0/0",
+        "::/0",
+        "2001:db8::/64",
+        "2001:db8::1/128",
+        "10.0.0.0/8",
+    ];
     prop::sample::select(texts.to_vec()).prop_map(|text| text.parse().unwrap())
 }
 
@@ -488,9 +528,8 @@ fn selector_peer(text: &str) -> Peer {
 /// P2: twenty instances of A allowed to twenty of B.
 #[test]
 fn a_new_instance_costs_one_address_where_it_matters_and_nothing_elsewhere() {
-    let instance = |number: u8, role: &str| {
-        (labels(&[("role", role)]), vec![Prefix::host([10, 0, 1, number].into())])
-    };
+    let instance =
+        |number: u8, role: &str| (labels(&[("role", role)]), vec![Prefix::host([10, 0, 1, number].into())]);
     let mut fleet = Fleet::new();
     fleet.run(&Op::Policy(0, Some(allow_from("role == 'b'", selector_peer("role == 'a'")))));
     fleet.run(&Op::Local(0, Some(instance(100, "b"))));

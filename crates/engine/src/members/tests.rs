@@ -106,9 +106,8 @@ proptest! {
                     index.remove(&format!("e{e}"))
                 }
                 Step::Subscribe(s) => {
-                    if !ids.contains_key(&s) {
-                        let id = index.subscribe(&Selector::parse(SELECTORS[s]).unwrap());
-                        ids.insert(s, id);
+                    if let std::collections::btree_map::Entry::Vacant(vacant) = ids.entry(s) {
+                        let id = *vacant.insert(index.subscribe(&Selector::parse(SELECTORS[s]).unwrap()));
                         let now = index.members(id).map(|(n, p, _)| (n.to_string(), p.to_vec())).collect();
                         told.insert(id, now);
                     }

@@ -138,7 +138,9 @@ pub fn read(source: &str, text: &str) -> Result<Vec<Node>, Problem> {
         let complete = match event {
             Event::StreamEnd => break,
             Event::Nothing | Event::StreamStart | Event::DocumentStart(_) | Event::DocumentEnd => continue,
-            Event::Alias(_) => return Err(problem(position, "aliases are not supported: write it out".into())),
+            Event::Alias(_) => {
+                return Err(problem(position, "aliases are not supported: write it out".into()));
+            }
             Event::SequenceStart(..) | Event::MappingStart(..) => {
                 if open.len() >= DOCUMENT_DEPTH_MAX {
                     return Err(problem(position, format!("nested deeper than {DOCUMENT_DEPTH_MAX} levels")));

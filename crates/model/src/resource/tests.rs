@@ -38,7 +38,10 @@ fn a_policy_survives_yaml_to_value_to_json_to_value() {
     let json = resource.to_json();
     assert_eq!(&Resource::from_json(&json).unwrap(), resource);
     assert_eq!(&parse("again.json", &json.to_string()).unwrap()[0].resource, resource);
-    assert_eq!(documents[0].position_of("spec.ingress[1].from"), crate::document::Position { line: 12, column: 11 });
+    assert_eq!(
+        documents[0].position_of("spec.ingress[1].from"),
+        crate::document::Position { line: 12, column: 11 }
+    );
 }
 
 #[test]
@@ -55,7 +58,9 @@ fn a_typo_in_a_selector_is_found_at_its_place() {
 
 #[test]
 fn unknown_fields_get_the_nearest_right_word() {
-    let problem = only_problem(&POLICY.replace("appliesTo:", "aplliesTo:").replace("spec:\n", "spec:\n  appliesTo: all()\n"));
+    let problem = only_problem(
+        &POLICY.replace("appliesTo:", "aplliesTo:").replace("spec:\n", "spec:\n  appliesTo: all()\n"),
+    );
     assert_eq!((problem.line, problem.column), (7, 3));
     assert_eq!(problem.suggestion.as_deref(), Some("appliesTo"));
     let problem = only_problem(&POLICY.replace("kind: Policy", "kind: Polcy"));
@@ -73,14 +78,18 @@ fn a_port_of_70000_is_refused_with_what_was_expected() {
 
 #[test]
 fn all_problems_of_a_text_are_reported_at_once() {
-    let text = POLICY.replace("5432", "70000").replace("10.0.0.0/8", "10.0.0.1/8").replace("order: 100", "order: first");
+    let text = POLICY
+        .replace("5432", "70000")
+        .replace("10.0.0.0/8", "10.0.0.1/8")
+        .replace("order: 100", "order: first");
     assert_eq!(problems(&text).len(), 3);
 }
 
 #[test]
 fn what_is_not_supported_yet_is_refused_by_name_and_never_dropped() {
     for field in ["http: {}", "notPorts: [tcp/1]", "sourcePorts: [tcp/1]"] {
-        let problem = only_problem(&POLICY.replace("  - action: Allow", &format!("  - {field}\n    action: Allow")));
+        let problem =
+            only_problem(&POLICY.replace("  - action: Allow", &format!("  - {field}\n    action: Allow")));
         assert!(problem.message.contains("not supported yet"), "{problem}");
     }
     let problem = only_problem(&POLICY.replace("cidrs: [10.0.0.0/8]", "domains: [example.org]"));
@@ -115,7 +124,8 @@ fn duplicate_fields_broken_yaml_and_aliases_are_refused() {
 fn names_labels_and_versions_are_checked() {
     let problem = only_problem(&POLICY.replace("{name: credit-status}", "{name: Credit_Status}"));
     assert_eq!(problem.suggestion.as_deref(), Some("credit-status"));
-    let problem = only_problem(&POLICY.replace("{name: credit-status}", "{name: a, labels: {bulkhead.dev/kind: x}}"));
+    let problem =
+        only_problem(&POLICY.replace("{name: credit-status}", "{name: a, labels: {bulkhead.dev/kind: x}}"));
     assert!(problem.message.contains("reserved"));
     let problem = only_problem(&POLICY.replace("bulkhead.dev/v1", "v1"));
     assert!(problem.message.contains("expected \"bulkhead.dev/v1\""));

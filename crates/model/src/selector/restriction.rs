@@ -70,8 +70,6 @@ pub(super) fn of(expr: &Expr) -> Restriction {
         Expr::And(operands) => {
             operands.iter().map(of).min_by_key(Restriction::cost).unwrap_or(Restriction::None)
         }
-        Expr::Or(operands) => {
-            operands.iter().map(of).reduce(Restriction::or).unwrap_or(Restriction::Nothing)
-        }
+        Expr::Or(operands) => operands.iter().map(of).reduce(Restriction::or).unwrap_or(Restriction::Nothing),
     }
 }

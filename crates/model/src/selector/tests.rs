@@ -158,7 +158,10 @@ fn any_expr() -> impl Strategy<Value = Expr> {
     ];
     leaf.prop_recursive(4, 24, 3, |inner| {
         prop_oneof![
-            inner.clone().prop_filter("runs of ! collapse", |e| !matches!(e, Expr::Not(_))).prop_map(|e| Expr::Not(Box::new(e))),
+            inner
+                .clone()
+                .prop_filter("runs of ! collapse", |e| !matches!(e, Expr::Not(_)))
+                .prop_map(|e| Expr::Not(Box::new(e))),
             prop::collection::vec(inner.clone(), 2..4).prop_map(Expr::And),
             prop::collection::vec(inner, 2..4).prop_map(Expr::Or),
         ]

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use bulkhead_testbed::{Example, Family, PingPong, Protocol, eventually, expected};
+use bulkhead_testbed::{Example, Family, Outcome, PingPong, Protocol, eventually, expected};
 use serde_json::Value;
 
 use crate::paint::Show;
@@ -69,8 +69,18 @@ pub(crate) fn relabel(show: &mut Show, example: &Example) -> Result<()> {
 
 pub(crate) fn refused(show: &mut Show, example: &Example) -> Result<()> {
     show.scene("Who was refused last, by which rule");
-    let said = example.bulkhead.ok(&["flows", "--verdict", "deny", "--limit", "8"])?;
-    show.quote("bulkhead flows --verdict deny --limit 8", &said);
+    // Until the last reports of the scene before have come in, and these are the newest.
+    let observed = eventually("the newest records are of this scene", || {
+        let observed = example.observe(Family::V4, |component| Protocol::Tcp(component.port))?;
+        let newest = items(&example.bulkhead.json(&["flows", "--verdict", "deny", "--limit", "10"])?);
+        ensure!(newest.iter().all(|record| record["protocol"] == 6));
+        Ok(observed)
+    })?;
+    let refused = observed.rows.iter().flatten().filter(|cell| **cell == Some(Outcome::Silent)).count();
+    show.note(&format!("Everybody has just tried to reach everybody; {refused} pairs were refused."));
+    println!();
+    let said = example.bulkhead.ok(&["flows", "--verdict", "deny", "--limit", "10"])?;
+    show.quote("bulkhead flows --verdict deny --limit 10", &said);
     // The same question for the pairs that one rule of the zones tier refused, with labels and all.
     let by_rule = ["flows", "--verdict", "deny", "--policy", "dmz-to-restricted", "--limit", "3"];
     let answer = example.bulkhead.json(&by_rule)?;
@@ -102,6 +112,10 @@ pub(crate) fn refused(show: &mut Show, example: &Example) -> Result<()> {
     let complete = records.iter().filter(|record| is_complete(record)).count();
     show.equal("records with names, labels, tier, policy, rule", complete, 3);
     Ok(())
+}
+
+fn items(answer: &Value) -> Vec<Value> {
+    answer["items"].as_array().or(answer.as_array()).cloned().unwrap_or_default()
 }
 
 fn is_complete(record: &Value) -> bool {

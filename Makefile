@@ -1,0 +1,81 @@
+# The one door. `make help` lists the targets.
+#
+# Every target installs what it needs, once: Debian packages by apt-get (as root), crates by cargo.
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+CARGO ?= cargo
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+# Where the suites of public cases lie, if they do.
+export BULKHEAD_BIN ?= $(abspath $(TARGET)/release/bulkhead)
+
+BUILD_PACKAGES := clang llvm gcc make pkg-config libelf-dev zlib1g-dev linux-libc-dev protobuf-compiler
+TEST_PACKAGES := iproute2 iptables nftables ipset iputils-ping docker.io busybox-static
+
+.PHONY: help
+help: ## List the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: build-deps ## Build the release binary, target/release/bulkhead
+	$(CARGO) build --release --locked -p bulkhead
+
+.PHONY: demo
+demo: root build test-deps ## Show the whole thing on three hosts made of namespaces (KEEP=1 leaves it running)
+	$(CARGO) build --release --locked -p bulkhead-testbed --bin bulkhead-demo
+	$(TARGET)/release/bulkhead-demo --bulkhead $(BULKHEAD_BIN) $(if $(KEEP),--keep)
+
+.PHONY: demo-clean
+demo-clean: root ## Remove what a demo with KEEP=1 left
+	$(TARGET)/release/bulkhead-demo --clean
+
+.PHONY: test
+test: root build test-deps ## Run every test, those on real kernels, hosts and containers too
+	$(CARGO) test --locked --workspace
+
+.PHONY: bench
+bench: root build test-deps ## Measure side by side with the alternatives; writes target/bench.json
+	$(CARGO) build --release --locked -p bulkhead-bench
+	$(TARGET)/release/bulkhead-bench $(BENCH_FLAGS)
+
+.PHONY: lint
+lint: build-deps ## Format, lints and the house rules
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	$(CARGO) xtask tidy
+
+.PHONY: ci
+ci: lint test ## What CI runs
+
+.PHONY: man
+man: build ## Write the manual pages to target/man and completions to target/completions
+	$(TARGET)/release/bulkhead man $(TARGET)/man
+	mkdir -p $(TARGET)/completions
+	for shell in bash zsh fish; do $(TARGET)/release/bulkhead completion $$shell > $(TARGET)/completions/bulkhead.$$shell; done
+
+.PHONY: root
+root:
+	@if [ "$$(id -u)" != 0 ]; then \
+	  echo "this needs root: it makes network namespaces and loads programs into the kernel. Try: sudo make $(MAKECMDGOALS)" >&2; \
+	  exit 1; \
+	fi
+
+.PHONY: build-deps test-deps
+build-deps:
+	@$(call install,$(BUILD_PACKAGES))
+test-deps:
+	@$(call install,$(TEST_PACKAGES))
+	@mountpoint -q /sys/fs/bpf || mount -t bpf bpf /sys/fs/bpf
+
+# Installs the Debian packages among $(1) that are not there yet; quiet and quick if all are.
+define install
+missing=$$(for package in $(1); do dpkg-query -W -f='$${Status}' $$package 2>/dev/null | grep -q 'install ok installed' || echo $$package; done); \
+if [ -n "$$missing" ]; then \
+  if [ "$$(id -u)" != 0 ]; then echo "these Debian packages are missing, and installing them needs root:" $$missing >&2; exit 1; fi; \
+  echo "installing" $$missing; \
+  apt-get update -qq; \
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing > /dev/null; \
+fi
+endef

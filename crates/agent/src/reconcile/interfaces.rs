@@ -1,0 +1,107 @@
+//! Which interfaces this host's agent is in charge of, and when it closes or opens one.
+
+use std::collections::BTreeSet;
+use std::time::Instant;
+
+use bulkhead_dataplane::DataplaneError;
+use bulkhead_discover::links::{self, LinkChange};
+use bulkhead_model::host_policy::HostDelta;
+
+use super::{Agent, RETRY_INTERVAL};
+use crate::AgentError;
+
+impl Agent {
+    /// What is there before the first turn.
+    pub(super) fn take_stock(&mut self) -> Result<(), AgentError> {
+        self.attached = self.dataplane.attached()?;
+        let here = links::links().map_err(AgentError::Links)?;
+        let first_start = self.progress.epoch.is_empty() && self.attached.is_empty();
+        for link in here {
+            self.older_interfaces.insert(link.index);
+            // While no agent ran, a workload's interface may have appeared: it is closed now. At the very first
+            // start nothing is touched before its policy is known.
+            if !first_start && self.config.is_workload_interface(&link.name) {
+                self.attach(link.index);
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn link_changed(&mut self, change: LinkChange) {
+        match change {
+            LinkChange::There(link) => {
+                let new =
+                    !self.older_interfaces.contains(&link.index) && !self.attached.contains(&link.index);
+                if new && self.config.is_workload_interface(&link.name) {
+                    tracing::info!(
+                        interface = link.name,
+                        "a workload's interface appeared: closed until claimed"
+                    );
+                    self.attach(link.index);
+                }
+            }
+            LinkChange::Gone(link) => {
+                self.older_interfaces.remove(&link.index);
+                if self.attached.remove(&link.index)
+                    && let Err(error) = self.dataplane.detach(link.index)
+                {
+                    tracing::warn!(interface = link.name, %error, "cannot clean up after an interface");
+                }
+            }
+            LinkChange::Lost => match links::links() {
+                Ok(here) => {
+                    let indexes: BTreeSet<u32> = here.iter().map(|link| link.index).collect();
+                    for gone in self.attached.difference(&indexes).copied().collect::<Vec<_>>() {
+                        self.attached.remove(&gone);
+                        let _ = self.dataplane.detach(gone);
+                    }
+                    here.into_iter().for_each(|link| self.link_changed(LinkChange::There(link)));
+                }
+                Err(error) => tracing::error!(%error, "cannot list interfaces"),
+            },
+        }
+    }
+
+    pub(super) fn attach(&mut self, ifindex: u32) {
+        if self.attached.contains(&ifindex) {
+            return;
+        }
+        match self.dataplane.attach(ifindex) {
+            Ok(()) => {
+                self.attached.insert(ifindex);
+            }
+            // It went again before it could be closed.
+            Err(DataplaneError::InterfaceGone { .. }) => {}
+            Err(error) => {
+                tracing::error!(ifindex, %error, "cannot take charge of an interface");
+                self.failed = Some((error.to_string(), Instant::now() + RETRY_INTERVAL));
+            }
+        }
+    }
+
+    /// Interfaces that a delta leaves without endpoint.
+    pub(super) fn released_interfaces(&self, delta: &HostDelta) -> Vec<u32> {
+        let still: BTreeSet<u32> = self.locals.endpoints.values().map(|local| local.ifindex).collect();
+        self.attached
+            .iter()
+            .filter(|_| delta.endpoints.values().any(Option::is_none))
+            .filter(|ifindex| !still.contains(*ifindex))
+            .copied()
+            .collect()
+    }
+
+    /// Lets go of an interface that was registered by hand; one that belongs to workloads by its name stays
+    /// closed until it disappears.
+    pub(super) fn release(&mut self, ifindex: u32) {
+        let name = links::links().ok().and_then(|links| links.into_iter().find(|link| link.index == ifindex));
+        if name.is_some_and(|link| self.config.is_workload_interface(&link.name)) {
+            return;
+        }
+        match self.dataplane.detach(ifindex) {
+            Ok(()) => {
+                self.attached.remove(&ifindex);
+            }
+            Err(error) => tracing::warn!(ifindex, %error, "cannot let go of an interface"),
+        }
+    }
+}
