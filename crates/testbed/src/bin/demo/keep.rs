@@ -7,10 +7,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
-use bulkhead_testbed::{Example, HOSTS, OTHER_PORT, Process, Server};
+use bulkhead_testbed::{Example, HOSTS, Member, OTHER_PORT, Process, Server};
 
-/// Leaves everything running and says how to play with it.
-pub(crate) fn leave(example: Example) -> Result<()> {
+/// Leaves everything running but `extras`, and says how to play with it.
+pub(crate) fn leave(example: Example, extras: &[Member]) -> Result<()> {
+    for extra in extras {
+        example.bulkhead.unregister(&extra.workload)?;
+    }
     let Example { members, mut bulkhead } = example;
     let directory = bulkhead.lab.directory().to_owned();
     let mut list = String::new();
@@ -28,7 +31,7 @@ pub(crate) fn leave(example: Example) -> Result<()> {
     let ledger = bulkhead.lab.ledger();
     Process::start(&bulkhead.lab.fabric, command, &directory.join("servers.log"), &ledger)?.keep();
     bulkhead.keep();
-    let script = script(&directory, &bulkhead.server(), bulkhead.binary(), bulkhead.lab.fabric.path())?;
+    let script = script(&directory, &bulkhead.server(), bulkhead.binary(), &bulkhead.lab.fabric.path())?;
     println!("It goes on running. To play with it:\n");
     println!("  alias b={}", script.display());
     println!("  b get workloads");
@@ -46,7 +49,7 @@ pub(crate) fn leave(example: Example) -> Result<()> {
 }
 
 /// A command that runs the product's command line against this controller.
-fn script(directory: &Path, server: &str, binary: &Path, fabric: PathBuf) -> Result<PathBuf> {
+fn script(directory: &Path, server: &str, binary: &Path, fabric: &Path) -> Result<PathBuf> {
     let path = directory.join("bulkhead");
     let text = format!(
         "#!/bin/sh\nBULKHEAD_SERVER={server} exec nsenter --net={} {} \"$@\"\n",

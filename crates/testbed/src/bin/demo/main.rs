@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use bulkhead_testbed::{Example, Lab, find_binary};
+use bulkhead_testbed::{Example, Lab, Member, find_binary};
 
 mod keep;
 mod paint;
@@ -91,30 +91,29 @@ fn show(binary: Option<PathBuf>, keep: bool) -> Result<bool> {
         example.members.len(),
         started.elapsed().as_secs_f64()
     ));
-    let seen = run(&mut show, &mut example);
-    if keep {
-        if let Err(error) = &seen {
-            show.broken(&format!("{error:#}"));
-        }
-        show.summary(started.elapsed());
-        keep::leave(example)?;
-    } else {
+    let mut extras = Vec::new();
+    let seen = run(&mut show, &mut example, &mut extras);
+    if !keep {
         seen?;
         show.summary(started.elapsed());
+        return Ok(show.all_as_expected());
     }
+    if let Err(error) = seen {
+        show.broken(&format!("{error:#}"));
+    }
+    show.summary(started.elapsed());
+    keep::leave(example, &extras)?;
     Ok(show.all_as_expected())
 }
 
-fn run(show: &mut Show, example: &mut Example) -> Result<()> {
+/// All scenes. What they start beside the example stays up in `extras`.
+fn run(show: &mut Show, example: &mut Example, extras: &mut Vec<Member>) -> Result<()> {
     policies::without(show, example)?;
     policies::with(show, example)?;
-    let second = scale::new_instance(show, example)?;
-    let crowd = scale::one_to_twenty(show, example)?;
+    extras.push(scale::new_instance(show, example)?);
+    extras.extend(scale::one_to_twenty(show, example)?);
     policies::relabel(show, example)?;
-    resilience::controller(show, example)?;
+    extras.push(resilience::controller(show, example)?);
     resilience::agent(show, example)?;
-    policies::refused(show, example)?;
-    // What the scenes started stays up until here: removing workloads is no part of the show.
-    drop((second, crowd));
-    Ok(())
+    policies::refused(show, example)
 }

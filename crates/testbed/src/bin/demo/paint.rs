@@ -64,7 +64,12 @@ impl Show {
     }
 
     /// A figure that must be exactly so.
-    pub(crate) fn equal<T: PartialEq + std::fmt::Display>(&mut self, what: &str, observed: T, expected: T) {
+    pub(crate) fn equal<T: PartialEq + std::fmt::Display + Copy>(
+        &mut self,
+        what: &str,
+        observed: T,
+        expected: T,
+    ) {
         let right = observed == expected;
         self.figure(what, &observed.to_string(), &expected.to_string(), right);
     }
@@ -85,7 +90,7 @@ impl Show {
         let letters: Vec<char> = ('a'..='z').take(example.members.len()).collect();
         let heading: String = letters.iter().map(|letter| format!(" {letter}")).collect();
         let width = heading.len();
-        println!("   {:<18}  {:<width$}    {}", "from ↓  to →", "observed", "expected");
+        println!("   from ↓  to →        {:<width$}    expected", "observed");
         println!("   {:<18}  {heading}   {heading}", "");
         let mut application = "";
         for ((letter, (from, _)), row) in letters.iter().zip(&example.members).zip(&observed.rows) {

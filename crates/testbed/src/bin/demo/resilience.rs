@@ -5,13 +5,13 @@ use std::time::Instant;
 
 use anyhow::{Result, ensure};
 use bulkhead_testbed::{
-    Example, Family, HOSTS, OTHER_PORT, Outcome, PROBE_WAIT, PingPong, Probe, Protocol, Server, UdpStream,
-    Workload, eventually, expected, probe,
+    Example, Family, HOSTS, Member, OTHER_PORT, Outcome, PROBE_WAIT, PingPong, Probe, Protocol, Server,
+    UdpStream, Workload, eventually, expected, probe,
 };
 
 use crate::paint::Show;
 
-pub(crate) fn controller(show: &mut Show, example: &mut Example) -> Result<()> {
+pub(crate) fn controller(show: &mut Show, example: &mut Example) -> Result<Member> {
     show.scene("The controller is killed: labels are still enforced");
     example.bulkhead.kill_controller();
     eventually("the agents notice", || {
@@ -27,7 +27,7 @@ pub(crate) fn controller(show: &mut Show, example: &mut Example) -> Result<()> {
 
     show.note("A new European credit check starts on host-1, and nobody is there to be asked.");
     let new = example.bulkhead.lab.workload("host-1", "credit-check-eu-2")?;
-    let _server = Server::start(&new.netns, &[OTHER_PORT])?;
+    let server = Server::start(&new.netns, &[OTHER_PORT])?;
     let labels = [("application", "orderInput"), ("role", "creditCheck"), ("region", "eu")];
     example.bulkhead.register(&new, &labels)?;
     let reached = |from: &Workload, to: &Workload, port: u16| -> Result<bool> {
@@ -56,7 +56,7 @@ pub(crate) fn controller(show: &mut Show, example: &mut Example) -> Result<()> {
     show.note(&format!("Started again; all agents are back after {} ms.", restarted.elapsed().as_millis()));
     let sent = format!("{bytes} bytes");
     show.figure("told to three agents: only what is new", &sent, "below 10 kB", bytes < 10_000);
-    Ok(())
+    Ok(Member { workload: new, server })
 }
 
 pub(crate) fn agent(show: &mut Show, example: &mut Example) -> Result<()> {
