@@ -8,7 +8,7 @@ use bulkhead_testbed::{
     Example, Family, HOSTS, OTHER_PORT, Outcome, PingPong, Protocol, Server, UdpStream, eventually, expected,
 };
 
-use crate::common::{example, outcome, wait_outcome};
+use crate::common::{example, member, outcome, start, wait_outcome};
 
 #[test]
 fn live_connections_end_with_the_label_or_the_policy_that_allowed_them() {
@@ -73,13 +73,14 @@ fn a_new_workload_is_protected_before_its_first_packet_and_needs_no_policy() {
     example.wait_expected().unwrap();
 
     let written: Vec<u64> = entries_written(&example);
-    let second = lab.workload("host-1", "credit-status-2").unwrap();
-    // From the instant that it has an interface, both ways, long before it is registered.
+    let second = lab.unjoined_workload("host-1", "credit-status-2").unwrap();
+    // Sending goes on before it has an interface, so the first packet leaves with the first instant of it.
     let out = UdpStream::start(&second, &sink, sink.v4.into(), 7001, 1000, 4).unwrap();
     let web = example.workload("customer-db");
     let towards = UdpStream::start(web, &second, second.v4.into(), 7002, 500, 4).unwrap();
     let forbidden =
         UdpStream::start(example.workload("geo-web"), &second, second.v4.into(), 7003, 1000, 4).unwrap();
+    lab.join(&second).unwrap();
     let server = Server::start(&second.netns, &[8083, OTHER_PORT]).unwrap();
     eventually("much was sent", || {
         ensure!(out.so_far().sent > 300 && forbidden.so_far().sent > 300);
@@ -106,10 +107,39 @@ fn a_new_workload_is_protected_before_its_first_packet_and_needs_no_policy() {
     assert!(towards.received > 0, "its own application reaches it: {towards:?}");
     assert!(server.accepted() >= 3);
     let after: Vec<u64> = entries_written(&example);
+    assert!(out.refused > 0, "it sent before it had an interface: {out:?}");
     for (before, after) in written.iter().zip(&after) {
         assert!(after - before < 40, "a workload costs few entries: {written:?} → {after:?}");
     }
     example.check(Family::V6, |component| Protocol::Tcp(component.port), expected).unwrap();
+}
+
+/// The instant between the appearance of an interface and its closing, again and again.
+#[test]
+fn interfaces_that_appear_are_closed_before_a_packet_passes() {
+    let bulkhead = start("bt-first", &["host-1", "host-2"]);
+    let sink = member(&bulkhead, "host-2", "sink", &[("role", "sink")], &[80]);
+    let lab = &bulkhead.lab;
+    let (mut sent, mut leaked) = (0, 0);
+    for number in 0..12 {
+        let new = lab.unjoined_workload("host-1", &format!("new-{number}")).unwrap();
+        let out = UdpStream::start(&new, &sink.workload, sink.workload.v4.into(), 7001, 4000, 4).unwrap();
+        eventually("it tries before it can", || {
+            ensure!(out.so_far().refused > 20);
+            Ok(())
+        })
+        .unwrap();
+        lab.join(&new).unwrap();
+        eventually("it has sent", || {
+            ensure!(out.so_far().sent > 100);
+            Ok(())
+        })
+        .unwrap();
+        let report = out.so_far();
+        sent += report.sent;
+        leaked += report.received;
+    }
+    assert_eq!(leaked, 0, "of {sent} packets of twelve workloads that nobody claimed");
 }
 
 fn entries_written(example: &Example) -> Vec<u64> {

@@ -23,11 +23,12 @@ pub(crate) fn new_instance(show: &mut Show, example: &Example) -> Result<Member>
     let bulkhead = &example.bulkhead;
     let policies = || bulkhead.get("/apis/bulkhead.dev/v1/policies").map(|list| list["items"].clone());
     let before = policies()?;
-    let workload = bulkhead.lab.workload("host-1", "credit-status-2")?;
-    // From the instant that it has an interface: strangers send to it, and it sends to a stranger.
+    let workload = bulkhead.lab.unjoined_workload("host-1", "credit-status-2")?;
+    // Strangers send to it, and it sends to a stranger, before it even has an interface.
     let (stranger, map) = (example.workload("geo-web"), example.workload("map-db"));
     let towards = UdpStream::start(stranger, &workload, workload.v4.into(), 7001, 2000, 8)?;
     let from = UdpStream::start(&workload, map, map.v4.into(), 7002, 2000, 8)?;
+    bulkhead.lab.join(&workload)?;
     let server = Server::start(&workload.netns, &[8083, OTHER_PORT])?;
     let sent = |count: u64| {
         eventually("traffic flows", || {
