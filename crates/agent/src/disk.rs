@@ -101,12 +101,13 @@ struct StoredMember {
     prefixes: Vec<Prefix>,
 }
 
-/// Opens the directory's file and reads it.
-pub(crate) fn open(directory: &Path) -> Result<(Disk, Remembered), DiskError> {
+/// Opens the directory's file and reads it. What was found under another `boot_id` is forgotten: interface indexes
+/// mean something else now.
+pub(crate) fn open(directory: &Path, boot_id: &str) -> Result<(Disk, Remembered), DiskError> {
     let io = |source| DiskError::Directory { path: directory.into(), source };
     fs::create_dir_all(directory).map_err(io)?;
     let path = directory.join(FILE_NAME);
-    match try_open(&path) {
+    match try_open(&path, boot_id) {
         Ok(opened) => return Ok(opened),
         Err(redb::Error::DatabaseAlreadyOpen) => return Err(DiskError::InUse(path)),
         Err(error) => {
@@ -118,20 +119,27 @@ pub(crate) fn open(directory: &Path) -> Result<(Disk, Remembered), DiskError> {
             }
         }
     }
-    try_open(&path).map_err(|error| DiskError::Write(Box::new(error)))
+    try_open(&path, boot_id).map_err(|error| DiskError::Write(Box::new(error)))
 }
 
-fn try_open(path: &Path) -> Result<(Disk, Remembered), redb::Error> {
+fn try_open(path: &Path, boot_id: &str) -> Result<(Disk, Remembered), redb::Error> {
     // redb panics on some damage (seen with garbage in mid-file on 4.5).
     let opened = catch_unwind(AssertUnwindSafe(|| -> Result<_, redb::Error> {
         let database = Database::create(path)?;
         let transaction = database.begin_write()?;
-        transaction.open_table(META)?;
+        let mut meta = transaction.open_table(META)?;
+        let same_boot = meta.get("boot_id")?.is_some_and(|known| known.value() == boot_id);
+        meta.insert("boot_id", boot_id)?;
+        drop(meta);
         transaction.open_table(RESOURCES)?;
         transaction.open_table(SELECTORS)?;
         transaction.open_table(MEMBERS)?;
         transaction.open_table(RULES)?;
-        transaction.open_table(FOUND)?;
+        let mut found = transaction.open_table(FOUND)?;
+        if !same_boot {
+            found.retain(|_, _| false)?;
+        }
+        drop(found);
         transaction.commit()?;
         let remembered = read(&database)?;
         Ok((Disk { database }, remembered))
@@ -275,7 +283,7 @@ mod tests {
         let progress = Progress { epoch: "e".into(), revision: 7, members: 5 };
         let longer = Selector::parse("role == 'a' || has(b)").unwrap();
         {
-            let (disk, remembered) = open(directory.path()).unwrap();
+            let (disk, remembered) = open(directory.path(), "boot").unwrap();
             assert!(remembered.progress.epoch.is_empty());
             let known = |name: &str| KnownMembers::from([(name.into(), member(name))]);
             let mut changes = Changes { progress: Some(progress.clone()), ..Changes::default() };
@@ -286,19 +294,31 @@ mod tests {
             changes.members.insert((selector.clone(), "Workload/z".into()), Some(member("Workload/z")));
             changes.selectors.insert(longer, None);
             disk.write(&changes).unwrap();
-            assert!(matches!(open(directory.path()), Err(DiskError::InUse(_))));
+            assert!(matches!(open(directory.path(), "boot"), Err(DiskError::InUse(_))));
         }
-        let (_, remembered) = open(directory.path()).unwrap();
+        let (_, remembered) = open(directory.path(), "boot").unwrap();
         assert_eq!(remembered.progress, progress);
         assert_eq!(remembered.members.len(), 1);
         assert_eq!(remembered.members[&selector].len(), 2);
     }
 
     #[test]
+    fn interfaces_of_another_boot_are_forgotten() {
+        let directory = tempfile::tempdir().unwrap();
+        let (disk, _) = open(directory.path(), "first").unwrap();
+        let changes =
+            Changes { found: BTreeMap::from([("docker".into(), Found::default())]), ..Changes::default() };
+        disk.write(&changes).unwrap();
+        drop(disk);
+        assert_eq!(open(directory.path(), "first").unwrap().1.found.len(), 1);
+        assert!(open(directory.path(), "second").unwrap().1.found.is_empty());
+    }
+
+    #[test]
     fn a_broken_file_is_put_aside() {
         let directory = tempfile::tempdir().unwrap();
         fs::write(directory.path().join(FILE_NAME), b"this is no database at all").unwrap();
-        let (_, remembered) = open(directory.path()).unwrap();
+        let (_, remembered) = open(directory.path(), "boot").unwrap();
         assert!(remembered.resources.is_empty());
         assert!(directory.path().join("agent.redb.broken").exists());
     }

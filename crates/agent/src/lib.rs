@@ -60,6 +60,11 @@ pub enum AgentError {
     Dataplane(#[from] bulkhead_dataplane::DataplaneError),
 }
 
+/// What tells one run of the kernel from the next (Documentation/admin-guide/sysctl/kernel.rst, `random`).
+fn boot_id() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
+}
+
 /// Runs until `shutdown` turns true.
 ///
 /// # Errors
@@ -70,7 +75,7 @@ pub async fn run(
     mut shutdown: watch::Receiver<bool>,
 ) -> Result<(), AgentError> {
     let config = Arc::new(config);
-    let (disk, remembered) = disk::open(&config.state_directory)?;
+    let (disk, remembered) = disk::open(&config.state_directory, &boot_id())?;
     let (input, inputs) = mpsc::channel(config::INPUT_QUEUE_LEN);
     let (nudge, nudged) = mpsc::channel(1);
     inputs::spawn_sources(&config, &input, nudged)?;

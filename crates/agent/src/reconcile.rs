@@ -221,6 +221,7 @@ impl Agent {
         if !self.programmed && self.may_program() {
             self.replace()?;
         }
+        self.attach_missing();
         self.save();
         self.publish();
         self.tell_status();

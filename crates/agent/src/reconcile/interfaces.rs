@@ -16,6 +16,15 @@ impl Agent {
         self.attached = self.dataplane.attached()?;
         let here = links::links().map_err(AgentError::Links)?;
         let first_start = self.progress.epoch.is_empty() && self.attached.is_empty();
+        // What an earlier process remembered may have gone, or its index may be another's by now.
+        for found in self.found.values_mut() {
+            for workload in &mut found.workloads {
+                workload.interfaces.retain(|(index, name)| {
+                    here.iter().any(|link| link.index == *index && link.name == *name)
+                });
+            }
+            found.workloads.retain(|workload| !workload.interfaces.is_empty());
+        }
         for link in here {
             self.older_interfaces.insert(link.index);
             // While no agent ran, a workload's interface may have appeared: it is closed now. At the very first
@@ -76,6 +85,20 @@ impl Agent {
                 tracing::error!(ifindex, %error, "cannot take charge of an interface");
                 self.failed = Some((error.to_string(), Instant::now() + RETRY_INTERVAL));
             }
+        }
+    }
+
+    /// Takes charge of endpoints' interfaces that it could not take charge of before.
+    pub(super) fn attach_missing(&mut self) {
+        if !self.programmed {
+            return;
+        }
+        let bindings = self.engine.policy().endpoints.values();
+        let missing: Vec<u32> =
+            bindings.map(|binding| binding.ifindex).filter(|index| !self.attached.contains(index)).collect();
+        if !missing.is_empty() {
+            self.failed = None;
+            missing.into_iter().for_each(|ifindex| self.attach(ifindex));
         }
     }
 
