@@ -68,7 +68,8 @@ impl Classes {
             if !prefix.is_host() {
                 *lengths.entry(prefix.mapped_len()).or_default() += 1;
             }
-            Block::default()
+            // One atom, as a rule.
+            Block { own: Vec::with_capacity(1), class: None }
         });
         match block.own.binary_search_by_key(&atom, |(atom, _)| *atom) {
             Ok(at) => {
@@ -141,15 +142,16 @@ impl Classes {
             class.blocks += 1;
         }
         if let Some(id) = before
-            && let Some(class) = self.classes.get_mut(&id) {
-                class.blocks -= 1;
-                if class.blocks == 0 {
-                    let signature = std::mem::take(&mut class.signature);
-                    self.by_signature.remove(&signature);
-                    self.classes.remove(&id);
-                    changes.died.push(id);
-                }
+            && let Some(class) = self.classes.get_mut(&id)
+        {
+            class.blocks -= 1;
+            if class.blocks == 0 {
+                let signature = std::mem::take(&mut class.signature);
+                self.by_signature.remove(&signature);
+                self.classes.remove(&id);
+                changes.died.push(id);
             }
+        }
         if let Some(block) = self.blocks.get_mut(&prefix) {
             block.class = after;
         }
@@ -162,12 +164,13 @@ impl Classes {
     fn forget(&mut self, prefix: Prefix) {
         self.blocks.remove(&prefix);
         if !prefix.is_host()
-            && let Some(count) = self.lengths.get_mut(&prefix.mapped_len()) {
-                *count -= 1;
-                if *count == 0 {
-                    self.lengths.remove(&prefix.mapped_len());
-                }
+            && let Some(count) = self.lengths.get_mut(&prefix.mapped_len())
+        {
+            *count -= 1;
+            if *count == 0 {
+                self.lengths.remove(&prefix.mapped_len());
             }
+        }
     }
 
     fn class_for(&mut self, signature: Box<[AtomId]>, changes: &mut ClassChanges) -> ClassId {

@@ -13,6 +13,8 @@ use bulkhead_model::labels::{HOST_LABEL, NAME_LABEL};
 use bulkhead_model::selector::{Expr, Restriction};
 use bulkhead_model::{Entity, Labels, Prefix, Selector};
 
+use crate::selector_index::SelectorIndex;
+
 /// A selector in a [`MemberIndex`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SelectorId(pub u32);
@@ -83,63 +85,10 @@ pub struct MemberIndex {
     sets_by_label: HashMap<Arc<str>, HashMap<Arc<str>, BTreeSet<LabelSetId>>>,
     selectors: BTreeMap<SelectorId, Subscribed>,
     selector_ids: HashMap<Selector, SelectorId>,
-    shared: SelectorIndex,
-    alone: SelectorIndex,
+    shared: SelectorIndex<SelectorId>,
+    alone: SelectorIndex<SelectorId>,
     next_set: LabelSetId,
     next_selector: u32,
-}
-
-/// Selectors by a condition that each match must fulfil.
-#[derive(Debug, Default)]
-struct SelectorIndex {
-    by_value: HashMap<Arc<str>, HashMap<Arc<str>, Vec<SelectorId>>>,
-    by_key: HashMap<Arc<str>, Vec<SelectorId>>,
-    rest: Vec<SelectorId>,
-}
-
-impl SelectorIndex {
-    /// The lists in which a selector stands; made if they are not there yet.
-    fn for_each_list(&mut self, selector: &Selector, mut visit: impl FnMut(&mut Vec<SelectorId>)) {
-        match selector.restriction() {
-            Restriction::Nothing => {}
-            Restriction::None => visit(&mut self.rest),
-            Restriction::Present(key) => {
-                let list = self.by_key.entry(Arc::clone(&key)).or_default();
-                visit(list);
-                if list.is_empty() {
-                    self.by_key.remove(&key);
-                }
-            }
-            Restriction::OneOf(key, values) => {
-                let by_value = self.by_value.entry(key).or_default();
-                for value in values {
-                    let list = by_value.entry(Arc::clone(&value)).or_default();
-                    visit(list);
-                    if list.is_empty() {
-                        by_value.remove(&value);
-                    }
-                }
-            }
-        }
-    }
-
-    fn insert(&mut self, id: SelectorId, selector: &Selector) {
-        self.for_each_list(selector, |list| list.push(id));
-    }
-
-    fn remove(&mut self, id: SelectorId, selector: &Selector) {
-        self.for_each_list(selector, |list| list.retain(|known| *known != id));
-    }
-
-    /// Selectors that may match these labels; the others cannot.
-    fn candidates(&self, labels: &Labels) -> Vec<SelectorId> {
-        let mut candidates = self.rest.clone();
-        for (key, value) in labels.iter() {
-            candidates.extend(self.by_key.get(key).into_iter().flatten());
-            candidates.extend(self.by_value.get(key).and_then(|values| values.get(value)).into_iter().flatten());
-        }
-        candidates
-    }
 }
 
 impl MemberIndex {
@@ -177,7 +126,7 @@ impl MemberIndex {
             entities: BTreeSet::new(),
         };
         if alone {
-            self.alone.insert(id, selector);
+            self.alone.insert(&id, selector);
             for (name, known) in &mut self.entities {
                 if selector.matches(&known.labels) {
                     known.matched_alone.insert(id);
@@ -185,13 +134,14 @@ impl MemberIndex {
                 }
             }
         } else {
-            self.shared.insert(id, selector);
+            self.shared.insert(&id, selector);
             for set_id in self.candidate_sets(selector) {
                 if let Some(set) = self.sets.get_mut(&set_id)
-                    && selector.matches(&set.labels) {
-                        set.matched.insert(id);
-                        subscribed.sets.insert(set_id);
-                    }
+                    && selector.matches(&set.labels)
+                {
+                    set.matched.insert(id);
+                    subscribed.sets.insert(set_id);
+                }
             }
         }
         self.selectors.insert(id, subscribed);
@@ -209,9 +159,9 @@ impl MemberIndex {
         let Some(subscribed) = self.selectors.remove(&id) else { return };
         self.selector_ids.remove(&subscribed.selector);
         if subscribed.alone {
-            self.alone.remove(id, &subscribed.selector);
+            self.alone.remove(&id, &subscribed.selector);
         } else {
-            self.shared.remove(id, &subscribed.selector);
+            self.shared.remove(&id, &subscribed.selector);
         }
         for set in &subscribed.sets {
             if let Some(set) = self.sets.get_mut(set) {
@@ -264,8 +214,10 @@ impl MemberIndex {
             set,
             matched_alone,
         };
-        let moved =
-            self.entities.get(name).is_none_or(|old| (&old.prefixes, &old.host) != (&known.prefixes, &known.host));
+        let moved = self
+            .entities
+            .get(name)
+            .is_none_or(|old| (&old.prefixes, &old.host) != (&known.prefixes, &known.host));
         let before = self.matched(name);
         if let Some(old) = self.entities.get(name) {
             let old_set = old.set;
@@ -289,7 +241,11 @@ impl MemberIndex {
             if let Some(subscribed) = self.selectors.get_mut(selector) {
                 subscribed.entities.remove(name);
             }
-            changes.push(MemberChange { selector: *selector, entity: Arc::clone(name), change: Change::Leave });
+            changes.push(MemberChange {
+                selector: *selector,
+                entity: Arc::clone(name),
+                change: Change::Leave,
+            });
         }
         for selector in &after {
             if moved || !before.contains(selector) {
@@ -384,9 +340,14 @@ impl MemberIndex {
         match selector.restriction() {
             Restriction::Nothing => Vec::new(),
             Restriction::None => self.sets.keys().copied().collect(),
-            Restriction::Present(key) => {
-                self.sets_by_label.get(&key).into_iter().flat_map(HashMap::values).flatten().copied().collect()
-            }
+            Restriction::Present(key) => self
+                .sets_by_label
+                .get(&key)
+                .into_iter()
+                .flat_map(HashMap::values)
+                .flatten()
+                .copied()
+                .collect(),
             Restriction::OneOf(key, values) => {
                 let by_value = self.sets_by_label.get(&key);
                 let sets = |value| by_value.and_then(|by_value| by_value.get(value)).into_iter().flatten();
