@@ -108,10 +108,28 @@ impl Fleet {
     }
 }
 
-/// Instance of a service, spread over the hosts.
-fn start(fleet: &mut Fleet, service: u32, instance: u32) -> anyhow::Result<BTreeSet<usize>> {
+/// Where the instances of a service run.
+#[derive(Debug, Clone, Copy)]
+enum Placement {
+    /// One after the other, each on another host.
+    Spread,
+    /// Ten on one host.
+    Packed,
+}
+
+/// Starts an instance of a service.
+fn start(
+    fleet: &mut Fleet,
+    placement: Placement,
+    service: u32,
+    instance: u32,
+) -> anyhow::Result<BTreeSet<usize>> {
     let number = service * INSTANCES + instance;
-    let at = number as usize % fleet.hosts.len();
+    let place = match placement {
+        Placement::Spread => number,
+        Placement::Packed => number / 10,
+    };
+    let at = place as usize % fleet.hosts.len();
     let name = format!("s{service}-{instance}");
     let label = service.to_string();
     let host = Arc::clone(&fleet.hosts[at].name);
@@ -122,7 +140,8 @@ fn start(fleet: &mut Fleet, service: u32, instance: u32) -> anyhow::Result<BTree
 /// Measures a small and a large fleet.
 pub(crate) fn measure(effort: Effort) -> anyhow::Result<Vec<Line>> {
     let mut lines = two_services()?;
-    lines.extend(many_services(effort)?);
+    lines.extend(many_services(effort, Placement::Spread)?);
+    lines.extend(many_services(effort, Placement::Packed)?);
     Ok(lines)
 }
 
@@ -138,7 +157,7 @@ fn two_services() -> anyhow::Result<Vec<Line>> {
         fleet.set_policy("p", "service == '1'", &[service(0)?])?;
         for number in [0, 1] {
             for instance in 0..INSTANCES {
-                start(&mut fleet, number, instance)?;
+                start(&mut fleet, Placement::Spread, number, instance)?;
             }
         }
         (0..hosts).for_each(|host| fleet.settle(host));
@@ -155,7 +174,7 @@ fn two_services() -> anyhow::Result<Vec<Line>> {
 }
 
 /// One of many services is scaled from one instance to twenty.
-fn many_services(effort: Effort) -> anyhow::Result<Vec<Line>> {
+fn many_services(effort: Effort, placement: Placement) -> anyhow::Result<Vec<Line>> {
     let (services, hosts) = effort.pick((1_000, 50), (200, 50));
     progress(&format!("entries: {services} services on {hosts} hosts"));
     let mut fleet = Fleet::new(hosts);
@@ -165,14 +184,14 @@ fn many_services(effort: Effort) -> anyhow::Result<Vec<Line>> {
     }
     for number in 0..services {
         for instance in 0..if number == 0 { 1 } else { INSTANCES } {
-            start(&mut fleet, number, instance)?;
+            start(&mut fleet, placement, number, instance)?;
         }
     }
     (0..hosts).for_each(|host| fleet.settle(host));
     fleet.take_written();
     let mut concerned = BTreeSet::new();
     for instance in 1..INSTANCES {
-        let touched = start(&mut fleet, 0, instance)?;
+        let touched = start(&mut fleet, placement, 0, instance)?;
         touched.iter().for_each(|host| fleet.settle(*host));
         concerned.extend(touched);
     }
@@ -182,7 +201,13 @@ fn many_services(effort: Effort) -> anyhow::Result<Vec<Line>> {
     let all: usize = written.iter().sum();
     // Each new instance may be called by 2 × 20 and may call 2 × 20.
     let pairs = f64::from((INSTANCES - 1) * (2 * INSTANCES + 2 * INSTANCES));
-    let what = format!("{services} services x 20 on {hosts} hosts");
+    let what = format!(
+        "{services} services x 20 on {hosts} hosts, {}",
+        match placement {
+            Placement::Spread => "spread",
+            Placement::Packed => "ten per host",
+        }
+    );
     Ok(vec![
         Line::new(format!("entries: one service from 1 to 20, {what}"), "entries", to_f64(all))
             .beside("pairs of addresses", pairs)

@@ -12,6 +12,9 @@ use crate::{Effort, progress};
 /// Peers, each with a rule of its own.
 const SIZES: [u32; 3] = [10, 1_000, 100_000];
 
+/// One of the times that were measured.
+type Kind = fn(&PacketCost) -> Duration;
+
 /// Measures all sizes in interleaved rounds.
 pub(crate) fn measure(effort: Effort) -> anyhow::Result<Vec<Line>> {
     let rounds = effort.pick(7, 3);
@@ -25,7 +28,7 @@ pub(crate) fn measure(effort: Effort) -> anyhow::Result<Vec<Line>> {
         }
     }
     let mut lines = Vec::new();
-    let over_empty = |what: fn(&PacketCost) -> Duration, costs: &[PacketCost]| -> Vec<f64> {
+    let over_empty = |what: Kind, costs: &[PacketCost]| -> Vec<f64> {
         costs.iter().map(|cost| (what(cost).saturating_sub(cost.empty)).as_secs_f64() * 1e9).collect()
     };
     for (costs, size) in costs.iter().zip(SIZES) {
@@ -35,7 +38,7 @@ pub(crate) fn measure(effort: Effort) -> anyhow::Result<Vec<Line>> {
         lines.push(line.beside("empty program", median(&empty)));
     }
     let opened = |cost: &PacketCost| cost.opened + cost.empty;
-    let kinds: [(&str, fn(&PacketCost) -> Duration); 3] = [
+    let kinds: [(&str, Kind); 3] = [
         ("new connection, judged only", |cost| cost.judged),
         ("refused packet", |cost| cost.denied),
         ("new connection, with entry and event", opened),

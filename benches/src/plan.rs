@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bulkhead_dataplane::Dataplane;
 use bulkhead_discover::links;
@@ -18,6 +18,8 @@ use crate::{Effort, fixtures, progress};
 
 /// Addresses that change at once.
 const SIZES: [u32; 3] = [1, 100, 10_000];
+/// Longer than a grace period of the kernel.
+const GRACE_TIME: Duration = Duration::from_millis(40);
 /// First of the addresses that come and go; below are those that stay.
 const FIRST: u32 = 1_000_000;
 
@@ -70,6 +72,8 @@ fn one_size(dataplane: &mut EbpfDataplane, size: u32, effort: Effort) -> anyhow:
         dataplane.apply(&take)?;
         run("nft flush set ip bench peers")?;
         run("ipset flush peers")?;
+        // After a removal nothing is written for one grace period, which passes in the background.
+        std::thread::sleep(GRACE_TIME);
     }
     Ok(Line::new(format!("plan to kernel: {size} new addresses"), "µs", median(&ours))
         .beside("nft -f", median(&nfts))
