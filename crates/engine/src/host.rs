@@ -27,9 +27,11 @@ use crate::world::predefined_tiers;
 
 mod atoms;
 mod bind;
+mod not_ready;
 mod rules;
 
 use atoms::Atoms;
+pub use not_ready::NotReady;
 use rules::RuleTable;
 
 /// A workload on this host.
@@ -50,20 +52,6 @@ pub struct Member {
     pub host: Option<Arc<str>>,
     /// Its addresses.
     pub prefixes: Vec<Prefix>,
-}
-
-/// An endpoint whose current policy is not in force, and why.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub enum NotReady {
-    /// The members of a selector have not arrived.
-    Waiting(Selector),
-    /// A policy names a tier that is not known.
-    UnknownTier {
-        /// The policy.
-        policy: String,
-        /// The tier.
-        tier: String,
-    },
 }
 
 /// What a compiled policy is made from: equal keys, equal tables.
@@ -307,23 +295,6 @@ impl HostEngine {
     /// What the host must enforce, as of the last flush.
     pub fn policy(&self) -> &HostPolicy {
         &self.policy
-    }
-
-    /// Endpoints whose current policy is not in force.
-    pub fn not_ready(&self) -> BTreeMap<Arc<str>, Vec<NotReady>> {
-        let mut result: BTreeMap<Arc<str>, Vec<NotReady>> = BTreeMap::new();
-        for (name, local) in &self.locals {
-            let mut reasons: BTreeSet<NotReady> = local.broken.iter().cloned().collect();
-            for slot in local.desired.iter().flatten().filter_map(|id| self.slots.get(id)) {
-                let waiting = slot.program.atoms().filter(|atom| !self.atoms.is_resolved(*atom));
-                let selectors = waiting.filter_map(|atom| self.atoms.selector(atom).cloned());
-                reasons.extend(selectors.map(NotReady::Waiting));
-            }
-            if !reasons.is_empty() {
-                result.insert(Arc::clone(name), reasons.into_iter().collect());
-            }
-        }
-        result
     }
 
     /// Whether another flush has something to do even without new input.
