@@ -24,14 +24,17 @@ use bulkhead_model::{Direction, Entity, ObjectKey, Prefix, RuleRef, Selector, Ve
 
 use crate::classes::{AtomId, ClassChanges, Classes};
 use crate::program::Program;
+use crate::selector_index::SelectorIndex;
 use crate::world::predefined_tiers;
 
 mod atoms;
 mod bind;
+mod not_ready;
 mod rules;
 
 use atoms::{AtomKind, Atoms};
 use bind::Subject;
+pub use not_ready::NotReady;
 use rules::RuleTable;
 
 /// A workload on this host.
@@ -54,20 +57,6 @@ pub struct Member {
     pub prefixes: Vec<Prefix>,
     /// Ports that it gives names to.
     pub ports: Vec<NamedPort>,
-}
-
-/// An endpoint whose current policy is not in force, and why.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub enum NotReady {
-    /// The members of a selector have not arrived.
-    Waiting(Selector),
-    /// A policy names a tier that is not known.
-    UnknownTier {
-        /// The policy.
-        policy: String,
-        /// The tier.
-        tier: String,
-    },
 }
 
 /// What a compiled policy is made from: equal keys, equal tables.
@@ -104,7 +93,8 @@ struct StoredPolicy {
 
 #[derive(Debug, Default)]
 struct AppliesTo {
-    policies: BTreeSet<ObjectKey>,
+    /// Sorted. Nearly always one: a set would take ten times the room.
+    policies: Vec<ObjectKey>,
     locals: BTreeSet<Arc<str>>,
 }
 
@@ -127,7 +117,9 @@ pub struct HostEngine {
     tiers: BTreeMap<String, TierSpec>,
     tiers_version: u64,
     policies: BTreeMap<ObjectKey, StoredPolicy>,
-    applies: BTreeMap<Selector, AppliesTo>,
+    applies: HashMap<Selector, AppliesTo>,
+    /// The keys of `applies`.
+    subjects: SelectorIndex<Selector>,
     locals: BTreeMap<Arc<str>, Local>,
     atoms: Atoms,
     classes: Classes,
@@ -150,7 +142,8 @@ impl HostEngine {
             tiers: predefined_tiers(),
             tiers_version: 0,
             policies: BTreeMap::new(),
-            applies: BTreeMap::new(),
+            applies: HashMap::new(),
+            subjects: SelectorIndex::default(),
             locals: BTreeMap::new(),
             atoms: Atoms::default(),
             classes: Classes::new(),
@@ -212,7 +205,7 @@ impl HostEngine {
         if let Some(old) = self.policies.remove(key) {
             let selector = bind::subject_selector(key, &old.spec);
             if let Some(applies) = self.applies.get_mut(&selector) {
-                applies.policies.remove(key);
+                applies.policies.retain(|other| other != key);
                 self.dirty.extend(applies.locals.iter().cloned());
                 if applies.policies.is_empty() {
                     for local in &applies.locals {
@@ -221,6 +214,7 @@ impl HostEngine {
                         }
                     }
                     self.applies.remove(&selector);
+                    self.subjects.remove(&selector, &selector);
                 }
             }
         }
@@ -234,9 +228,10 @@ impl HostEngine {
         let stored = StoredPolicy { spec: spec.clone(), version: self.next_version };
         self.policies.insert(key.clone(), stored);
         let selector = bind::subject_selector(key, spec);
-        let locals = &mut self.locals;
+        let (locals, subjects) = (&mut self.locals, &mut self.subjects);
         let applies = self.applies.entry(selector.clone()).or_insert_with(|| {
-            let mut applies = AppliesTo::default();
+            subjects.insert(&selector, &selector);
+            let mut applies = AppliesTo { policies: Vec::with_capacity(1), ..AppliesTo::default() };
             for (name, local) in locals {
                 if matches(&selector, &local.endpoint.entity.labels) {
                     local.selected_by.insert(selector.clone());
@@ -245,7 +240,9 @@ impl HostEngine {
             }
             applies
         });
-        applies.policies.insert(key.clone());
+        if let Err(at) = applies.policies.binary_search(key) {
+            applies.policies.insert(at, key.clone());
+        }
         self.dirty.extend(applies.locals.iter().cloned());
     }
 
@@ -266,13 +263,18 @@ impl HostEngine {
             }
             return;
         };
-        let mut selected_by = BTreeSet::new();
-        for (selector, applies) in &mut self.applies {
-            if matches(selector, &endpoint.entity.labels) {
-                applies.locals.insert(Arc::clone(name));
-                selected_by.insert(selector.clone());
-            } else {
-                applies.locals.remove(name);
+        let labels = &endpoint.entity.labels;
+        let candidates = self.subjects.candidates(labels);
+        let selected_by: BTreeSet<Selector> =
+            candidates.into_iter().filter(|selector| matches(selector, labels)).collect();
+        let before = self.locals.get(name).map(|local| local.selected_by.clone()).unwrap_or_default();
+        for selector in before.union(&selected_by) {
+            if let Some(applies) = self.applies.get_mut(selector) {
+                if selected_by.contains(selector) {
+                    applies.locals.insert(Arc::clone(name));
+                } else {
+                    applies.locals.remove(name);
+                }
             }
         }
         match self.locals.get_mut(name) {
@@ -321,23 +323,6 @@ impl HostEngine {
         &self.policy
     }
 
-    /// Endpoints whose current policy is not in force.
-    pub fn not_ready(&self) -> BTreeMap<Arc<str>, Vec<NotReady>> {
-        let mut result: BTreeMap<Arc<str>, Vec<NotReady>> = BTreeMap::new();
-        for (name, local) in &self.locals {
-            let mut reasons: BTreeSet<NotReady> = local.broken.iter().cloned().collect();
-            for slot in local.desired.iter().flatten().filter_map(|id| self.slots.get(id)) {
-                let waiting = slot.atoms().filter(|atom| !self.atoms.is_resolved(*atom));
-                let selectors = waiting.filter_map(|atom| self.atoms.selector(atom).cloned());
-                reasons.extend(selectors.map(NotReady::Waiting));
-            }
-            if !reasons.is_empty() {
-                result.insert(Arc::clone(name), reasons.into_iter().collect());
-            }
-        }
-        result
-    }
-
     /// Whether another flush has something to do even without new input.
     pub fn needs_flush(&self) -> bool {
         !self.dirty.is_empty() || self.atoms.has_retired()
@@ -352,9 +337,9 @@ impl HostEngine {
         }
         // After choosing: what is wanted again keeps its members.
         self.atoms.collect(&mut self.classes);
-        let changes = self.classes.settle();
+        let mut changes = self.classes.settle();
         self.rows_for_born_classes(&changes, &mut delta);
-        delta.addresses.clone_from(&changes.addresses);
+        delta.addresses = std::mem::take(&mut changes.addresses);
         self.enliven(&mut delta);
         self.bind_endpoints(&mut delta);
         self.drop_unused(&changes, &mut delta);

@@ -121,7 +121,25 @@ impl Lab {
     /// # Errors
     /// If it cannot be built.
     pub fn workload(&self, host: &str, name: &str) -> Result<Workload> {
+        let workload = self.unjoined_workload(host, name)?;
+        self.join(&workload)?;
+        Ok(workload)
+    }
+
+    /// As [`Lab::workload`], but without an interface yet: [`Lab::join`] gives it one.
+    ///
+    /// # Errors
+    /// If it cannot be built.
+    pub fn unjoined_workload(&self, host: &str, name: &str) -> Result<Workload> {
         Workload::new(&self.prefix, self.host(host), name, None)
+    }
+
+    /// Joins a workload to its host.
+    ///
+    /// # Errors
+    /// If it cannot be joined.
+    pub fn join(&self, workload: &Workload) -> Result<()> {
+        workload.join(self.host(&workload.host))
     }
 
     /// As [`Lab::workload`], with a host-side interface of this name.
@@ -129,7 +147,9 @@ impl Lab {
     /// # Errors
     /// If it cannot be built.
     pub fn workload_with_interface(&self, host: &str, name: &str, interface: &str) -> Result<Workload> {
-        Workload::new(&self.prefix, self.host(host), name, Some(interface))
+        let workload = Workload::new(&self.prefix, self.host(host), name, Some(interface))?;
+        self.join(&workload)?;
+        Ok(workload)
     }
 
     /// What all names of this lab begin with.

@@ -26,7 +26,7 @@ mod stream;
 mod wait;
 mod workload;
 
-pub use applications::{Component, EXAMPLE, expected};
+pub use applications::{Component, EXAMPLE, Example, HOSTS, Member, OTHER_PORT, PROBE_WAIT, expected};
 pub use bulkhead::{Agent, AgentOptions, Bulkhead, Output, find_binary};
 pub use docker::Docker;
 pub use lab::{Host, Lab};

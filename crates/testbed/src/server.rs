@@ -131,7 +131,6 @@ impl Ports {
             {
                 answer_datagrams(socket, count);
             }
-            let mut ready = ready;
             self.connections.retain_mut(|connection| !ready.next().unwrap_or(false) || echo(connection));
             for (listener, _) in self.listeners.iter().zip(listeners).filter(|(_, ready)| *ready) {
                 accept(listener, &mut self.connections, &self.accepted);

@@ -77,7 +77,9 @@ impl UdpStream {
         ports: usize,
     ) -> Result<Self> {
         let socket = to.netns.run(|| {
-            let socket = UdpSocket::bind((address, port)).with_context(|| format!("udp port {port}"))?;
+            // Any address: the one that is meant may not be there yet.
+            let socket =
+                UdpSocket::bind((unspecified(address), port)).with_context(|| format!("udp port {port}"))?;
             set_socket_recv_buffer_size_force(&socket, RECEIVE_BUFFER)?;
             socket.set_read_timeout(Some(READ_TIMEOUT))?;
             Ok(socket)
@@ -137,6 +139,10 @@ fn join(thread: &mut Option<JoinHandle<()>>) {
     }
 }
 
+fn unspecified(address: IpAddr) -> IpAddr {
+    if address.is_ipv4() { [0u8; 4].into() } else { [0u16; 8].into() }
+}
+
 fn receive(socket: &UdpSocket, shared: &Shared, stop: &AtomicBool) {
     let mut buffer = [0u8; 64];
     // One bit per sequence number: nothing may be counted twice.
@@ -170,7 +176,7 @@ fn receive(socket: &UdpSocket, shared: &Shared, stop: &AtomicBool) {
 }
 
 fn send(namespace: &std::path::Path, to: SocketAddr, rate: u32, ports: usize, shared: &Shared) {
-    let any: IpAddr = if to.is_ipv4() { [0u8; 4].into() } else { [0u16; 8].into() };
+    let any = unspecified(to.ip());
     let open = || -> Result<Vec<UdpSocket>> {
         enter(namespace)?;
         (0..ports).map(|_| UdpSocket::bind((any, 0)).map_err(Into::into)).collect()

@@ -39,13 +39,11 @@ impl Workload {
             ("net.ipv6.conf.default.accept_dad", "0"),
         ])?;
         let interface = interface.map_or_else(|| format!("wl{number}"), Into::into);
-        let workload = Self { name: name.into(), host: host.name.clone(), netns, interface, v4, v6 };
-        workload.join(host)?;
-        Ok(workload)
+        Ok(Self { name: name.into(), host: host.name.clone(), netns, interface, v4, v6 })
     }
 
     /// The interface comes last inside: what is sent as soon as there is one finds everything else in place.
-    fn join(&self, host: &Host) -> Result<()> {
+    pub(crate) fn join(&self, host: &Host) -> Result<()> {
         let Self { netns, interface, v4, v6, .. } = self;
         host.netns.ip(&[
             format!("link add {interface} type veth peer name eth0 netns {}", netns.name()),

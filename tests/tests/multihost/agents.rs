@@ -4,15 +4,15 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::ensure;
-use bulkhead_testbed::{Family, PingPong, Protocol, UdpStream, eventually, expected};
+use bulkhead_testbed::{Family, HOSTS, PingPong, Protocol, UdpStream, eventually, expected};
 
-use crate::common::Example;
+use crate::common::example;
 
 #[test]
 fn an_agent_killed_and_restarted_under_traffic_loses_and_leaks_nothing() {
-    let mut example = Example::start("bt-kill");
-    example.apply();
-    example.wait_expected();
+    let mut example = example("bt-kill");
+    example.apply().unwrap();
+    example.wait_expected().unwrap();
     let of = |name: &str| example.workload(name);
     // Both ends on hosts whose agents die; inside an application every port is allowed.
     let (from, to, stranger) = (of("order-web"), of("geo-check"), of("ip-map"));
@@ -53,9 +53,9 @@ fn an_agent_killed_and_restarted_under_traffic_loses_and_leaks_nothing() {
 
 #[test]
 fn an_agent_that_is_told_to_stop_leaves_its_tables_in_force() {
-    let mut example = Example::start("bt-stop");
-    example.apply();
-    example.wait_expected();
+    let mut example = example("bt-stop");
+    example.apply().unwrap();
+    example.wait_expected().unwrap();
     assert!(example.bulkhead.stop_agent("host-2"), "it ends well");
     example.check(Family::V4, |component| Protocol::Tcp(component.port), expected).unwrap();
     example.bulkhead.start_agent("host-2").unwrap();
@@ -65,18 +65,18 @@ fn an_agent_that_is_told_to_stop_leaves_its_tables_in_force() {
 
 #[test]
 fn a_host_that_reboots_without_a_controller_enforces_what_it_remembers() {
-    let mut example = Example::start("bt-boot");
-    example.apply();
-    example.wait_expected();
+    let mut example = example("bt-boot");
+    example.apply().unwrap();
+    example.wait_expected().unwrap();
     example.bulkhead.kill_controller();
-    for host in crate::common::HOSTS {
+    for host in HOSTS {
         example.bulkhead.kill_agent(host);
         example.bulkhead.clean_kernel(host).unwrap();
     }
     example
         .check(Family::V4, |component| Protocol::Tcp(component.port), |_, _| true)
         .expect("after the clean-up nothing is judged");
-    for host in crate::common::HOSTS {
+    for host in HOSTS {
         example.bulkhead.start_agent(host).unwrap();
     }
     eventually("everything is enforced again", || {

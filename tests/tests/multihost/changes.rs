@@ -4,15 +4,17 @@ use std::net::SocketAddr;
 use std::path::Path;
 
 use anyhow::ensure;
-use bulkhead_testbed::{Family, Outcome, PingPong, Protocol, Server, UdpStream, eventually, expected};
+use bulkhead_testbed::{
+    Example, Family, HOSTS, OTHER_PORT, Outcome, PingPong, Protocol, Server, UdpStream, eventually, expected,
+};
 
-use crate::common::{Example, OTHER_PORT, example_directory, outcome, wait_outcome};
+use crate::common::{example, member, outcome, start, wait_outcome};
 
 #[test]
 fn live_connections_end_with_the_label_or_the_policy_that_allowed_them() {
-    let example = Example::start("bt-cut");
-    example.apply();
-    example.wait_expected();
+    let example = example("bt-cut");
+    example.apply().unwrap();
+    example.wait_expected().unwrap();
     let (european, map) = (example.workload("credit-check-eu"), example.workload("ip-map"));
     let to = SocketAddr::new(map.v4.into(), 8084);
 
@@ -61,23 +63,24 @@ fn wait_stalled(live: &PingPong) {
 
 #[test]
 fn a_new_workload_is_protected_before_its_first_packet_and_needs_no_policy() {
-    let example = Example::start("bt-new");
+    let example = example("bt-new");
     // A place that no policy protects: whatever the new one gets out arrives there.
     let lab = &example.bulkhead.lab;
     let sink = lab.workload("host-2", "sink").unwrap();
     example.bulkhead.register(&sink, &[("role", "sink")]).unwrap();
     example.bulkhead.wait_endpoint(&sink).unwrap();
-    example.apply();
-    example.wait_expected();
+    example.apply().unwrap();
+    example.wait_expected().unwrap();
 
     let written: Vec<u64> = entries_written(&example);
-    let second = lab.workload("host-1", "credit-status-2").unwrap();
-    // From the instant that it has an interface, both ways, long before it is registered.
+    let second = lab.unjoined_workload("host-1", "credit-status-2").unwrap();
+    // Sending goes on before it has an interface, so the first packet leaves with the first instant of it.
     let out = UdpStream::start(&second, &sink, sink.v4.into(), 7001, 1000, 4).unwrap();
     let web = example.workload("customer-db");
     let towards = UdpStream::start(web, &second, second.v4.into(), 7002, 500, 4).unwrap();
     let forbidden =
         UdpStream::start(example.workload("geo-web"), &second, second.v4.into(), 7003, 1000, 4).unwrap();
+    lab.join(&second).unwrap();
     let server = Server::start(&second.netns, &[8083, OTHER_PORT]).unwrap();
     eventually("much was sent", || {
         ensure!(out.so_far().sent > 300 && forbidden.so_far().sent > 300);
@@ -104,20 +107,49 @@ fn a_new_workload_is_protected_before_its_first_packet_and_needs_no_policy() {
     assert!(towards.received > 0, "its own application reaches it: {towards:?}");
     assert!(server.accepted() >= 3);
     let after: Vec<u64> = entries_written(&example);
+    assert!(out.refused > 0, "it sent before it had an interface: {out:?}");
     for (before, after) in written.iter().zip(&after) {
         assert!(after - before < 40, "a workload costs few entries: {written:?} → {after:?}");
     }
     example.check(Family::V6, |component| Protocol::Tcp(component.port), expected).unwrap();
 }
 
+/// The instant between the appearance of an interface and its closing, again and again.
+#[test]
+fn interfaces_that_appear_are_closed_before_a_packet_passes() {
+    let bulkhead = start("bt-first", &["host-1", "host-2"]);
+    let sink = member(&bulkhead, "host-2", "sink", &[("role", "sink")], &[80]);
+    let lab = &bulkhead.lab;
+    let (mut sent, mut leaked) = (0, 0);
+    for number in 0..12 {
+        let new = lab.unjoined_workload("host-1", &format!("new-{number}")).unwrap();
+        let out = UdpStream::start(&new, &sink.workload, sink.workload.v4.into(), 7001, 4000, 4).unwrap();
+        eventually("it tries before it can", || {
+            ensure!(out.so_far().refused > 20);
+            Ok(())
+        })
+        .unwrap();
+        lab.join(&new).unwrap();
+        eventually("it has sent", || {
+            ensure!(out.so_far().sent > 100);
+            Ok(())
+        })
+        .unwrap();
+        let report = out.so_far();
+        sent += report.sent;
+        leaked += report.received;
+    }
+    assert_eq!(leaked, 0, "of {sent} packets of twelve workloads that nobody claimed");
+}
+
 fn entries_written(example: &Example) -> Vec<u64> {
-    crate::common::HOSTS.iter().map(|host| example.bulkhead.agent(host).entries_written().unwrap()).collect()
+    HOSTS.iter().map(|host| example.bulkhead.agent(host).entries_written().unwrap()).collect()
 }
 
 #[test]
 fn the_example_explains_itself_as_it_behaves() {
-    let example = Example::start("bt-explain");
-    example.apply();
+    let example = example("bt-explain");
+    example.apply().unwrap();
     for (from, source) in &example.members {
         for (to, destination) in &example.members {
             if from.name == to.name {
@@ -137,7 +169,7 @@ fn the_example_explains_itself_as_it_behaves() {
         .ok(&["explain", "--from", "geo-web", "--to", "map-db", "--port", "tcp/5432"])
         .unwrap();
     assert!(text.contains("dmz-to-restricted") && text.contains("zones"), "{text}");
-    let directory: &Path = &example_directory();
+    let directory: &Path = &Example::policies().unwrap();
     let before = example.bulkhead.status().unwrap()["controller"]["revision"].clone();
     example.bulkhead.apply(&[directory]).unwrap();
     let after = example.bulkhead.status().unwrap()["controller"]["revision"].clone();

@@ -5,10 +5,11 @@ use std::net::IpAddr;
 
 use anyhow::ensure;
 use bulkhead_testbed::{
-    AgentOptions, Bulkhead, Docker, Lab, Outcome, Probe, Protocol, Workload, eventually, find_binary, probe,
+    AgentOptions, Bulkhead, Docker, Lab, Outcome, PROBE_WAIT, Probe, Protocol, Workload, eventually,
+    find_binary, probe,
 };
 
-use crate::common::{WAIT, member};
+use crate::common::member;
 
 const POLICY: &str = "
 apiVersion: bulkhead.dev/v1
@@ -99,7 +100,7 @@ fn wait_container(bulkhead: &Bulkhead, name: &str, role: &str) {
 fn wait(from: &Workload, address: &str, wanted: Outcome) {
     let address: IpAddr = address.parse().unwrap();
     eventually(&format!("{} → {address} is {wanted:?}", from.name), || {
-        let found = probe(from, &[Probe { address, protocol: Protocol::Tcp(8000) }], WAIT)?[0];
+        let found = probe(from, &[Probe { address, protocol: Protocol::Tcp(8000) }], PROBE_WAIT)?[0];
         ensure!(found == wanted, "{found:?}");
         Ok(())
     })

@@ -4,16 +4,17 @@ use std::collections::BTreeMap;
 
 use anyhow::ensure;
 use bulkhead_testbed::{
-    Bulkhead, Family, Lab, Outcome, Protocol, Server, Workload, eventually, expected, find_binary,
+    Bulkhead, Example, Family, HOSTS, Lab, OTHER_PORT, Outcome, Protocol, Server, Workload, eventually,
+    expected, find_binary,
 };
 
-use crate::common::{Example, HOSTS, OTHER_PORT, member, outcome, start, wait_outcome};
+use crate::common::{example, member, outcome, start, wait_outcome};
 
 #[test]
 fn without_a_controller_everything_stays_enforced_and_agents_resume() {
-    let mut example = Example::start("bt-ctl");
-    example.apply();
-    example.wait_expected();
+    let mut example = example("bt-ctl");
+    example.apply().unwrap();
+    example.wait_expected().unwrap();
     example.bulkhead.kill_controller();
     eventually("the agents notice", || {
         for host in HOSTS {
@@ -25,6 +26,20 @@ fn without_a_controller_everything_stays_enforced_and_agents_resume() {
     .unwrap();
     example.check(Family::V4, |component| Protocol::Tcp(component.port), expected).unwrap();
     example.check(Family::V6, |component| Protocol::Tcp(component.port), expected).unwrap();
+
+    // Nothing has happened meanwhile: nothing is told.
+    example.bulkhead.start_controller().unwrap();
+    example.bulkhead.wait_connected().unwrap();
+    eventually("all is well", || {
+        for host in HOSTS {
+            let session = example.bulkhead.agent_session(host)?;
+            ensure!(session["connected"] == true && session["enforcedRevision"] != 0, "{session}");
+            ensure!(session["bytesSent"].as_u64() < Some(500), "told again: {session}");
+        }
+        Ok(())
+    })
+    .unwrap();
+    example.bulkhead.kill_controller();
 
     // A second European credit check on host-1: its neighbours there know it, the policies for it are known.
     let second = new_one(&example, "credit-check-eu-2", &[("role", "creditCheck"), ("region", "eu")]);

@@ -3,7 +3,7 @@
 use anyhow::ensure;
 use bulkhead_testbed::{Outcome, Protocol, eventually, send_spoofed};
 
-use crate::common::{member, outcome, start, wait_outcome};
+use crate::common::{member, outcome, start, start_with, wait_outcome};
 
 const POLICY: &str = "
 apiVersion: bulkhead.dev/v1
@@ -100,7 +100,7 @@ fn files_in_a_watched_directory_are_registrations() {
     let directory = std::env::temp_dir().join(format!("bulkhead-bt-watch-{}", std::process::id()));
     std::fs::create_dir_all(&directory).unwrap();
     let argument = directory.display().to_string();
-    let bulkhead = crate::common::start_with("bt-watch", &["host-1"], &["--workload-dir", &argument]);
+    let bulkhead = start_with("bt-watch", &["host-1"], &["--workload-dir", &argument]);
     let workload = bulkhead.lab.workload("host-1", "filed").unwrap();
     let text = format!("name: filed\nlabels: {{role: web}}\nnetns: {}\n", workload.netns.path().display());
     std::fs::write(directory.join("filed.yaml"), text).unwrap();

@@ -1,10 +1,10 @@
 //! Flow records: who, where, which labels, and which rule decided, from both ends.
 
 use anyhow::{Context, ensure};
-use bulkhead_testbed::{Outcome, Protocol, eventually};
-use serde_json::Value;
+use bulkhead_testbed::{Example, Outcome, Protocol, eventually};
 
-use crate::common::{Example, outcome};
+use crate::common::{example, outcome};
+use serde_json::Value;
 
 fn records(example: &Example, arguments: &[&str]) -> Vec<Value> {
     let all: Vec<&str> = ["flows", "--limit", "1000"].iter().chain(arguments).copied().collect();
@@ -29,9 +29,9 @@ fn record(example: &Example, from: &str, to: &str, port: u16, direction: &str, v
 
 #[test]
 fn records_name_both_ends_and_the_rule_that_decided() {
-    let example = Example::start("bt-flows");
-    example.apply();
-    example.wait_expected();
+    let example = example("bt-flows");
+    example.apply().unwrap();
+    example.wait_expected().unwrap();
     let of = |name: &str| example.workload(name);
     assert_eq!(outcome(of("credit-check-eu"), of("credit-status"), Protocol::Tcp(8083)), Outcome::Reached);
     assert_eq!(outcome(of("geo-web"), of("map-db"), Protocol::Tcp(5432)), Outcome::Silent);

@@ -55,6 +55,12 @@ const WRONG: [(&str, &str, &[&str]); 7] = [
 #[test]
 fn wrong_files_are_refused_whole_with_place_and_proposal() {
     let bulkhead = start("bt-input", &["host-1"]);
+    eventually("the host is in the repository", || {
+        let hosts = bulkhead.json(&["get", "hosts"])?.to_string();
+        ensure!(hosts.contains("host-1"), "{hosts}");
+        Ok(())
+    })
+    .unwrap();
     let good = bulkhead.file("good.yaml", GOOD).unwrap().display().to_string();
     for (name, text, wanted) in WRONG {
         let file = bulkhead.file(&format!("{name}.yaml"), text).unwrap().display().to_string();

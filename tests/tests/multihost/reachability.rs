@@ -1,20 +1,20 @@
 //! Who reaches whom, before and after policies.
 
-use bulkhead_testbed::{Family, Protocol, expected};
+use bulkhead_testbed::{Component, Family, OTHER_PORT, Protocol, expected};
 
-use crate::common::{Example, OTHER_PORT};
+use crate::common::example;
 
 #[test]
 fn the_example_is_enforced_over_every_protocol() {
-    let example = Example::start("bt-reach");
+    let example = example("bt-reach");
     let everything = |_: &_, _: &_| true;
     for family in [Family::V4, Family::V6] {
         example.check(family, |component| Protocol::Tcp(component.port), everything).unwrap();
         example.check(family, |component| Protocol::Udp(component.port), everything).unwrap();
         example.check(family, |_| Protocol::Icmp, everything).unwrap();
     }
-    example.apply();
-    example.wait_expected();
+    example.apply().unwrap();
+    example.wait_expected().unwrap();
     // Between applications only one port of TCP is allowed.
     let inside = |from: &_, to: &_| expected_inside(from, to);
     for family in [Family::V4, Family::V6] {
@@ -25,6 +25,6 @@ fn the_example_is_enforced_over_every_protocol() {
     }
 }
 
-fn expected_inside(from: &bulkhead_testbed::Component, to: &bulkhead_testbed::Component) -> bool {
+fn expected_inside(from: &Component, to: &Component) -> bool {
     from.application == to.application && expected(from, to)
 }
