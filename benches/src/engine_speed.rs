@@ -148,9 +148,10 @@ fn local(number: u32, host: &Arc<str>, labels: &[(String, String)]) -> anyhow::R
 fn remote(number: u32, host: &Arc<str>) -> Member {
     let ip: Ipv4Addr = fixtures::address(number);
     Member {
-        entity: format!("Workload/w{number, ports: Vec::new() }").into(),
+        entity: format!("Workload/w{number}").into(),
         host: Some(Arc::clone(host)),
         prefixes: vec![Prefix::host(ip.into())],
+        ports: Vec::new(),
     }
 }
 
