@@ -25,7 +25,14 @@ const MAY_DEPEND_ON: [(&str, &[&str]); 9] = [
     ),
     (
         "bulkhead",
-        &["bulkhead-model", "bulkhead-agent", "bulkhead-controller", "bulkhead-dataplane", "bulkhead-ebpf"],
+        &[
+            "bulkhead-model",
+            "bulkhead-engine",
+            "bulkhead-agent",
+            "bulkhead-controller",
+            "bulkhead-dataplane",
+            "bulkhead-ebpf",
+        ],
     ),
     ("xtask", &["bulkhead-model"]),
 ];

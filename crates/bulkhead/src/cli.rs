@@ -92,6 +92,8 @@ pub(crate) enum Command {
     Diff(FileArgs),
     /// Say whether a connection would pass, and why, at both ends
     Explain(ExplainArgs),
+    /// Say whether connections would pass, without a controller: from manifests, of Kubernetes too
+    Decide(DecideArgs),
     /// Show recent connections with names, labels and the rule that decided
     Flows(FlowArgs),
     /// Show agents, revisions, and what is not enforced
@@ -279,6 +281,19 @@ pub(crate) struct ExplainArgs {
     /// What is called, e.g. tcp/80, udp/53, icmp/8
     #[arg(long, value_name = "PORT")]
     pub(crate) port: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DecideArgs {
+    /// Read questions as JSON lines from standard input: {"id", "reset", "manifests", "dns", "flows"}
+    #[arg(long, required = true)]
+    pub(crate) batch: bool,
+    /// Ask the naive evaluator instead of the compiled tables
+    #[arg(long, conflicts_with = "check")]
+    pub(crate) reference: bool,
+    /// Ask both and fail if they differ
+    #[arg(long)]
+    pub(crate) check: bool,
 }
 
 #[derive(Debug, Args)]

@@ -9,6 +9,7 @@ use crate::client::{API, encode};
 use crate::failure::Failure;
 
 pub(crate) mod apply;
+pub(crate) mod decide;
 pub(crate) mod describe;
 pub(crate) mod docs;
 pub(crate) mod explain;

@@ -130,16 +130,23 @@ pub fn decide(world: &World, flow: &Flow) -> Explanation {
             destination.map(|entity| judge(world, entity, Direction::Ingress, flow.source.address, flow.key)),
         ),
     };
-    let both = |verdict: fn(&Judgement) -> Verdict| {
-        let sides = [&egress, &ingress];
-        let all = sides.into_iter().flatten().all(|side| verdict(side) == Verdict::Allow);
-        if all { Verdict::Allow } else { Verdict::Deny }
-    };
-    Explanation {
-        verdict: both(|side| side.verdict),
-        audit_verdict: both(|side| side.audit_verdict),
-        egress,
-        ingress,
+    Explanation::of(egress, ingress)
+}
+
+impl Explanation {
+    /// A connection passes if both ends that are ours let it (4.1).
+    pub(crate) fn of(egress: Option<Judgement>, ingress: Option<Judgement>) -> Self {
+        let both = |verdict: fn(&Judgement) -> Verdict| {
+            let sides = [&egress, &ingress];
+            let all = sides.into_iter().flatten().all(|side| verdict(side) == Verdict::Allow);
+            if all { Verdict::Allow } else { Verdict::Deny }
+        };
+        Self {
+            verdict: both(|side| side.verdict),
+            audit_verdict: both(|side| side.audit_verdict),
+            egress,
+            ingress,
+        }
     }
 }
 

@@ -11,6 +11,7 @@
 
 mod classes;
 mod decide;
+mod fleet;
 mod host;
 mod intervals;
 mod members;
@@ -19,6 +20,7 @@ mod selector_index;
 mod world;
 
 pub use decide::{Endpoint, Explanation, Flow, Judgement, Outcome, Step, decide, judge};
+pub use fleet::Fleet;
 pub use host::{HostEngine, LocalEndpoint, Member, NotReady};
 pub use members::{Change, MemberChange, MemberIndex, MemberRef, SelectorId};
 pub use world::World;

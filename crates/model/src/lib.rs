@@ -9,6 +9,7 @@ pub mod document;
 pub mod entity;
 pub mod flow;
 pub mod host_policy;
+pub mod kubernetes;
 pub mod labels;
 pub mod policy;
 pub mod ports;

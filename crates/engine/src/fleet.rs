@@ -1,0 +1,194 @@
+//! A whole fleet in one value: a controller's index and one agent on whose host everything runs, joined by function
+//! calls. What `decide`, `test` and `lint` ask, and what they get is what a kernel's tables would say.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use bulkhead_model::host_policy::RuleId;
+use bulkhead_model::labels::KIND_LABEL;
+use bulkhead_model::policy::{PolicySpec, TierSpec};
+use bulkhead_model::{Builtin, Direction, Entity, Kind, ObjectKey, RuleRef, Selector, Verdict};
+
+use crate::decide::{Explanation, Flow, Judgement, decide};
+use crate::host::{HostEngine, LocalEndpoint, Member};
+use crate::members::{Change, MemberIndex, SelectorId};
+use crate::world::World;
+
+/// Name of the host that everything runs on.
+const HOST: &str = "everywhere";
+
+/// Everything that is known, ready to be asked.
+#[derive(Debug)]
+pub struct Fleet {
+    world: World,
+    index: MemberIndex,
+    subscribed: BTreeMap<Selector, SelectorId>,
+    engine: HostEngine,
+    interfaces: BTreeMap<Arc<str>, u32>,
+    next_interface: u32,
+}
+
+impl Fleet {
+    /// A fleet in which nothing is known.
+    pub fn new(posture: Verdict) -> Self {
+        Self {
+            world: World { posture, ..World::new() },
+            index: MemberIndex::new(),
+            subscribed: BTreeMap::new(),
+            engine: HostEngine::new(HOST, posture),
+            interfaces: BTreeMap::new(),
+            next_interface: 1,
+        }
+    }
+
+    /// Everything that is known.
+    pub fn world(&self) -> &World {
+        &self.world
+    }
+
+    /// Adds, replaces or removes a tier.
+    pub fn set_tier(&mut self, name: &str, spec: Option<TierSpec>) {
+        self.engine.set_tier(name, spec.clone());
+        match spec.or_else(|| crate::world::predefined_tiers().remove(name)) {
+            Some(spec) => self.world.tiers.insert(name.to_owned(), spec),
+            None => self.world.tiers.remove(name),
+        };
+    }
+
+    /// Adds, replaces or removes a policy.
+    pub fn set_policy(&mut self, key: &ObjectKey, spec: Option<&PolicySpec>) {
+        self.engine.set_policy(key, spec);
+        match spec {
+            Some(spec) => self.world.policies.insert(key.clone(), spec.clone()),
+            None => self.world.policies.remove(key),
+        };
+    }
+
+    /// Adds, replaces or removes an entity. Workloads become endpoints.
+    pub fn set_entity(&mut self, name: &Arc<str>, entity: Option<&Entity>) {
+        let workload = |entity: &&Entity| entity.labels.get(KIND_LABEL) == Some(Kind::Workload.as_str());
+        let endpoint = entity.filter(workload).map(|entity| LocalEndpoint {
+            // It runs here whatever its labels say, so that no membership of it comes from elsewhere.
+            entity: Entity { host: Some(HOST.into()), ..entity.clone() },
+            ifindex: *self.interfaces.entry(Arc::clone(name)).or_insert_with(|| {
+                self.next_interface += 1;
+                self.next_interface
+            }),
+        });
+        let local = endpoint.is_some();
+        self.engine.set_local(name, endpoint);
+        let changes = match entity {
+            Some(entity) => {
+                self.world.entities.insert(Arc::clone(name), entity.clone());
+                // The engine knows its own endpoints itself.
+                if local { self.index.remove(name) } else { self.index.upsert(entity) }
+            }
+            None => {
+                self.world.entities.remove(name);
+                self.interfaces.remove(name);
+                self.index.remove(name)
+            }
+        };
+        for change in changes {
+            let Some(selector) = self.index.selector(change.selector).cloned() else { continue };
+            match change.change {
+                Change::Join { prefixes, host, ports } => {
+                    let (prefixes, ports) = (prefixes.to_vec(), ports.to_vec());
+                    let member = Member { entity: change.entity, host, prefixes, ports };
+                    self.engine.change_members(&selector, [member], []);
+                }
+                Change::Leave => self.engine.change_members(&selector, [], [change.entity]),
+            }
+        }
+    }
+
+    /// Brings the tables up to date.
+    pub fn settle(&mut self) {
+        loop {
+            self.engine.flush();
+            let waiting = self.engine.waiting();
+            for selector in &waiting {
+                let id = match self.subscribed.get(selector) {
+                    Some(id) => *id,
+                    None => self.index.subscribe(selector),
+                };
+                self.subscribed.insert(selector.clone(), id);
+                let members: Vec<Member> = self
+                    .index
+                    .members(id)
+                    .map(|member| Member {
+                        entity: Arc::clone(member.entity),
+                        host: member.host.cloned(),
+                        prefixes: member.prefixes.to_vec(),
+                        ports: member.ports.to_vec(),
+                    })
+                    .collect();
+                self.engine.set_members(selector, members);
+            }
+            if waiting.is_empty() && !self.engine.needs_flush() {
+                break;
+            }
+        }
+        let wanted: BTreeSet<&Selector> = self.engine.wanted().collect();
+        let stale: Vec<_> = self.subscribed.keys().filter(|s| !wanted.contains(s)).cloned().collect();
+        for selector in stale {
+            if let Some(id) = self.subscribed.remove(&selector) {
+                self.index.unsubscribe(id);
+            }
+        }
+    }
+
+    /// What the tables say of a new connection. Call [`Fleet::settle`] after changes.
+    pub fn decide_by_tables(&self, flow: &Flow) -> Explanation {
+        let Flow { source, destination, key } = flow;
+        let own = source.workload.is_some() && source.workload == destination.workload;
+        let side = |end: &Option<Arc<str>>, direction, peer| {
+            let name = end.as_ref().filter(|name| self.interfaces.contains_key(*name))?;
+            Some(self.judge(name, direction, peer, *key, own))
+        };
+        let egress = side(&source.workload, Direction::Egress, destination.address);
+        let ingress = side(&destination.workload, Direction::Ingress, source.address);
+        Explanation::of(egress, ingress)
+    }
+
+    /// What the reference evaluator says of it.
+    pub fn decide_by_reference(&self, flow: &Flow) -> Explanation {
+        decide(&self.world, flow)
+    }
+
+    fn judge(
+        &self,
+        name: &Arc<str>,
+        direction: Direction,
+        peer: std::net::IpAddr,
+        key: bulkhead_model::ports::PortKey,
+        own: bool,
+    ) -> Judgement {
+        let policy = self.engine.policy();
+        let builtin = |builtin| RuleRef::Builtin { builtin };
+        let rule = |id: RuleId| policy.rules.get(&id).cloned().unwrap_or(RuleRef::DefaultPosture);
+        let (verdict, author, audit_verdict, audit_author, log) =
+            match policy.lookup(name, direction, peer, key) {
+                _ if own => {
+                    let author = builtin(Builtin::SelfTraffic);
+                    (Verdict::Allow, author.clone(), Verdict::Allow, author, false)
+                }
+                Some(cell) => {
+                    (cell.verdict, rule(cell.rule), cell.audit_verdict, rule(cell.audit_rule), cell.log)
+                }
+                None => {
+                    let author = builtin(Builtin::Unprogrammed);
+                    (Verdict::Deny, author.clone(), Verdict::Deny, author, false)
+                }
+            };
+        Judgement {
+            workload: Arc::clone(name),
+            verdict,
+            rule: author,
+            audit_verdict,
+            audit_rule: audit_author,
+            log,
+            trace: Vec::new(),
+        }
+    }
+}
