@@ -18,6 +18,7 @@ use crate::bank::{Bank, Outer, Tally};
 use crate::capacities::Capacities;
 use crate::endpoints::{Endpoints, Targets};
 use crate::events::Events;
+use crate::grace::Grace;
 use crate::layout::{ABI_VERSION, COUNTER_LOST_EVENTS, COUNTER_UNRECORDED};
 use crate::loader::{self, Loaded, libbpf_error};
 use crate::lookup::Reader;
@@ -39,6 +40,7 @@ pub struct EbpfDataplane {
     outer: Outer,
     bank: Option<Bank>,
     endpoints: Endpoints,
+    grace: Grace,
     events: Events,
     sweeper: Sweeper,
     counters: OwnedFd,
@@ -73,6 +75,7 @@ impl EbpfDataplane {
         Ok(Self {
             outer: Outer::open(&loaded)?,
             bank: None,
+            grace: Grace::default(),
             endpoints: Endpoints::open(&loaded, &capacities)?,
             sweeper: Sweeper::new(loaded.table("conns")?, loaded.table("denials")?),
             counters: loaded.map("counters")?,
@@ -114,11 +117,15 @@ impl EbpfDataplane {
         sys::grace_period().map_err(|error| DataplaneError::io("wait for running programs", error))
     }
 
+    fn is_unsettled(&self) -> bool {
+        self.endpoints.is_unsettled() || self.bank.as_ref().is_some_and(Bank::is_unsettled)
+    }
+
     /// Before anything is written, what was removed earlier must be out of every program's sight: the
     /// kernel's allocator recycles removed elements at once.
     fn settle(&mut self) -> Result<(), DataplaneError> {
-        if self.endpoints.is_unsettled() || self.bank.as_ref().is_some_and(Bank::is_unsettled) {
-            Self::grace_period()?;
+        if self.is_unsettled() {
+            self.grace.finish().map_err(|error| DataplaneError::io("wait for running programs", error))?;
             self.endpoints.settle();
             self.bank.iter_mut().for_each(Bank::settle);
         }
@@ -178,12 +185,18 @@ impl EbpfDataplane {
         };
         bank.extend(delta, tally)?;
         self.endpoints.switch(&targets, bank.slot, tally)?;
+        // At once, not after the grace period: a program that still runs on the old tables has read the old
+        // revision before them, so what it lets through is judged again, too.
+        self.raise_revision();
+        let Some(bank) = &mut self.bank else { return Ok(()) };
         if !delta.removed_rows.is_empty() || !delta.removed_policies.is_empty() {
             // Nobody may be between an old class or binding and its row.
             Self::grace_period()?;
             bank.shrink(delta, tally)?;
         }
-        self.raise_revision();
+        if self.is_unsettled() {
+            self.grace.begin();
+        }
         Ok(())
     }
 

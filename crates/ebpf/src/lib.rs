@@ -12,6 +12,7 @@ mod dataplane;
 mod endpoints;
 mod events;
 mod extent;
+mod grace;
 mod intern;
 mod layout;
 mod loader;

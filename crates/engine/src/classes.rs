@@ -68,7 +68,8 @@ impl Classes {
             if !prefix.is_host() {
                 *lengths.entry(prefix.mapped_len()).or_default() += 1;
             }
-            Block::default()
+            // One atom, as a rule.
+            Block { own: Vec::with_capacity(1), class: None }
         });
         match block.own.binary_search_by_key(&atom, |(atom, _)| *atom) {
             Ok(at) => {

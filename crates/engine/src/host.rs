@@ -22,6 +22,7 @@ use bulkhead_model::{Direction, Entity, ObjectKey, Prefix, RuleRef, Selector, Ve
 
 use crate::classes::{ClassChanges, Classes};
 use crate::program::Program;
+use crate::selector_index::SelectorIndex;
 use crate::world::predefined_tiers;
 
 mod atoms;
@@ -93,7 +94,8 @@ struct StoredPolicy {
 
 #[derive(Debug, Default)]
 struct AppliesTo {
-    policies: BTreeSet<ObjectKey>,
+    /// Sorted. Nearly always one: a set would take ten times the room.
+    policies: Vec<ObjectKey>,
     locals: BTreeSet<Arc<str>>,
 }
 
@@ -116,7 +118,9 @@ pub struct HostEngine {
     tiers: BTreeMap<String, TierSpec>,
     tiers_version: u64,
     policies: BTreeMap<ObjectKey, StoredPolicy>,
-    applies: BTreeMap<Selector, AppliesTo>,
+    applies: HashMap<Selector, AppliesTo>,
+    /// The keys of `applies`.
+    subjects: SelectorIndex<Selector>,
     locals: BTreeMap<Arc<str>, Local>,
     atoms: Atoms,
     classes: Classes,
@@ -139,7 +143,8 @@ impl HostEngine {
             tiers: predefined_tiers(),
             tiers_version: 0,
             policies: BTreeMap::new(),
-            applies: BTreeMap::new(),
+            applies: HashMap::new(),
+            subjects: SelectorIndex::default(),
             locals: BTreeMap::new(),
             atoms: Atoms::default(),
             classes: Classes::new(),
@@ -186,7 +191,7 @@ impl HostEngine {
         if let Some(old) = self.policies.remove(key) {
             let selector = bind::subject_selector(key, &old.spec);
             if let Some(applies) = self.applies.get_mut(&selector) {
-                applies.policies.remove(key);
+                applies.policies.retain(|other| other != key);
                 self.dirty.extend(applies.locals.iter().cloned());
                 if applies.policies.is_empty() {
                     for local in &applies.locals {
@@ -195,6 +200,7 @@ impl HostEngine {
                         }
                     }
                     self.applies.remove(&selector);
+                    self.subjects.remove(&selector, &selector);
                 }
             }
         }
@@ -208,9 +214,10 @@ impl HostEngine {
         let stored = StoredPolicy { spec: spec.clone(), version: self.next_version };
         self.policies.insert(key.clone(), stored);
         let selector = bind::subject_selector(key, spec);
-        let locals = &mut self.locals;
+        let (locals, subjects) = (&mut self.locals, &mut self.subjects);
         let applies = self.applies.entry(selector.clone()).or_insert_with(|| {
-            let mut applies = AppliesTo::default();
+            subjects.insert(&selector, &selector);
+            let mut applies = AppliesTo { policies: Vec::with_capacity(1), ..AppliesTo::default() };
             for (name, local) in locals {
                 if selector.matches(&local.endpoint.entity.labels) {
                     local.selected_by.insert(selector.clone());
@@ -219,7 +226,9 @@ impl HostEngine {
             }
             applies
         });
-        applies.policies.insert(key.clone());
+        if let Err(at) = applies.policies.binary_search(key) {
+            applies.policies.insert(at, key.clone());
+        }
         self.dirty.extend(applies.locals.iter().cloned());
     }
 
@@ -240,13 +249,18 @@ impl HostEngine {
             }
             return;
         };
-        let mut selected_by = BTreeSet::new();
-        for (selector, applies) in &mut self.applies {
-            if selector.matches(&endpoint.entity.labels) {
-                applies.locals.insert(Arc::clone(name));
-                selected_by.insert(selector.clone());
-            } else {
-                applies.locals.remove(name);
+        let labels = &endpoint.entity.labels;
+        let candidates = self.subjects.candidates(labels);
+        let selected_by: BTreeSet<Selector> =
+            candidates.into_iter().filter(|selector| selector.matches(labels)).collect();
+        let before = self.locals.get(name).map(|local| local.selected_by.clone()).unwrap_or_default();
+        for selector in before.union(&selected_by) {
+            if let Some(applies) = self.applies.get_mut(selector) {
+                if selected_by.contains(selector) {
+                    applies.locals.insert(Arc::clone(name));
+                } else {
+                    applies.locals.remove(name);
+                }
             }
         }
         match self.locals.get_mut(name) {
@@ -324,9 +338,9 @@ impl HostEngine {
         for name in std::mem::take(&mut self.dirty) {
             self.choose(&name);
         }
-        let changes = self.classes.settle();
+        let mut changes = self.classes.settle();
         self.rows_for_born_classes(&changes, &mut delta);
-        delta.addresses.clone_from(&changes.addresses);
+        delta.addresses = std::mem::take(&mut changes.addresses);
         self.enliven(&mut delta);
         self.bind_endpoints(&mut delta);
         self.drop_unused(&changes, &mut delta);

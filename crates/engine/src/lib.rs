@@ -15,6 +15,7 @@ mod host;
 mod intervals;
 mod members;
 mod program;
+mod selector_index;
 mod world;
 
 pub use decide::{Endpoint, Explanation, Flow, Judgement, Outcome, Step, decide, judge};

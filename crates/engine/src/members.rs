@@ -13,6 +13,8 @@ use bulkhead_model::labels::{HOST_LABEL, NAME_LABEL};
 use bulkhead_model::selector::{Expr, Restriction};
 use bulkhead_model::{Entity, Labels, Prefix, Selector};
 
+use crate::selector_index::SelectorIndex;
+
 /// A selector in a [`MemberIndex`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SelectorId(pub u32);
@@ -83,64 +85,10 @@ pub struct MemberIndex {
     sets_by_label: HashMap<Arc<str>, HashMap<Arc<str>, BTreeSet<LabelSetId>>>,
     selectors: BTreeMap<SelectorId, Subscribed>,
     selector_ids: HashMap<Selector, SelectorId>,
-    shared: SelectorIndex,
-    alone: SelectorIndex,
+    shared: SelectorIndex<SelectorId>,
+    alone: SelectorIndex<SelectorId>,
     next_set: LabelSetId,
     next_selector: u32,
-}
-
-/// Selectors by a condition that each match must fulfil.
-#[derive(Debug, Default)]
-struct SelectorIndex {
-    by_value: HashMap<Arc<str>, HashMap<Arc<str>, Vec<SelectorId>>>,
-    by_key: HashMap<Arc<str>, Vec<SelectorId>>,
-    rest: Vec<SelectorId>,
-}
-
-impl SelectorIndex {
-    /// The lists in which a selector stands; made if they are not there yet.
-    fn for_each_list(&mut self, selector: &Selector, mut visit: impl FnMut(&mut Vec<SelectorId>)) {
-        match selector.restriction() {
-            Restriction::Nothing => {}
-            Restriction::None => visit(&mut self.rest),
-            Restriction::Present(key) => {
-                let list = self.by_key.entry(Arc::clone(&key)).or_default();
-                visit(list);
-                if list.is_empty() {
-                    self.by_key.remove(&key);
-                }
-            }
-            Restriction::OneOf(key, values) => {
-                let by_value = self.by_value.entry(key).or_default();
-                for value in values {
-                    let list = by_value.entry(Arc::clone(&value)).or_default();
-                    visit(list);
-                    if list.is_empty() {
-                        by_value.remove(&value);
-                    }
-                }
-            }
-        }
-    }
-
-    fn insert(&mut self, id: SelectorId, selector: &Selector) {
-        self.for_each_list(selector, |list| list.push(id));
-    }
-
-    fn remove(&mut self, id: SelectorId, selector: &Selector) {
-        self.for_each_list(selector, |list| list.retain(|known| *known != id));
-    }
-
-    /// Selectors that may match these labels; the others cannot.
-    fn candidates(&self, labels: &Labels) -> Vec<SelectorId> {
-        let mut candidates = self.rest.clone();
-        for (key, value) in labels.iter() {
-            candidates.extend(self.by_key.get(key).into_iter().flatten());
-            candidates
-                .extend(self.by_value.get(key).and_then(|values| values.get(value)).into_iter().flatten());
-        }
-        candidates
-    }
 }
 
 impl MemberIndex {
@@ -178,7 +126,7 @@ impl MemberIndex {
             entities: BTreeSet::new(),
         };
         if alone {
-            self.alone.insert(id, selector);
+            self.alone.insert(&id, selector);
             for (name, known) in &mut self.entities {
                 if selector.matches(&known.labels) {
                     known.matched_alone.insert(id);
@@ -186,7 +134,7 @@ impl MemberIndex {
                 }
             }
         } else {
-            self.shared.insert(id, selector);
+            self.shared.insert(&id, selector);
             for set_id in self.candidate_sets(selector) {
                 if let Some(set) = self.sets.get_mut(&set_id)
                     && selector.matches(&set.labels)
@@ -211,9 +159,9 @@ impl MemberIndex {
         let Some(subscribed) = self.selectors.remove(&id) else { return };
         self.selector_ids.remove(&subscribed.selector);
         if subscribed.alone {
-            self.alone.remove(id, &subscribed.selector);
+            self.alone.remove(&id, &subscribed.selector);
         } else {
-            self.shared.remove(id, &subscribed.selector);
+            self.shared.remove(&id, &subscribed.selector);
         }
         for set in &subscribed.sets {
             if let Some(set) = self.sets.get_mut(set) {

@@ -20,7 +20,9 @@ const V4_OFFSET: u8 = 96;
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Prefix {
-    bits: u128,
+    /// Big-endian, which orders like the number, and takes half the room of an aligned number in tables of
+    /// hundreds of thousands.
+    bytes: [u8; 16],
     len: u8,
 }
 
@@ -60,7 +62,7 @@ pub fn address_from_bits(bits: u128) -> IpAddr {
 impl Prefix {
     /// The block that holds exactly this address.
     pub fn host(address: IpAddr) -> Self {
-        Self { bits: address_bits(address), len: 128 }
+        Self { bytes: address_bits(address).to_be_bytes(), len: 128 }
     }
 
     /// The block of `len` bits (in the address's own family) around `address`, host bits cleared.
@@ -76,12 +78,12 @@ impl Prefix {
     /// From the mapped 128-bit form; `len` counts from the first of the 128 bits.
     pub fn from_bits(bits: u128, len: u8) -> Self {
         let len = len.min(128);
-        Self { bits: bits & mask(len), len }
+        Self { bytes: (bits & mask(len)).to_be_bytes(), len }
     }
 
     /// First address as 128 bits, IPv4 mapped.
     pub fn bits(self) -> u128 {
-        self.bits
+        u128::from_be_bytes(self.bytes)
     }
 
     /// Length in the mapped 128-bit space (an IPv4 /24 answers 120).
@@ -91,12 +93,12 @@ impl Prefix {
 
     /// Last address as 128 bits, IPv4 mapped.
     pub fn last_bits(self) -> u128 {
-        self.bits | !mask(self.len)
+        self.bits() | !mask(self.len)
     }
 
     /// First address.
     pub fn address(self) -> IpAddr {
-        if self.is_v4() { address_from_bits(self.bits) } else { Ipv6Addr::from_bits(self.bits).into() }
+        if self.is_v4() { address_from_bits(self.bits()) } else { Ipv6Addr::from_bits(self.bits()).into() }
     }
 
     /// Whether it is a single address.
@@ -106,12 +108,12 @@ impl Prefix {
 
     /// Whether it is an IPv4 block.
     pub fn is_v4(self) -> bool {
-        self.len >= V4_OFFSET && self.bits >> 32 == 0xffff
+        self.len >= V4_OFFSET && self.bits() >> 32 == 0xffff
     }
 
     /// Whether `other` lies inside this block (a block contains itself).
     pub fn contains(self, other: Self) -> bool {
-        self.len <= other.len && other.bits & mask(self.len) == self.bits && self.is_v4() == other.is_v4()
+        self.len <= other.len && other.bits() & mask(self.len) == self.bits() && self.is_v4() == other.is_v4()
     }
 
     /// Whether the address lies inside this block.
@@ -121,7 +123,7 @@ impl Prefix {
 
     /// The enclosing block with `len` bits of the mapped space.
     pub fn truncate(self, len: u8) -> Self {
-        Self::from_bits(self.bits, len.min(self.len))
+        Self::from_bits(self.bits(), len.min(self.len))
     }
 }
 
@@ -149,7 +151,7 @@ impl FromStr for Prefix {
                 .ok_or_else(|| PrefixError::Length { text: len_text.into(), max })?,
         };
         let prefix = Self::new(address, len);
-        if prefix.bits != address_bits(address) {
+        if prefix.bits() != address_bits(address) {
             return Err(PrefixError::HostBits(text.into(), prefix.to_string()));
         }
         Ok(prefix)
@@ -159,10 +161,10 @@ impl FromStr for Prefix {
 impl fmt::Display for Prefix {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.is_v4() {
-            let low = u32::try_from(self.bits & u128::from(u32::MAX)).unwrap_or_default();
+            let low = u32::try_from(self.bits() & u128::from(u32::MAX)).unwrap_or_default();
             write!(f, "{}/{}", Ipv4Addr::from_bits(low), self.len - V4_OFFSET)
         } else {
-            write!(f, "{}/{}", Ipv6Addr::from_bits(self.bits), self.len)
+            write!(f, "{}/{}", Ipv6Addr::from_bits(self.bits()), self.len)
         }
     }
 }

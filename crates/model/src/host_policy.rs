@@ -279,11 +279,17 @@ impl HostPolicy {
         for policy in &delta.policies {
             self.policies.insert(policy.id, policy.clone());
         }
-        for (prefix, class) in &delta.addresses {
-            match class {
-                Some(class) => self.addresses.insert(*prefix, *class),
-                None => self.addresses.remove(prefix),
-            };
+        if self.addresses.is_empty() {
+            // All at once: faster, and in half the room.
+            let present = delta.addresses.iter().filter_map(|(prefix, class)| Some((*prefix, (*class)?)));
+            self.addresses = present.collect();
+        } else {
+            for (prefix, class) in &delta.addresses {
+                match class {
+                    Some(class) => self.addresses.insert(*prefix, *class),
+                    None => self.addresses.remove(prefix),
+                };
+            }
         }
         for (name, binding) in &delta.endpoints {
             match binding {

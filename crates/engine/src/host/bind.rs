@@ -130,7 +130,11 @@ impl Binder<'_> {
 
 /// `appliesTo` as evaluated: a policy in a namespace is for endpoints in that namespace.
 pub(super) fn subject_selector(key: &ObjectKey, spec: &PolicySpec) -> Selector {
-    Selector::all_of(namespace_selector(key).into_iter().chain([spec.applies_to.clone()]))
+    match namespace_selector(key) {
+        // Shares the text and the tree.
+        None => spec.applies_to.clone(),
+        Some(namespace) => Selector::all_of([namespace, spec.applies_to.clone()]),
+    }
 }
 
 fn namespace_selector(key: &ObjectKey) -> Option<Selector> {

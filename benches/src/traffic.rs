@@ -1,0 +1,232 @@
+//! What policy costs traffic between two workloads of one host, beside what others cost.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::net::Ipv4Addr;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use bulkhead_dataplane::Dataplane;
+use bulkhead_discover::links;
+use bulkhead_ebpf::{Capacities, EbpfDataplane};
+
+use crate::load::Test;
+use crate::netns::{Namespace, feed, host, run};
+use crate::report::Line;
+use crate::stats::{median, paired_ratio};
+use crate::{Effort, fixtures, load, progress};
+
+const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 2);
+const SERVER: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
+/// Host-side interfaces of the two workloads.
+const INTERFACES: [&str; 2] = ["w1", "w2"];
+/// Rules that iptables goes through.
+const IPTABLES_RULES: u32 = 10_000;
+/// Addresses in the set of nftables.
+const NFT_ADDRESSES: u32 = 20_000;
+/// How often the agent's part is done: reading what the kernel reports.
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
+/// How much slower than without any policy is kept as a promise.
+const OVERHEAD_MAX: f64 = 1.03;
+/// How many times faster than linear rules is kept as a promise.
+const SPEEDUP_MIN: f64 = 7.0;
+
+/// What is in force on the way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Variant {
+    None,
+    Ours10,
+    Ours100k,
+    NftSet,
+    Iptables,
+}
+
+impl Variant {
+    const ALL: [Self; 5] = [Self::None, Self::Ours10, Self::Ours100k, Self::NftSet, Self::Iptables];
+
+    fn name(self) -> String {
+        match self {
+            Self::None => "no policy".into(),
+            Self::Ours10 => "bulkhead, 10 rules".into(),
+            Self::Ours100k => "bulkhead, 100 000 rules".into(),
+            Self::NftSet => format!("nft set of {NFT_ADDRESSES}"),
+            Self::Iptables => format!("iptables, {IPTABLES_RULES} rules"),
+        }
+    }
+}
+
+type Samples = BTreeMap<(Test, Variant), Vec<f64>>;
+
+/// Measures all variants in interleaved rounds.
+pub(crate) fn measure(effort: Effort) -> anyhow::Result<Vec<Line>> {
+    let samples = host()?.exec(move || sample(effort))??;
+    Ok(lines(&samples))
+}
+
+fn sample(effort: Effort) -> anyhow::Result<Samples> {
+    let client = Namespace::workload(INTERFACES[0], 1)?;
+    let server = Namespace::workload(INTERFACES[1], 2)?;
+    load::serve(&server)?;
+    let mut small = Ours::new("small", 10)?;
+    let mut large = Ours::new("large", 100_000)?;
+    let iptables = iptables_rules()?;
+    let nft = nft_rules()?;
+    let time = Duration::from_millis(effort.pick(400, 200));
+    let rounds = effort.pick(11, 3);
+    let mut samples = Samples::new();
+    for round in 0..rounds {
+        progress(&format!("traffic: round {} of {rounds}", round + 1));
+        let mut order = Variant::ALL;
+        // Whatever drifts in one direction hits all alike.
+        if round % 2 == 1 {
+            order.reverse();
+        }
+        for variant in order {
+            match variant {
+                Variant::None => {}
+                Variant::Ours10 => small.attach()?,
+                Variant::Ours100k => large.attach()?,
+                Variant::NftSet => feed("nft -f -", &nft)?,
+                Variant::Iptables => feed("iptables-restore", &iptables)?,
+            }
+            for test in Test::ALL {
+                let value = client.exec(move || load::measure(test, SERVER, time))??;
+                samples.entry((test, variant)).or_default().push(value);
+            }
+            match variant {
+                Variant::None => {}
+                Variant::Ours10 => small.detach()?,
+                Variant::Ours100k => large.detach()?,
+                // iptables' tables are nftables' too, so that nothing of either stays.
+                Variant::NftSet | Variant::Iptables => run("nft flush ruleset")?,
+            }
+        }
+    }
+    Ok(samples)
+}
+
+/// A dataplane with a policy of some size, and the part of an agent that reads its events.
+#[derive(Debug)]
+struct Ours {
+    dataplane: Arc<Mutex<EbpfDataplane>>,
+    interfaces: Vec<u32>,
+    stop: Arc<AtomicBool>,
+    poller: Option<JoinHandle<()>>,
+}
+
+impl Ours {
+    fn new(name: &str, rules: u32) -> anyhow::Result<Self> {
+        let root = PathBuf::from(format!("/sys/fs/bpf/bulkhead-bench-{}-{name}", std::process::id()));
+        let interfaces =
+            INTERFACES.iter().map(|name| links::interface(name)).collect::<Result<Vec<_>, _>>()?;
+        let endpoints = [(interfaces[0], CLIENT), (interfaces[1], SERVER)];
+        let policy = fixtures::one_rule_per_peer(rules, &endpoints, (7001, 7002))?;
+        let mut dataplane = EbpfDataplane::open(&root, Capacities::default())?;
+        dataplane.replace(&policy)?;
+        let dataplane = Arc::new(Mutex::new(dataplane));
+        Ok(Self { dataplane, interfaces, stop: Arc::default(), poller: None })
+    }
+
+    fn with<T>(&self, act: impl FnOnce(&mut EbpfDataplane) -> T) -> T {
+        act(&mut self.dataplane.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn attach(&mut self) -> anyhow::Result<()> {
+        for ifindex in &self.interfaces {
+            self.with(|dataplane| dataplane.attach(*ifindex))?;
+        }
+        self.stop.store(false, Ordering::Relaxed);
+        let (dataplane, stop) = (Arc::clone(&self.dataplane), Arc::clone(&self.stop));
+        self.poller = Some(std::thread::Builder::new().name("poller".into()).spawn(move || {
+            while !stop.load(Ordering::Relaxed) {
+                let mut dataplane = dataplane.lock().unwrap_or_else(PoisonError::into_inner);
+                // An event that cannot be read is lost, and counted as such by the kernel.
+                let _ = dataplane.poll(&mut |_flow| {});
+                drop(dataplane);
+                std::thread::sleep(POLL_INTERVAL);
+            }
+        })?);
+        Ok(())
+    }
+
+    fn detach(&mut self) -> anyhow::Result<()> {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(poller) = self.poller.take() {
+            let _panicked = poller.join();
+        }
+        for ifindex in &self.interfaces {
+            self.with(|dataplane| dataplane.detach(*ifindex))?;
+        }
+        // Far in the future: what the samples left is forgotten.
+        self.with(|dataplane| dataplane.sweep(u64::MAX / 2, &mut |_flow| {}))?;
+        Ok(())
+    }
+}
+
+impl Drop for Ours {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Err(error) = self.with(Dataplane::cleanup) {
+            eprintln!("   pins were left behind: {error}");
+        }
+    }
+}
+
+/// Rules that all have to be looked at before the last one accepts.
+fn iptables_rules() -> anyhow::Result<String> {
+    let mut text = "*filter\n:FORWARD DROP [0:0]\n".to_owned();
+    for number in 0..IPTABLES_RULES {
+        writeln!(text, "-A FORWARD -s {}/32 -j ACCEPT", fixtures::address(number))?;
+    }
+    text += "-A FORWARD -j ACCEPT\nCOMMIT\n";
+    Ok(text)
+}
+
+fn nft_rules() -> anyhow::Result<String> {
+    let mut text = "table ip bench {\nset peers {\ntype ipv4_addr\nelements = { ".to_owned();
+    for number in 0..NFT_ADDRESSES - 2 {
+        write!(text, "{}, ", fixtures::address(number))?;
+    }
+    write!(text, "{CLIENT}, {SERVER} }}\n}}\n")?;
+    text +=
+        "chain forward {\ntype filter hook forward priority 0; policy drop;\nip saddr @peers accept\n}\n}\n";
+    Ok(text)
+}
+
+fn lines(samples: &Samples) -> Vec<Line> {
+    let values = |test, variant| samples.get(&(test, variant)).map(Vec::as_slice).unwrap_or_default();
+    let mut lines = Vec::new();
+    for test in Test::ALL {
+        let (what, unit) = match test {
+            Test::RequestResponse => ("TCP request/response, 1 byte", "µs"),
+            Test::Connect => ("TCP connect, request, response, close", "µs"),
+            Test::Bulk => ("TCP bulk", "Gbit/s"),
+        };
+        for (ours, rules) in [(Variant::Ours10, "10"), (Variant::Ours100k, "100 000")] {
+            let mut line = Line::new(format!("{what}: {rules} rules"), unit, median(values(test, ours)));
+            for other in [Variant::None, Variant::NftSet, Variant::Iptables] {
+                line = line.beside(&other.name(), median(values(test, other)));
+            }
+            let ratio = paired_ratio(values(test, ours), values(test, Variant::None));
+            let line = line.ratio(ratio);
+            lines.push(match test {
+                Test::Bulk => line.budget(">= 0.97 of no policy", ratio >= 2.0 - OVERHEAD_MAX),
+                Test::RequestResponse | Test::Connect => {
+                    line.budget("<= 1.03 of no policy", ratio <= OVERHEAD_MAX)
+                }
+            });
+        }
+    }
+    let rr = |variant| values(Test::RequestResponse, variant);
+    let speedup = paired_ratio(rr(Variant::Iptables), rr(Variant::Ours100k));
+    lines.push(
+        Line::new("requests per second, 100 000 rules", "1/s", 1e6 / median(rr(Variant::Ours100k)))
+            .beside(&Variant::Iptables.name(), 1e6 / median(rr(Variant::Iptables)))
+            .ratio(speedup)
+            .budget(">= 7 of linear rules", speedup >= SPEEDUP_MIN),
+    );
+    lines
+}
