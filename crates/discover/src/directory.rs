@@ -52,6 +52,8 @@ pub fn look(directory: &Path) -> Found {
             return found;
         }
     };
+    // Once for all of them: a list of interfaces is as long as there are workloads.
+    let mut here: Option<Vec<links::Link>> = None;
     let mut names: BTreeMap<String, PathBuf> = BTreeMap::new();
     for file in files {
         let source = file.display().to_string();
@@ -70,7 +72,7 @@ pub fn look(directory: &Path) -> Found {
                         found.not_managed.push(NotManaged { subject: registration.name, reason });
                         continue;
                     }
-                    match resolve(&registration) {
+                    match resolve_among(&registration, &mut here) {
                         Ok(workload) => found.workloads.push(workload),
                         Err(error) => found.not_managed.push(not_managed(&registration.name, &error)),
                     }
@@ -91,10 +93,22 @@ pub fn look(directory: &Path) -> Found {
 /// # Errors
 /// If the namespace or the interface is not there.
 pub fn resolve(registration: &Registration) -> Result<FoundWorkload, links::LinksError> {
+    resolve_among(registration, &mut None)
+}
+
+/// `here` is filled with this host's interfaces when they are first needed.
+fn resolve_among(
+    registration: &Registration,
+    here: &mut Option<Vec<links::Link>>,
+) -> Result<FoundWorkload, links::LinksError> {
     let Registration { name, labels, attachment, addresses } = registration;
     let (interfaces, seen) = match attachment {
         Attachment::Netns(path) => {
-            let namespace = links::namespace(Path::new(path))?;
+            let here = match here {
+                Some(here) => here,
+                None => here.insert(links::links()?),
+            };
+            let namespace = links::namespace_among(Path::new(path), here)?;
             (namespace.interfaces, namespace.addresses)
         }
         Attachment::Interface(interface) => {

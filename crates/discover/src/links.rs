@@ -113,8 +113,16 @@ pub struct Namespace {
 /// # Errors
 /// If it cannot be entered, or nothing in it leads here.
 pub fn namespace(path: &Path) -> Result<Namespace, LinksError> {
+    namespace_among(path, &links()?)
+}
+
+/// As [`namespace`], with the interfaces of this side already at hand: who looks into many namespaces asks
+/// for them once.
+///
+/// # Errors
+/// If it cannot be entered, or nothing in it leads here.
+pub fn namespace_among(path: &Path, here: &[Link]) -> Result<Namespace, LinksError> {
     let (inside, mut addresses) = within(path, || Ok((links()?, addresses()?)))??;
-    let here = links()?;
     let mut interfaces = Vec::new();
     let mut joined = Vec::new();
     for inner in &inside {
