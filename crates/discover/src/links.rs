@@ -41,6 +41,17 @@ pub enum LinksError {
     NoInterface(String),
 }
 
+impl LinksError {
+    /// Whether trying again may well succeed: nothing was found out about what was asked for.
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::Enter { source, .. } => source.kind() != io::ErrorKind::NotFound,
+            Self::Netlink(_) => true,
+            Self::NotJoined(_) | Self::NoInterface(_) => false,
+        }
+    }
+}
+
 /// An interface.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Link {
