@@ -75,7 +75,7 @@ mod tests {
             addresses: vec!["10.0.0.1".parse().unwrap()],
             interfaces: vec![(ifindex, format!("veth{ifindex}")), (ifindex + 1, "veth-b".into())],
         };
-        Found { workloads: vec![workload], not_managed: vec![] }
+        Found { workloads: vec![workload], ..Found::default() }
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use bulkhead_model::Problem;
 use bulkhead_model::registration::{self, Attachment, Registration};
 use tokio::sync::mpsc;
 
@@ -25,12 +26,15 @@ pub async fn watch(directory: PathBuf, mut nudge: mpsc::Receiver<()>, found: mps
     loop {
         let path = directory.clone();
         let now = tokio::task::spawn_blocking(move || look(&path)).await;
-        if let Ok(now) = now
-            && last.as_ref() != Some(&now)
-        {
-            last = Some(now.clone());
-            if found.send(now).await.is_err() {
-                return;
+        if let Ok(mut now) = now {
+            if let Some(last) = &last {
+                now.keep_from(last);
+            }
+            if last.as_ref() != Some(&now) {
+                last = Some(now.clone());
+                if found.send(now).await.is_err() {
+                    return;
+                }
             }
         }
         // A closed nudge channel answers at once and for ever: then only time counts.
@@ -49,16 +53,22 @@ pub fn look(directory: &Path) -> Found {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return found,
         Err(error) => {
             found.not_managed.push(not_managed(&directory.display().to_string(), &error));
+            found.incomplete = true;
             return found;
         }
     };
+    // Once for all of them: a list of interfaces is as long as there are workloads.
+    let mut here: Option<Vec<links::Link>> = None;
     let mut names: BTreeMap<String, PathBuf> = BTreeMap::new();
     for file in files {
         let source = file.display().to_string();
         let registrations = match read(&file) {
             Ok(text) => registration::parse(&source, &text),
+            // It went away since it was listed.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             Err(error) => {
                 found.not_managed.push(not_managed(&source, &error));
+                found.incomplete = true;
                 continue;
             }
         };
@@ -70,17 +80,22 @@ pub fn look(directory: &Path) -> Found {
                         found.not_managed.push(NotManaged { subject: registration.name, reason });
                         continue;
                     }
-                    match resolve(&registration) {
+                    match resolve_among(&registration, &mut here) {
                         Ok(workload) => found.workloads.push(workload),
-                        Err(error) => found.not_managed.push(not_managed(&registration.name, &error)),
+                        Err(error) => {
+                            found.not_managed.push(not_managed(&registration.name, &error));
+                            found.incomplete |= error.is_passing();
+                        }
                     }
                 }
             }
-            Err(problems) => found.not_managed.extend(
-                problems
-                    .iter()
-                    .map(|problem| NotManaged { subject: source.clone(), reason: problem.to_string() }),
-            ),
+            Err(problems) => {
+                // The last good form of the file counts.
+                found.incomplete = true;
+                let reason =
+                    |problem: &Problem| NotManaged { subject: source.clone(), reason: problem.to_string() };
+                found.not_managed.extend(problems.iter().map(reason));
+            }
         }
     }
     found
@@ -91,10 +106,22 @@ pub fn look(directory: &Path) -> Found {
 /// # Errors
 /// If the namespace or the interface is not there.
 pub fn resolve(registration: &Registration) -> Result<FoundWorkload, links::LinksError> {
+    resolve_among(registration, &mut None)
+}
+
+/// `here` is filled with this host's interfaces when they are first needed.
+fn resolve_among(
+    registration: &Registration,
+    here: &mut Option<Vec<links::Link>>,
+) -> Result<FoundWorkload, links::LinksError> {
     let Registration { name, labels, attachment, addresses } = registration;
     let (interfaces, seen) = match attachment {
         Attachment::Netns(path) => {
-            let namespace = links::namespace(Path::new(path))?;
+            let here = match here {
+                Some(here) => here,
+                None => here.insert(links::links()?),
+            };
+            let namespace = links::namespace_among(Path::new(path), here)?;
             (namespace.interfaces, namespace.addresses)
         }
         Attachment::Interface(interface) => {
@@ -150,5 +177,22 @@ mod tests {
         assert_eq!(found.workloads[0].interfaces[0].1, "lo");
         assert_eq!(found.not_managed.len(), 3, "{:?}", found.not_managed);
         assert!(look(Path::new("/no/such/directory")).workloads.is_empty());
+    }
+
+    #[test]
+    fn a_file_that_breaks_lets_nothing_go_and_one_that_is_removed_does() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("a.yaml");
+        fs::write(&file, "name: web\ninterface: lo\naddresses: [192.0.2.1]\n").unwrap();
+        let before = look(directory.path());
+        fs::write(&file, "name: web\ninterface: lo\naddresses: [192.0.2.1\n").unwrap();
+        let mut broken = look(directory.path());
+        assert!(broken.workloads.is_empty() && broken.incomplete);
+        broken.keep_from(&before);
+        assert_eq!(broken.workloads, before.workloads);
+        fs::remove_file(&file).unwrap();
+        let mut removed = look(directory.path());
+        removed.keep_from(&before);
+        assert!(removed.workloads.is_empty());
     }
 }

@@ -59,10 +59,15 @@ async fn follow(
     let options = EventsOptionsBuilder::default().filters(&filters).build();
     // Listen first, list then: nothing that happens in between is missed.
     let mut events = pin!(docker.events(Some(options)));
-    let mut last = None;
+    let mut last: Option<Found> = None;
     loop {
-        let now = list(&docker).await?;
+        let mut now = list(&docker).await?;
         *wait = RETRY_MIN;
+        if let Some(last) = &last {
+            now.keep_from(last);
+        }
+        // What could not be looked at is looked at again soon.
+        let again = if now.incomplete { RETRY_MIN } else { RESYNC_INTERVAL };
         if last.as_ref() != Some(&now) {
             last = Some(now.clone());
             if found.send(now).await.is_err() {
@@ -70,7 +75,7 @@ async fn follow(
             }
         }
         loop {
-            match tokio::time::timeout(RESYNC_INTERVAL, events.next()).await {
+            match tokio::time::timeout(again, events.next()).await {
                 Err(_elapsed) => break,
                 Ok(None) => {
                     let ended = std::io::Error::from(std::io::ErrorKind::UnexpectedEof);
@@ -101,7 +106,7 @@ async fn list(docker: &Docker) -> Result<Found, bollard::errors::Error> {
             Err(bollard::errors::Error::DockerResponseServerError { status_code: 404, .. }) => continue,
             Err(error) => return Err(error),
         };
-        let (name, result) = workload(container).await;
+        let (name, result) = workload(container, &mut found.incomplete).await;
         match result {
             Ok(workload) => found.workloads.push(workload),
             Err(reason) => found.not_managed.push(NotManaged { subject: name, reason }),
@@ -111,7 +116,10 @@ async fn list(docker: &Docker) -> Result<Found, bollard::errors::Error> {
     Ok(found)
 }
 
-async fn workload(container: ContainerInspectResponse) -> (String, Result<FoundWorkload, String>) {
+async fn workload(
+    container: ContainerInspectResponse,
+    incomplete: &mut bool,
+) -> (String, Result<FoundWorkload, String>) {
     let name = workload_name(container.name.as_deref().unwrap_or_default());
     let host_network = container
         .host_config
@@ -127,7 +135,10 @@ async fn workload(container: ContainerInspectResponse) -> (String, Result<FoundW
     };
     let namespace = match tokio::task::spawn_blocking(move || links::namespace(&netns)).await {
         Ok(Ok(namespace)) => namespace,
-        Ok(Err(error)) => return (name, Err(error.to_string())),
+        Ok(Err(error)) => {
+            *incomplete |= error.is_passing();
+            return (name, Err(error.to_string()));
+        }
         Err(error) => return (name, Err(error.to_string())),
     };
     // The engine's word and what is in the namespace: addresses added by hand count too.

@@ -41,6 +41,17 @@ pub enum LinksError {
     NoInterface(String),
 }
 
+impl LinksError {
+    /// Whether trying again may well succeed: nothing was found out about what was asked for.
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::Enter { source, .. } => source.kind() != io::ErrorKind::NotFound,
+            Self::Netlink(_) => true,
+            Self::NotJoined(_) | Self::NoInterface(_) => false,
+        }
+    }
+}
+
 /// An interface.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Link {
@@ -113,8 +124,16 @@ pub struct Namespace {
 /// # Errors
 /// If it cannot be entered, or nothing in it leads here.
 pub fn namespace(path: &Path) -> Result<Namespace, LinksError> {
+    namespace_among(path, &links()?)
+}
+
+/// As [`namespace`], with the interfaces of this side already at hand: who looks into many namespaces asks
+/// for them once.
+///
+/// # Errors
+/// If it cannot be entered, or nothing in it leads here.
+pub fn namespace_among(path: &Path, here: &[Link]) -> Result<Namespace, LinksError> {
     let (inside, mut addresses) = within(path, || Ok((links()?, addresses()?)))??;
-    let here = links()?;
     let mut interfaces = Vec::new();
     let mut joined = Vec::new();
     for inner in &inside {
