@@ -8,11 +8,12 @@ SHELL := bash
 
 CARGO ?= cargo
 TARGET := $(or $(CARGO_TARGET_DIR),target)
-# Where the suites of public cases lie, if they do.
+# Where the suites of public policy cases lie, if they do.
+CASES ?= ../shared/conformance
 export BULKHEAD_BIN ?= $(abspath $(TARGET)/release/bulkhead)
 
 BUILD_PACKAGES := clang llvm gcc make pkg-config libelf-dev zlib1g-dev linux-libc-dev protobuf-compiler
-TEST_PACKAGES := iproute2 iptables nftables ipset iputils-ping docker.io busybox-static
+TEST_PACKAGES := python3-minimal iproute2 iptables nftables ipset iputils-ping docker.io busybox-static
 
 .PHONY: help
 help: ## List the targets
@@ -32,8 +33,16 @@ demo-clean: root ## Remove what a demo with KEEP=1 left
 	$(TARGET)/release/bulkhead-demo --clean
 
 .PHONY: test
-test: root build test-deps ## Run every test, those on real kernels, hosts and containers too
+test: root build test-deps conformance ## Run every test, those on real kernels, hosts and containers too
 	$(CARGO) test --locked --workspace
+
+.PHONY: conformance
+conformance: build ## Run the public policy cases, where they lie beside the checkout
+	@if [ -d $(CASES) ]; then \
+	  for by in "" --reference; do python3 $(CASES)/run.py --bulkhead "$(BULKHEAD_BIN)" $$by $(CASES)/*.jsonl.gz; done; \
+	else \
+	  echo "no public cases in $(CASES): nothing to run"; \
+	fi
 
 .PHONY: bench
 bench: root build test-deps ## Measure side by side with the alternatives; writes target/bench.json

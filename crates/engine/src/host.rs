@@ -19,8 +19,8 @@ use std::sync::Arc;
 use bulkhead_model::entity::matches;
 use bulkhead_model::host_policy::{CompiledId, EndpointBinding, HostDelta, HostPolicy, RuleId};
 use bulkhead_model::policy::{PolicySpec, TierSpec};
-use bulkhead_model::ports::{NamedPort, PortMatch};
-use bulkhead_model::{Direction, Entity, ObjectKey, Prefix, RuleRef, Selector, Verdict};
+use bulkhead_model::ports::NamedPort;
+use bulkhead_model::{Entity, ObjectKey, Prefix, RuleRef, Selector, Verdict};
 
 use crate::classes::{AtomId, ClassChanges, Classes};
 use crate::program::Program;
@@ -29,10 +29,11 @@ use crate::world::predefined_tiers;
 
 mod atoms;
 mod bind;
+mod choose;
 mod not_ready;
 mod rules;
 
-use atoms::{AtomKind, Atoms};
+use atoms::Atoms;
 use bind::Subject;
 pub use not_ready::NotReady;
 use rules::RuleTable;
@@ -155,21 +156,6 @@ impl HostEngine {
             next_slot: CompiledId::NONE.0 + 1,
             revision: 0,
             policy: HostPolicy::default(),
-        }
-    }
-
-    /// Endpoints whose tables were made for other meanings of named ports than those of now are chosen for again.
-    fn choose_for_renamed_ports(&mut self) {
-        for (name, local) in &self.locals {
-            let stale = local.desired.iter().flatten().filter_map(|id| self.slots.get(id)).any(|slot| {
-                let subject = &slot.key.subject;
-                let mut named = subject.named.iter();
-                subject.direction == Direction::Egress
-                    && named.any(|(ports, known)| meanings(&self.atoms, ports) != *known)
-            });
-            if stale {
-                self.dirty.insert(Arc::clone(name));
-            }
         }
     }
 
@@ -348,92 +334,6 @@ impl HostEngine {
         delta
     }
 
-    /// Finds or makes the compiled policies that an endpoint should be bound to.
-    fn choose(&mut self, name: &Arc<str>) {
-        let Some(local) = self.locals.get(name) else { return };
-        let entity = local.endpoint.entity.clone();
-        let keys: Vec<ObjectKey> = local
-            .selected_by
-            .iter()
-            .filter_map(|selector| self.applies.get(selector))
-            .flat_map(|applies| applies.policies.iter().cloned())
-            .collect();
-        let chosen = Direction::BOTH.map(|direction| self.slot_for(&entity, &keys, direction));
-        if let Some(local) = self.locals.get_mut(name) {
-            local.broken = None;
-            for (index, choice) in chosen.into_iter().enumerate() {
-                match choice {
-                    Ok(slot) => local.desired[index] = Some(slot),
-                    // DESIGN 4.14: keep the last good tables and say so.
-                    Err(reason) => local.broken = Some(reason),
-                }
-            }
-        }
-    }
-
-    fn slot_for(
-        &mut self,
-        entity: &Entity,
-        keys: &[ObjectKey],
-        direction: Direction,
-    ) -> Result<CompiledId, NotReady> {
-        let mut applicable = Vec::new();
-        for key in keys {
-            let Some(stored) = self.policies.get(key) else { continue };
-            if stored.spec.rules(direction).is_none() {
-                continue;
-            }
-            let Some(tier) = self.tiers.get(&stored.spec.tier) else {
-                let tier = stored.spec.tier.clone();
-                return Err(NotReady::UnknownTier { policy: key.qualified_name(), tier });
-            };
-            applicable.push(((tier.order, &stored.spec.tier, stored.spec.order, key), stored));
-        }
-        applicable.sort_unstable_by_key(|(a, _)| *a);
-        let rules =
-            || applicable.iter().flat_map(|(_, stored)| stored.spec.rules(direction).unwrap_or_default());
-        let label_keys: BTreeSet<&str> = rules()
-            .flat_map(|rule| &rule.peers)
-            .flat_map(|peer| peer.same_labels.iter().chain(&peer.not_same_labels))
-            .map(String::as_str)
-            .collect();
-        let labels = label_keys.into_iter().map(|key| (key.into(), entity.labels.get(key).map(Into::into)));
-        let labels = labels.collect();
-        let names = bind::named_ports(rules());
-        let mut name_atoms = Vec::new();
-        if direction == Direction::Egress {
-            for selector in names.iter().flat_map(bind::named_selectors) {
-                name_atoms.push(self.atoms.id(&mut self.classes, AtomKind::Selector(selector)));
-            }
-        }
-        let meaning = |ports: &PortMatch| match direction {
-            Direction::Ingress => entity.ports.iter().filter(|port| ports.names(port)).cloned().collect(),
-            Direction::Egress => meanings(&self.atoms, ports),
-        };
-        let named = names.iter().map(|ports| (ports.clone(), meaning(ports))).collect();
-        let subject = SubjectKey {
-            subject: Subject { direction, labels, named },
-            tiers_version: self.tiers_version,
-            policies: applicable.iter().map(|(_, stored)| stored.version).collect(),
-        };
-        if let Some(id) = self.slot_by_key.get(&subject) {
-            return Ok(*id);
-        }
-        let tiers = bind::tiers(
-            &self.tiers,
-            applicable.iter().map(|((.., key), stored)| (*key, &stored.spec)),
-            &subject.subject,
-            &mut bind::Binder { atoms: &mut self.atoms, classes: &mut self.classes, rules: &mut self.rules },
-        );
-        let program = Program::new(tiers, (self.posture, self.rules.id(RuleRef::DefaultPosture)));
-        self.atoms.acquire(program.atoms().chain(name_atoms.iter().copied()));
-        let id = CompiledId(self.next_slot);
-        self.next_slot += 1;
-        self.slot_by_key.insert(subject.clone(), id);
-        self.slots.insert(id, Slot { key: subject, program, name_atoms, live: false });
-        Ok(id)
-    }
-
     fn rows_for_born_classes(&mut self, changes: &ClassChanges, delta: &mut HostDelta) {
         for (id, slot) in self.slots.iter_mut().filter(|(_, slot)| slot.live) {
             let default = slot.program.row(&[]);
@@ -515,13 +415,6 @@ impl HostEngine {
             }
         }
     }
-}
-
-/// What a name of a port means at anybody who is known.
-fn meanings(atoms: &Atoms, ports: &PortMatch) -> BTreeSet<NamedPort> {
-    let selectors = bind::named_selectors(ports);
-    let known = selectors.iter().flat_map(|selector| atoms.ports_of_members(selector));
-    known.filter(|port| ports.names(port)).cloned().collect()
 }
 
 #[cfg(test)]

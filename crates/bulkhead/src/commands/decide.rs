@@ -82,7 +82,7 @@ pub(crate) fn decide(args: &DecideArgs) -> Result<(), Failure> {
             Ok(next) => {
                 next.bring(&mut fleet, &state);
                 state = next;
-                answer(args, &fleet, &state, &request, &mut differences)
+                answer(args, &mut fleet, &state, &request, &mut differences)
             }
             Err(errors) => json!({ "id": request.id, "results": [], "errors": errors }),
         };
@@ -96,7 +96,7 @@ pub(crate) fn decide(args: &DecideArgs) -> Result<(), Failure> {
 
 fn answer(
     args: &DecideArgs,
-    fleet: &Fleet,
+    fleet: &mut Fleet,
     state: &State,
     request: &Request,
     differences: &mut u64,
@@ -112,6 +112,13 @@ fn answer(
                 continue;
             }
         };
+        let rivals = state.rivals(&flow);
+        for entity in &rivals {
+            fleet.set_entity(&entity.name, Some(&without_addresses(entity, &flow)));
+        }
+        if !rivals.is_empty() {
+            fleet.settle();
+        }
         let chosen =
             if args.reference { fleet.decide_by_reference(&flow) } else { fleet.decide_by_tables(&flow) };
         if args.check {
@@ -121,9 +128,27 @@ fn answer(
                 errors.push(format!("{question:?}: tables say {chosen:?}, the reference {reference:?}"));
             }
         }
+        for entity in &rivals {
+            fleet.set_entity(&entity.name, Some(entity));
+        }
+        if !rivals.is_empty() {
+            fleet.settle();
+        }
         results.push(result(&chosen));
     }
     json!({ "id": request.id, "results": results, "errors": errors })
+}
+
+/// An address is one workload's at a time. Where manifests give it to several, a question that names one of them is
+/// about that one having it.
+fn without_addresses(entity: &Entity, flow: &Flow) -> Entity {
+    let mut entity = entity.clone();
+    entity.prefixes.retain(|prefix| {
+        ![flow.source.address, flow.destination.address]
+            .iter()
+            .any(|address| prefix.contains_address(*address))
+    });
+    entity
 }
 
 fn without_trace(mut explanation: Explanation) -> Explanation {
@@ -241,6 +266,17 @@ impl State {
             fleet.set_entity(name, None);
         }
         fleet.settle();
+    }
+
+    /// Other workloads with the address of one that the flow names.
+    fn rivals(&self, flow: &Flow) -> Vec<&Entity> {
+        let ends = [&flow.source, &flow.destination];
+        let named = |entity: &&Entity| ends.iter().any(|end| end.workload.as_ref() == Some(&entity.name));
+        let claims = |entity: &&Entity| {
+            let mut taken = ends.iter().filter(|end| end.workload.is_some()).map(|end| end.address);
+            taken.any(|address| entity.prefixes.iter().any(|p| p.is_host() && p.contains_address(address)))
+        };
+        self.entities.values().filter(|entity| !named(entity)).filter(claims).collect()
     }
 
     fn flow(&self, question: &Question) -> Result<Flow, String> {

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use bulkhead_model::host_policy::{ClassId, Row};
 use bulkhead_model::policy::{Action, DefaultAction, IpVersion, Mode, Order, Peer, Rule};
 use bulkhead_model::ports::{PortKey, Protocol};
-use bulkhead_model::{Kind, Labels, entity};
+use bulkhead_model::{Direction, Kind, Labels, entity};
 use proptest::prelude::*;
 
 use super::*;

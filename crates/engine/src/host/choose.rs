@@ -1,0 +1,123 @@
+//! Which compiled policy an endpoint should be bound to.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use bulkhead_model::host_policy::CompiledId;
+use bulkhead_model::ports::{NamedPort, PortMatch};
+use bulkhead_model::{Direction, Entity, ObjectKey, RuleRef};
+
+use super::atoms::{AtomKind, Atoms};
+use super::bind::{self, Subject};
+use super::{HostEngine, NotReady, Slot, SubjectKey};
+use crate::program::Program;
+
+impl HostEngine {
+    /// Finds or makes the compiled policies that an endpoint should be bound to.
+    pub(super) fn choose(&mut self, name: &Arc<str>) {
+        let Some(local) = self.locals.get(name) else { return };
+        let entity = local.endpoint.entity.clone();
+        let keys: Vec<ObjectKey> = local
+            .selected_by
+            .iter()
+            .filter_map(|selector| self.applies.get(selector))
+            .flat_map(|applies| applies.policies.iter().cloned())
+            .collect();
+        let chosen = Direction::BOTH.map(|direction| self.slot_for(&entity, &keys, direction));
+        if let Some(local) = self.locals.get_mut(name) {
+            local.broken = None;
+            for (index, choice) in chosen.into_iter().enumerate() {
+                match choice {
+                    Ok(slot) => local.desired[index] = Some(slot),
+                    // DESIGN 4.14: keep the last good tables and say so.
+                    Err(reason) => local.broken = Some(reason),
+                }
+            }
+        }
+    }
+
+    fn slot_for(
+        &mut self,
+        entity: &Entity,
+        keys: &[ObjectKey],
+        direction: Direction,
+    ) -> Result<CompiledId, NotReady> {
+        let mut applicable = Vec::new();
+        for key in keys {
+            let Some(stored) = self.policies.get(key) else { continue };
+            if stored.spec.rules(direction).is_none() {
+                continue;
+            }
+            let Some(tier) = self.tiers.get(&stored.spec.tier) else {
+                let tier = stored.spec.tier.clone();
+                return Err(NotReady::UnknownTier { policy: key.qualified_name(), tier });
+            };
+            applicable.push(((tier.order, &stored.spec.tier, stored.spec.order, key), stored));
+        }
+        applicable.sort_unstable_by_key(|(a, _)| *a);
+        let rules =
+            || applicable.iter().flat_map(|(_, stored)| stored.spec.rules(direction).unwrap_or_default());
+        let label_keys: BTreeSet<&str> = rules()
+            .flat_map(|rule| &rule.peers)
+            .flat_map(|peer| peer.same_labels.iter().chain(&peer.not_same_labels))
+            .map(String::as_str)
+            .collect();
+        let labels = label_keys.into_iter().map(|key| (key.into(), entity.labels.get(key).map(Into::into)));
+        let labels = labels.collect();
+        let names = bind::named_ports(rules());
+        let mut name_atoms = Vec::new();
+        if direction == Direction::Egress {
+            for selector in names.iter().flat_map(bind::named_selectors) {
+                name_atoms.push(self.atoms.id(&mut self.classes, AtomKind::Selector(selector)));
+            }
+        }
+        let meaning = |ports: &PortMatch| match direction {
+            Direction::Ingress => entity.ports.iter().filter(|port| ports.names(port)).cloned().collect(),
+            Direction::Egress => meanings(&self.atoms, ports),
+        };
+        let named = names.iter().map(|ports| (ports.clone(), meaning(ports))).collect();
+        let subject = SubjectKey {
+            subject: Subject { direction, labels, named },
+            tiers_version: self.tiers_version,
+            policies: applicable.iter().map(|(_, stored)| stored.version).collect(),
+        };
+        if let Some(id) = self.slot_by_key.get(&subject) {
+            return Ok(*id);
+        }
+        let tiers = bind::tiers(
+            &self.tiers,
+            applicable.iter().map(|((.., key), stored)| (*key, &stored.spec)),
+            &subject.subject,
+            &mut bind::Binder { atoms: &mut self.atoms, classes: &mut self.classes, rules: &mut self.rules },
+        );
+        let program = Program::new(tiers, (self.posture, self.rules.id(RuleRef::DefaultPosture)));
+        self.atoms.acquire(program.atoms().chain(name_atoms.iter().copied()));
+        let id = CompiledId(self.next_slot);
+        self.next_slot += 1;
+        self.slot_by_key.insert(subject.clone(), id);
+        self.slots.insert(id, Slot { key: subject, program, name_atoms, live: false });
+        Ok(id)
+    }
+
+    /// Endpoints whose tables were made for other meanings of named ports than those of now are chosen for again.
+    pub(super) fn choose_for_renamed_ports(&mut self) {
+        for (name, local) in &self.locals {
+            let stale = local.desired.iter().flatten().filter_map(|id| self.slots.get(id)).any(|slot| {
+                let subject = &slot.key.subject;
+                let mut named = subject.named.iter();
+                subject.direction == Direction::Egress
+                    && named.any(|(ports, known)| meanings(&self.atoms, ports) != *known)
+            });
+            if stale {
+                self.dirty.insert(Arc::clone(name));
+            }
+        }
+    }
+}
+
+/// What a name of a port means at anybody who is known.
+fn meanings(atoms: &Atoms, ports: &PortMatch) -> BTreeSet<NamedPort> {
+    let selectors = bind::named_selectors(ports);
+    let known = selectors.iter().flat_map(|selector| atoms.ports_of_members(selector));
+    known.filter(|port| ports.names(port)).cloned().collect()
+}

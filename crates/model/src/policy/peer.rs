@@ -1,0 +1,136 @@
+//! Descriptions of the other end.
+
+use serde_json::{Map, Value as Json, json};
+
+use super::{PEERS_MAX, blocks, boolean, label_keys, names, selector};
+use crate::address::Prefix;
+use crate::document::{Decoder, Node, Value};
+use crate::selector::Selector;
+
+/// A description of the other end. All criteria that are given must hold.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Peer {
+    /// A known endpoint or network set that matches.
+    pub selector: Option<Selector>,
+    /// Everything but known endpoints and network sets that match.
+    pub not_selector: Option<Selector>,
+    /// In a namespace whose labels match; joined with `selector` on one and the same workload.
+    pub namespace_selector: Option<Selector>,
+    /// With one of these service accounts, likewise joined with `selector`.
+    pub service_accounts: Vec<String>,
+    /// A known endpoint that has each of these labels with the same value as the endpoint that the policy is for.
+    pub same_labels: Vec<String>,
+    /// A known endpoint that has each of these labels, and at least one of them with another value.
+    pub not_same_labels: Vec<String>,
+    /// An address in one of these blocks.
+    pub cidrs: Vec<Prefix>,
+    /// An address in none of these blocks.
+    pub not_cidrs: Vec<Prefix>,
+    /// An address in a network set that matches.
+    pub network_sets: Option<Selector>,
+    /// An address of a host that matches.
+    pub hosts: Option<Selector>,
+}
+
+impl Peer {
+    /// Whether it says nothing, and so means any address.
+    pub fn is_any(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+impl Peer {
+    fn decode(decoder: &mut Decoder, node: &Node) -> Option<Self> {
+        let mut fields = decoder.fields(node, "a peer, like {selector: role == 'web'}")?;
+        let before = decoder.problems.len();
+        let any = fields.optional(decoder, "any", boolean);
+        let peer = Self {
+            selector: fields.optional(decoder, "selector", selector),
+            not_selector: fields.optional(decoder, "notSelector", selector),
+            namespace_selector: fields.optional(decoder, "namespaceSelector", selector),
+            service_accounts: fields.optional(decoder, "serviceAccounts", names).unwrap_or_default(),
+            same_labels: fields.optional(decoder, "sameLabels", label_keys).unwrap_or_default(),
+            not_same_labels: fields.optional(decoder, "notSameLabels", label_keys).unwrap_or_default(),
+            cidrs: fields.optional(decoder, "cidrs", blocks).unwrap_or_default(),
+            not_cidrs: fields.optional(decoder, "notCidrs", blocks).unwrap_or_default(),
+            network_sets: fields.optional(decoder, "networkSets", selector),
+            hosts: fields.optional(decoder, "hosts", selector),
+        };
+        for name in ["domains", "services"] {
+            fields.refuse(decoder, name, "this field is not supported yet");
+        }
+        fields.finish(decoder);
+        if decoder.problems.len() > before {
+            return None;
+        }
+        match (any, peer.is_any()) {
+            (Some(true), true) | (None | Some(false), false) => Some(peer),
+            (Some(true), false) => {
+                decoder
+                    .problem(node, "\"any: true\" stands alone: it would make the other criteria pointless");
+                None
+            }
+            (None | Some(false), true) => {
+                decoder.problem(node, "an empty peer is ambiguous: write {any: true} for every address");
+                None
+            }
+        }
+    }
+
+    pub(super) fn to_json(&self) -> Json {
+        let Self {
+            selector,
+            not_selector,
+            namespace_selector,
+            service_accounts,
+            same_labels,
+            not_same_labels,
+            cidrs,
+            not_cidrs,
+            network_sets,
+            hosts,
+        } = self;
+        let mut peer = Map::new();
+        if self.is_any() {
+            peer.insert("any".into(), json!(true));
+        }
+        for (name, selector) in [
+            ("selector", selector),
+            ("notSelector", not_selector),
+            ("namespaceSelector", namespace_selector),
+            ("networkSets", network_sets),
+            ("hosts", hosts),
+        ] {
+            if let Some(selector) = selector {
+                peer.insert(name.into(), json!(selector));
+            }
+        }
+        for (name, list) in [
+            ("serviceAccounts", service_accounts),
+            ("sameLabels", same_labels),
+            ("notSameLabels", not_same_labels),
+        ] {
+            if !list.is_empty() {
+                peer.insert(name.into(), json!(list));
+            }
+        }
+        for (name, blocks) in [("cidrs", cidrs), ("notCidrs", not_cidrs)] {
+            if !blocks.is_empty() {
+                peer.insert(name.into(), json!(blocks));
+            }
+        }
+        Json::Object(peer)
+    }
+}
+
+/// One peer or a list of them.
+pub(super) fn peers(decoder: &mut Decoder, node: &Node) -> Option<Vec<Peer>> {
+    match &node.value {
+        Value::Sequence(items) if items.is_empty() => {
+            decoder.problem(node, "an empty list of peers is ambiguous: leave it out for every address");
+            None
+        }
+        Value::Sequence(_) => decoder.list(node, PEERS_MAX, Peer::decode),
+        _ => Peer::decode(decoder, node).map(|peer| vec![peer]),
+    }
+}
