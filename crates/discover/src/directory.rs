@@ -6,7 +6,6 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use bulkhead_model::Problem;
 use bulkhead_model::registration::{self, Attachment, Registration};
 use tokio::sync::mpsc;
 
@@ -22,10 +21,25 @@ pub const FILES_MAX: usize = 10_000;
 /// Watches `directory` and sends what is there, at once and after every change, until nobody listens.
 /// A message on `nudge` makes it look without waiting.
 pub async fn watch(directory: PathBuf, mut nudge: mpsc::Receiver<()>, found: mpsc::Sender<Found>) {
-    let mut last = None;
+    let mut last: Option<Found> = None;
+    let mut good = LastGood::new();
     loop {
         let path = directory.clone();
-        let now = tokio::task::spawn_blocking(move || look(&path)).await;
+        let looking = tokio::task::spawn_blocking(move || {
+            let now = look_again(&path, &mut good);
+            (now, good)
+        });
+        // A look that panicked is none; what was good is found out again.
+        let now = match looking.await {
+            Ok((now, known)) => {
+                good = known;
+                Ok(now)
+            }
+            Err(error) => {
+                good = LastGood::new();
+                Err(error)
+            }
+        };
         if let Ok(mut now) = now {
             if let Some(last) = &last {
                 now.keep_from(last);
@@ -45,56 +59,63 @@ pub async fn watch(directory: PathBuf, mut nudge: mpsc::Receiver<()>, found: mps
     }
 }
 
+/// What each file said when it could last be read.
+type LastGood = BTreeMap<PathBuf, Vec<Registration>>;
+
 /// What the directory says now.
 pub fn look(directory: &Path) -> Found {
+    look_again(directory, &mut LastGood::new())
+}
+
+/// What the directory says now; a file that cannot be read still says what it said before.
+fn look_again(directory: &Path, good: &mut LastGood) -> Found {
     let mut found = Found::default();
     let files = match files(directory) {
         Ok(files) => files,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return found,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
         Err(error) => {
             found.not_managed.push(not_managed(&directory.display().to_string(), &error));
-            found.incomplete = true;
-            return found;
+            good.keys().cloned().collect()
         }
     };
+    good.retain(|file, _| files.contains(file));
     // Once for all of them: a list of interfaces is as long as there are workloads.
     let mut here: Option<Vec<links::Link>> = None;
     let mut names: BTreeMap<String, PathBuf> = BTreeMap::new();
     for file in files {
         let source = file.display().to_string();
-        let registrations = match read(&file) {
-            Ok(text) => registration::parse(&source, &text),
+        let text = match read(&file) {
+            Ok(text) => registration::parse(&source, &text)
+                .map_err(|problems| problems.iter().map(ToString::to_string).collect::<Vec<_>>()),
             // It went away since it was listed.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            Err(error) => {
-                found.not_managed.push(not_managed(&source, &error));
-                found.incomplete = true;
-                continue;
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+            Err(error) => Err(vec![error.to_string()]),
+        };
+        let registrations = match text {
+            Ok(registrations) => {
+                good.insert(file.clone(), registrations.clone());
+                registrations
+            }
+            Err(reasons) => {
+                let named = |reason| NotManaged { subject: source.clone(), reason };
+                found.not_managed.extend(reasons.into_iter().map(named));
+                good.get(&file).cloned().unwrap_or_default()
             }
         };
-        match registrations {
-            Ok(registrations) => {
-                for registration in registrations {
-                    if let Some(first) = names.insert(registration.name.clone(), file.clone()) {
-                        let reason = format!("the name is already taken by {}", first.display());
-                        found.not_managed.push(NotManaged { subject: registration.name, reason });
-                        continue;
-                    }
-                    match resolve_among(&registration, &mut here) {
-                        Ok(workload) => found.workloads.push(workload),
-                        Err(error) => {
-                            found.not_managed.push(not_managed(&registration.name, &error));
-                            found.incomplete |= error.is_passing();
-                        }
+        for registration in registrations {
+            if let Some(first) = names.insert(registration.name.clone(), file.clone()) {
+                let reason = format!("the name is already taken by {}", first.display());
+                found.not_managed.push(NotManaged { subject: registration.name, reason });
+                continue;
+            }
+            match resolve_among(&registration, &mut here) {
+                Ok(workload) => found.workloads.push(workload),
+                Err(error) => {
+                    found.not_managed.push(not_managed(&registration.name, &error));
+                    if error.is_passing() {
+                        found.unseen.push(registration.name);
                     }
                 }
-            }
-            Err(problems) => {
-                // The last good form of the file counts.
-                found.incomplete = true;
-                let reason =
-                    |problem: &Problem| NotManaged { subject: source.clone(), reason: problem.to_string() };
-                found.not_managed.extend(problems.iter().map(reason));
             }
         }
     }
@@ -184,15 +205,13 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("a.yaml");
         fs::write(&file, "name: web\ninterface: lo\naddresses: [192.0.2.1]\n").unwrap();
-        let before = look(directory.path());
+        let mut good = LastGood::new();
+        let before = look_again(directory.path(), &mut good);
         fs::write(&file, "name: web\ninterface: lo\naddresses: [192.0.2.1\n").unwrap();
-        let mut broken = look(directory.path());
-        assert!(broken.workloads.is_empty() && broken.incomplete);
-        broken.keep_from(&before);
-        assert_eq!(broken.workloads, before.workloads);
+        let broken = look_again(directory.path(), &mut good);
+        assert_eq!((broken.workloads, broken.not_managed.len()), (before.workloads, 1));
+        fs::write(directory.path().join("b.yaml"), "name: [").unwrap();
         fs::remove_file(&file).unwrap();
-        let mut removed = look(directory.path());
-        removed.keep_from(&before);
-        assert!(removed.workloads.is_empty());
+        assert!(look_again(directory.path(), &mut good).workloads.is_empty());
     }
 }

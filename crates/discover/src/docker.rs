@@ -67,7 +67,7 @@ async fn follow(
             now.keep_from(last);
         }
         // What could not be looked at is looked at again soon.
-        let again = if now.incomplete { RETRY_MIN } else { RESYNC_INTERVAL };
+        let again = if !now.unseen.is_empty() { RETRY_MIN } else { RESYNC_INTERVAL };
         if last.as_ref() != Some(&now) {
             last = Some(now.clone());
             if found.send(now).await.is_err() {
@@ -106,7 +106,7 @@ async fn list(docker: &Docker) -> Result<Found, bollard::errors::Error> {
             Err(bollard::errors::Error::DockerResponseServerError { status_code: 404, .. }) => continue,
             Err(error) => return Err(error),
         };
-        let (name, result) = workload(container, &mut found.incomplete).await;
+        let (name, result) = workload(container, &mut found.unseen).await;
         match result {
             Ok(workload) => found.workloads.push(workload),
             Err(reason) => found.not_managed.push(NotManaged { subject: name, reason }),
@@ -118,7 +118,7 @@ async fn list(docker: &Docker) -> Result<Found, bollard::errors::Error> {
 
 async fn workload(
     container: ContainerInspectResponse,
-    incomplete: &mut bool,
+    unseen: &mut Vec<String>,
 ) -> (String, Result<FoundWorkload, String>) {
     let name = workload_name(container.name.as_deref().unwrap_or_default());
     let host_network = container
@@ -136,7 +136,9 @@ async fn workload(
     let namespace = match tokio::task::spawn_blocking(move || links::namespace(&netns)).await {
         Ok(Ok(namespace)) => namespace,
         Ok(Err(error)) => {
-            *incomplete |= error.is_passing();
+            if error.is_passing() {
+                unseen.push(name.clone());
+            }
             return (name, Err(error.to_string()));
         }
         Err(error) => return (name, Err(error.to_string())),

@@ -49,20 +49,15 @@ pub struct Found {
     pub workloads: Vec<FoundWorkload>,
     /// What could not be taken in.
     pub not_managed: Vec<NotManaged>,
-    /// Whether something could not be looked at (a file that does not parse, a kernel that refused): what is missing
-    /// in this answer may still be there.
+    /// Names of workloads that could not be looked at (a kernel that refused): they may still be there.
     #[serde(skip)]
-    pub incomplete: bool,
+    pub unseen: Vec<String>,
 }
 
 impl Found {
-    /// Takes over from an earlier answer what an incomplete one does not tell of: nothing is let go because
-    /// it could not be looked at.
+    /// Takes over from an earlier answer the workloads that could not be looked at: nothing is let go for that.
     pub fn keep_from(&mut self, earlier: &Self) {
-        if self.incomplete {
-            let told = |one: &&FoundWorkload| self.workloads.iter().any(|known| known.name == one.name);
-            let kept: Vec<_> = earlier.workloads.iter().filter(|one| !told(one)).cloned().collect();
-            self.workloads.extend(kept);
-        }
+        let kept = earlier.workloads.iter().filter(|one| self.unseen.contains(&one.name));
+        self.workloads.extend(kept.cloned());
     }
 }
