@@ -13,7 +13,7 @@ CASES ?= ../shared/conformance
 export BULKHEAD_BIN ?= $(abspath $(TARGET)/release/bulkhead)
 
 BUILD_PACKAGES := clang llvm gcc make pkg-config libelf-dev zlib1g-dev linux-libc-dev protobuf-compiler
-TEST_PACKAGES := python3-minimal iproute2 iptables nftables ipset iputils-ping docker.io busybox-static
+TEST_PACKAGES := python3 iproute2 iptables nftables ipset iputils-ping docker.io busybox-static
 
 .PHONY: help
 help: ## List the targets
