@@ -119,9 +119,13 @@ impl Agent {
                 In::Welcome(_) | In::Synced(_) | In::InventoryAck(_) => {}
             }
         }
-        // The barrier speaks of what had been subscribed to when it was sent. Members that were remembered and
-        // asked about again, but not answered yet, are still as of the revision before.
-        let answered = self.link.as_ref().is_some_and(|link| link.unanswered.is_empty());
+        // The barrier speaks of what had been subscribed to when it was sent. Members that are remembered, but not
+        // asked about yet (after a boot nothing is wanted until the sources have answered) or not answered yet, are
+        // still as of the revision before.
+        let answered = self.link.as_ref().is_some_and(|link| {
+            let asked = |selector| link.subscriptions.contains_key(selector);
+            link.unanswered.is_empty() && self.members.keys().all(asked)
+        });
         let members = if answered {
             revision
         } else if self.progress.epoch == epoch {
