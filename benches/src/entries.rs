@@ -91,13 +91,7 @@ impl Fleet {
             let waiting = host.engine.waiting();
             for selector in &waiting {
                 let Some(id) = host.subscribed.get(selector) else { continue };
-                let members = self.index.members(*id).map(|member| Member {
-                    entity: Arc::clone(member.entity),
-                    host: member.host.cloned(),
-                    prefixes: member.prefixes.to_vec(),
-                    ports: member.ports.to_vec(),
-                });
-                host.engine.set_members(selector, members);
+                host.engine.set_members(selector, self.index.members(*id).map(Member::from));
             }
             if waiting.is_empty() && !host.engine.needs_flush() {
                 return;

@@ -281,8 +281,6 @@ impl Agent {
                     micros = applied.duration.as_micros(),
                     "applied"
                 );
-                let indexes: Vec<u32> = delta.endpoints.values().flatten().map(|b| b.ifindex).collect();
-                indexes.into_iter().for_each(|ifindex| self.attach(ifindex));
                 released.into_iter().for_each(|ifindex| self.release(ifindex));
                 Ok(())
             }
@@ -312,8 +310,6 @@ impl Agent {
                     micros = applied.duration.as_micros(),
                     "tables in force"
                 );
-                let indexes: Vec<u32> = policy.endpoints.values().map(|binding| binding.ifindex).collect();
-                indexes.into_iter().for_each(|ifindex| self.attach(ifindex));
                 Ok(())
             }
             Err(error @ DataplaneError::Fenced { .. }) => Err(error.into()),

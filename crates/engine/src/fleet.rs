@@ -11,7 +11,7 @@ use bulkhead_model::{Builtin, Direction, Entity, Kind, ObjectKey, RuleRef, Selec
 
 use crate::decide::{Explanation, Flow, Judgement, decide};
 use crate::host::{HostEngine, LocalEndpoint, Member};
-use crate::members::{Change, MemberIndex, SelectorId};
+use crate::members::{Change, MemberChange, MemberIndex, MemberRef, SelectorId};
 use crate::world::World;
 
 /// Name of the host that everything runs on.
@@ -39,11 +39,6 @@ impl Fleet {
             interfaces: BTreeMap::new(),
             next_interface: 1,
         }
-    }
-
-    /// Everything that is known.
-    pub fn world(&self) -> &World {
-        &self.world
     }
 
     /// Adds, replaces or removes a tier.
@@ -89,17 +84,7 @@ impl Fleet {
                 self.index.remove(name)
             }
         };
-        for change in changes {
-            let Some(selector) = self.index.selector(change.selector).cloned() else { continue };
-            match change.change {
-                Change::Join { prefixes, host, ports } => {
-                    let (prefixes, ports) = (prefixes.to_vec(), ports.to_vec());
-                    let member = Member { entity: change.entity, host, prefixes, ports };
-                    self.engine.change_members(&selector, [member], []);
-                }
-                Change::Leave => self.engine.change_members(&selector, [], [change.entity]),
-            }
-        }
+        tell(&mut self.engine, &self.index, changes);
     }
 
     /// Brings the tables up to date.
@@ -113,17 +98,7 @@ impl Fleet {
                     None => self.index.subscribe(selector),
                 };
                 self.subscribed.insert(selector.clone(), id);
-                let members: Vec<Member> = self
-                    .index
-                    .members(id)
-                    .map(|member| Member {
-                        entity: Arc::clone(member.entity),
-                        host: member.host.cloned(),
-                        prefixes: member.prefixes.to_vec(),
-                        ports: member.ports.to_vec(),
-                    })
-                    .collect();
-                self.engine.set_members(selector, members);
+                self.engine.set_members(selector, self.index.members(id).map(Member::from));
             }
             if waiting.is_empty() && !self.engine.needs_flush() {
                 break;
@@ -189,6 +164,31 @@ impl Fleet {
             audit_rule: audit_author,
             log,
             trace: Vec::new(),
+        }
+    }
+}
+
+/// Hands an index's changes to an engine, as a controller and an agent do over the wire.
+pub(crate) fn tell(engine: &mut HostEngine, index: &MemberIndex, changes: Vec<MemberChange>) {
+    for MemberChange { selector, entity, change } in changes {
+        let Some(selector) = index.selector(selector) else { continue };
+        match change {
+            Change::Join { prefixes, host, ports } => {
+                let (prefixes, ports) = (prefixes.to_vec(), ports.to_vec());
+                engine.change_members(selector, [Member { entity, host, prefixes, ports }], []);
+            }
+            Change::Leave => engine.change_members(selector, [], [entity]),
+        }
+    }
+}
+
+impl From<MemberRef<'_>> for Member {
+    fn from(member: MemberRef<'_>) -> Self {
+        Self {
+            entity: Arc::clone(member.entity),
+            host: member.host.cloned(),
+            prefixes: member.prefixes.to_vec(),
+            ports: member.ports.to_vec(),
         }
     }
 }

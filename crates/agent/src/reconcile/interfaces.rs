@@ -88,7 +88,8 @@ impl Agent {
         }
     }
 
-    /// Takes charge of endpoints' interfaces that it could not take charge of before.
+    /// Takes charge of endpoints' interfaces that are new, or that it could not take charge of before. After their
+    /// tables are in force, so that an interface that was open until now is never closed in between.
     pub(super) fn attach_missing(&mut self) {
         if !self.programmed {
             return;

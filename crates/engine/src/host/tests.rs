@@ -9,7 +9,7 @@ use bulkhead_model::{Direction, Kind, Labels, entity};
 use proptest::prelude::*;
 
 use super::*;
-use crate::{Change, MemberIndex, SelectorId, World, judge};
+use crate::{MemberIndex, SelectorId, World, judge};
 
 const HOST: &str = "here";
 
@@ -116,17 +116,7 @@ impl Fleet {
                 self.index.remove(name)
             }
         };
-        for change in changes {
-            let selector = self.index.selector(change.selector).unwrap().clone();
-            match change.change {
-                Change::Join { prefixes, host, ports } => {
-                    let (prefixes, ports) = (prefixes.to_vec(), ports.to_vec());
-                    let member = Member { entity: change.entity, host, prefixes, ports };
-                    self.engine.change_members(&selector, [member], []);
-                }
-                Change::Leave => self.engine.change_members(&selector, [], [change.entity]),
-            }
-        }
+        crate::fleet::tell(&mut self.engine, &self.index, changes);
     }
 
     /// Flushes and answers subscriptions until nothing is left to do; answers the deltas.
@@ -143,17 +133,7 @@ impl Fleet {
             for selector in &new {
                 let id = self.index.subscribe(selector);
                 self.subscribed.insert(selector.clone(), id);
-                let members: Vec<_> = self
-                    .index
-                    .members(id)
-                    .map(|member| Member {
-                        entity: Arc::clone(member.entity),
-                        host: member.host.cloned(),
-                        prefixes: member.prefixes.to_vec(),
-                        ports: member.ports.to_vec(),
-                    })
-                    .collect();
-                self.engine.set_members(selector, members);
+                self.engine.set_members(selector, self.index.members(id).map(Member::from));
             }
             if new.is_empty() && !self.engine.needs_flush() {
                 return deltas;
