@@ -406,3 +406,40 @@ fn name_of(json: &[u8]) -> String {
     let namespace = namespace.map(|namespace| format!("{namespace}/")).unwrap_or_default();
     format!("{}/{namespace}{}", text("/kind"), text("/metadata/name"))
 }
+
+#[cfg(test)]
+mod tests {
+    use bulkhead_dataplane::fake::FakeDataplane;
+    use bulkhead_wire::proto::{ControllerMessage, Synced};
+    use tokio::sync::watch;
+
+    use super::*;
+    use crate::{Config, disk, flows};
+
+    fn hears(agent: &mut Agent, body: In) {
+        agent.session_event(SessionEvent::Message(ControllerMessage { body: Some(body) }));
+    }
+
+    /// After a boot the controller answers before the sources have: what is remembered is not wanted yet.
+    #[tokio::test]
+    async fn a_barrier_says_nothing_about_members_that_were_not_asked_for() {
+        let directory = tempfile::tempdir().unwrap();
+        let (disk, mut remembered) = disk::open(directory.path(), "boot").unwrap();
+        let selector = Selector::parse("role == 'a'").unwrap();
+        remembered.progress = Progress { epoch: "e".into(), revision: 5, members: 5 };
+        remembered.members.insert(selector, KnownMembers::new());
+        let config = Arc::new(Config { controller: "http://127.0.0.1:1".into(), ..Config::default() });
+        let session = (watch::channel(Progress::default()).0, tokio::spawn(async {}));
+        let flows = flows::spawn(&config);
+        let dataplane = Box::new(FakeDataplane::default());
+        let mut agent = Agent::new(config, dataplane, disk, remembered, session, flows);
+        let (outgoing, _sent) = mpsc::channel(8);
+        agent.session_event(SessionEvent::Connected(outgoing));
+        hears(
+            &mut agent,
+            In::Welcome(Welcome { protocol: PROTOCOL, epoch: "e".into(), ..Welcome::default() }),
+        );
+        hears(&mut agent, In::Synced(Synced { revision: 9 }));
+        assert_eq!((agent.progress.revision, agent.progress.members), (9, 5));
+    }
+}
