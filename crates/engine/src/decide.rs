@@ -8,8 +8,10 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use bulkhead_model::entity::matches;
-use bulkhead_model::labels::{KIND_LABEL, NAMESPACE_LABEL, NAMESPACE_LABELS_PREFIX, SERVICE_ACCOUNT_LABEL};
-use bulkhead_model::policy::{Action, DefaultAction, Mode, Order, Peer, PolicySpec, Rule};
+use bulkhead_model::labels::{
+    DOMAIN_LABEL, KIND_LABEL, NAMESPACE_LABEL, NAMESPACE_LABELS_PREFIX, SERVICE_ACCOUNT_LABEL, SERVICE_LABEL,
+};
+use bulkhead_model::policy::{Action, DefaultAction, Mode, Order, Peer, PolicySpec, Rule, ServiceName};
 use bulkhead_model::ports::{PortKey, PortMatch};
 use bulkhead_model::{
     Builtin, Direction, Entity, Kind, Labels, ObjectKey, Prefix, RuleRef, Selector, Verdict,
@@ -118,7 +120,10 @@ impl fmt::Display for Outcome {
 
 /// Judges a new connection at both ends (4.1).
 pub fn decide(world: &World, flow: &Flow) -> Explanation {
-    let ours = |end: &Endpoint| end.workload.as_ref().and_then(|name| world.entities.get(name));
+    let ours = |end: &Endpoint| {
+        let entity = end.workload.as_ref().and_then(|name| world.entities.get(name));
+        entity.filter(|entity| entity.is_endpoint())
+    };
     let (source, destination) = (ours(&flow.source), ours(&flow.destination));
     let (egress, ingress) = match (source, destination) {
         // 4.10: a workload may always reach itself.
@@ -190,6 +195,11 @@ struct Query<'a> {
 
 impl Query<'_> {
     fn walk(&self, with_audit: bool, trace: &mut Vec<Step>) -> (Verdict, RuleRef, bool) {
+        // 4.11: no policy locks anybody out of a host.
+        let fail_safe = self.world.settings.fail_safe.ports(self.direction);
+        if self.endpoint.is_host_endpoint() && fail_safe.iter().any(|ports| ports.matches(self.key, &[])) {
+            return (Verdict::Allow, RuleRef::Builtin { builtin: Builtin::FailSafe }, false);
+        }
         let mut log = false;
         let mut tiers: Vec<_> = self.world.tiers.iter().collect();
         tiers.sort_by_key(|(name, spec)| (spec.order, (*name).clone()));
@@ -203,7 +213,7 @@ impl Query<'_> {
                 for (index, rule) in policy.rules(self.direction).unwrap_or_default().iter().enumerate() {
                     let author = RuleRef::Rule {
                         tier: tier.clone(),
-                        policy: key.qualified_name(),
+                        policy: key.policy_name(),
                         direction: self.direction,
                         index: u32::try_from(index).unwrap_or(u32::MAX),
                     };
@@ -230,7 +240,8 @@ impl Query<'_> {
             }
         }
         // 4.4
-        (self.world.posture, RuleRef::DefaultPosture, log)
+        let posture = self.endpoint.posture.unwrap_or(self.world.settings.default_posture);
+        (posture, RuleRef::DefaultPosture, log)
     }
 
     /// 4.2: the policies of a tier that select the endpoint and speak of this direction, in order.
@@ -241,6 +252,7 @@ impl Query<'_> {
             .iter()
             .filter(|(_, policy)| policy.tier == tier)
             .filter(|(_, policy)| with_audit || policy.mode == Mode::Enforce)
+            .filter(|(_, policy)| policy.is_valid_at(self.world.now))
             .filter(|(_, policy)| policy.rules(self.direction).is_some())
             .filter(|(key, policy)| {
                 in_namespace(key, self.endpoint) && matches(&policy.applies_to, &self.endpoint.labels)
@@ -292,6 +304,8 @@ impl Query<'_> {
             not_cidrs,
             network_sets,
             hosts,
+            domains,
+            services,
         } = peer;
         let known = |condition: &dyn Fn(&Entity) -> bool| self.peer_entities().any(condition);
         let asks_of_workload = selector.is_some()
@@ -306,7 +320,7 @@ impl Query<'_> {
                     && account(service_accounts, entity)
                     && self.same(same_labels, entity)
                     && (not_same_labels.is_empty() || self.not_same(not_same_labels, entity))
-                    && (kind(entity) != Some(Kind::Host.as_str())
+                    && (is_selected_by_default(entity)
                         || selector.as_ref().is_some_and(|selector| selector.reads(KIND_LABEL)))
             });
         let in_set = network_sets.as_ref().is_none_or(|sets| {
@@ -319,11 +333,26 @@ impl Query<'_> {
         let on_host = hosts.as_ref().is_none_or(|hosts| {
             known(&|entity| kind(entity) == Some(Kind::Host.as_str()) && hosts.matches(&entity.labels))
         });
+        let named = domains.is_empty()
+            || known(&|entity| {
+                let name = entity.labels.get(DOMAIN_LABEL);
+                name.is_some_and(|name| domains.iter().any(|pattern| is_name_of(pattern, name)))
+            });
+        let serves = services.is_empty()
+            || known(&|entity| services.iter().any(|service| self.serves(policy, service, entity)));
         let excluded =
             not_selector.as_ref().is_some_and(|selector| known(&|entity| matches(selector, &entity.labels)));
         let in_block = |blocks: &[Prefix]| blocks.iter().any(|block| block.contains_address(self.peer));
         let addressed = (cidrs.is_empty() || in_block(cidrs)) && !in_block(not_cidrs);
-        selected && in_set && on_host && !excluded && addressed
+        selected && in_set && on_host && named && serves && !excluded && addressed
+    }
+
+    /// A backend of a service; for egress on the port that it serves on.
+    fn serves(&self, policy: &ObjectKey, service: &ServiceName, entity: &Entity) -> bool {
+        let namespace = service.namespace.as_deref().or(policy.namespace.as_deref());
+        entity.labels.get(SERVICE_LABEL) == Some(&service.name)
+            && entity.labels.get(NAMESPACE_LABEL) == namespace
+            && (self.direction == Direction::Ingress || entity.ports.iter().any(|port| port.key() == self.key))
     }
 
     /// In a namespace that the peer asks for; else in the policy's own, if it has one.
@@ -368,6 +397,20 @@ impl Query<'_> {
 
 fn kind(entity: &Entity) -> Option<&str> {
     entity.labels.get(KIND_LABEL)
+}
+
+/// What a selector means that does not ask for the kind: endpoints and network sets.
+fn is_selected_by_default(entity: &Entity) -> bool {
+    let kinds = [Kind::Workload, Kind::HostEndpoint, Kind::NetworkSet];
+    kind(entity).is_none_or(|kind| kinds.iter().any(|one| one.as_str() == kind))
+}
+
+/// `*.` stands for one label or more, and not for the name after it.
+fn is_name_of(pattern: &str, name: &str) -> bool {
+    match pattern.strip_prefix("*.") {
+        Some(parent) => name.strip_suffix(parent).is_some_and(|rest| rest.len() > 1 && rest.ends_with('.')),
+        None => pattern == name,
+    }
 }
 
 fn account(accounts: &[String], entity: &Entity) -> bool {

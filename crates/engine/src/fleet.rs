@@ -4,11 +4,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use bulkhead_model::host_policy::RuleId;
-use bulkhead_model::labels::KIND_LABEL;
+use bulkhead_model::host_policy::{HostPolicy, RuleId};
 use bulkhead_model::policy::{PolicySpec, TierSpec};
-use bulkhead_model::{Builtin, Direction, Entity, Kind, ObjectKey, RuleRef, Selector, Verdict};
+use bulkhead_model::settings::SettingsSpec;
+use bulkhead_model::time::Timestamp;
+use bulkhead_model::{Builtin, Direction, Entity, ObjectKey, RuleRef, Selector, Verdict};
 
+use crate::assembly::Changes;
 use crate::decide::{Explanation, Flow, Judgement, decide};
 use crate::host::{HostEngine, LocalEndpoint, Member};
 use crate::members::{Change, MemberChange, MemberIndex, MemberRef, SelectorId};
@@ -28,26 +30,67 @@ pub struct Fleet {
     next_interface: u32,
 }
 
+impl Default for Fleet {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Fleet {
     /// A fleet in which nothing is known.
-    pub fn new(posture: Verdict) -> Self {
+    pub fn new() -> Self {
         Self {
-            world: World { posture, ..World::new() },
+            world: World::new(),
             index: MemberIndex::new(),
             subscribed: BTreeMap::new(),
-            engine: HostEngine::new(HOST, posture),
+            engine: HostEngine::new(HOST),
             interfaces: BTreeMap::new(),
             next_interface: 1,
         }
     }
 
+    /// Takes in what has changed. Call [`Fleet::settle`] afterwards.
+    pub fn change(&mut self, changes: &Changes) {
+        for (name, spec) in &changes.tiers {
+            self.set_tier(name, spec.clone());
+        }
+        for (key, spec) in &changes.policies {
+            self.set_policy(key, spec.as_ref());
+        }
+        for (name, entity) in &changes.entities {
+            self.set_entity(name, entity.as_ref());
+        }
+        if let Some(settings) = &changes.settings {
+            self.set_settings(settings.clone().unwrap_or_default());
+        }
+    }
+
+    /// Sets what holds for everything.
+    pub fn set_settings(&mut self, settings: SettingsSpec) {
+        self.engine.set_settings(settings.clone());
+        self.world.settings = settings;
+    }
+
+    /// Sets what time it is.
+    pub fn set_now(&mut self, now: Timestamp) {
+        self.engine.set_now(now);
+        self.world.now = now;
+    }
+
+    /// What is known.
+    pub fn world(&self) -> &World {
+        &self.world
+    }
+
+    /// The tables.
+    pub fn tables(&self) -> &HostPolicy {
+        self.engine.policy()
+    }
+
     /// Adds, replaces or removes a tier.
     pub fn set_tier(&mut self, name: &str, spec: Option<TierSpec>) {
         self.engine.set_tier(name, spec.clone());
-        match spec.or_else(|| crate::world::predefined_tiers().remove(name)) {
-            Some(spec) => self.world.tiers.insert(name.to_owned(), spec),
-            None => self.world.tiers.remove(name),
-        };
+        self.world.set_tier(name, spec);
     }
 
     /// Adds, replaces or removes a policy.
@@ -59,10 +102,9 @@ impl Fleet {
         };
     }
 
-    /// Adds, replaces or removes an entity. Workloads become endpoints.
+    /// Adds, replaces or removes an entity.
     pub fn set_entity(&mut self, name: &Arc<str>, entity: Option<&Entity>) {
-        let workload = |entity: &&Entity| entity.labels.get(KIND_LABEL) == Some(Kind::Workload.as_str());
-        let endpoint = entity.filter(workload).map(|entity| LocalEndpoint {
+        let endpoint = entity.filter(|entity| entity.is_endpoint()).map(|entity| LocalEndpoint {
             // It runs here whatever its labels say, so that no membership of it comes from elsewhere.
             entity: Entity { host: Some(HOST.into()), ..entity.clone() },
             ifindex: *self.interfaces.entry(Arc::clone(name)).or_insert_with(|| {

@@ -20,7 +20,9 @@ use bulkhead_model::entity::matches;
 use bulkhead_model::host_policy::{CompiledId, EndpointBinding, HostDelta, HostPolicy, RuleId};
 use bulkhead_model::policy::{PolicySpec, TierSpec};
 use bulkhead_model::ports::NamedPort;
-use bulkhead_model::{Entity, ObjectKey, Prefix, RuleRef, Selector, Verdict};
+use bulkhead_model::settings::SettingsSpec;
+use bulkhead_model::time::Timestamp;
+use bulkhead_model::{Entity, ObjectKey, Prefix, RuleRef, Selector};
 
 use crate::classes::{AtomId, ClassChanges, Classes};
 use crate::program::Program;
@@ -64,6 +66,7 @@ pub struct Member {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct SubjectKey {
     subject: Subject,
+    settings_version: u64,
     tiers_version: u64,
     /// Versions of the policies that apply, in order.
     policies: Vec<u64>,
@@ -114,10 +117,14 @@ struct Local {
 #[derive(Debug)]
 pub struct HostEngine {
     host: Arc<str>,
-    posture: Verdict,
+    settings: SettingsSpec,
+    now: Timestamp,
     tiers: BTreeMap<String, TierSpec>,
     tiers_version: u64,
+    settings_version: u64,
     policies: BTreeMap<ObjectKey, StoredPolicy>,
+    /// Those that exist only at times.
+    temporary: BTreeSet<ObjectKey>,
     applies: HashMap<Selector, AppliesTo>,
     /// The keys of `applies`.
     subjects: SelectorIndex<Selector>,
@@ -135,13 +142,16 @@ pub struct HostEngine {
 }
 
 impl HostEngine {
-    /// An engine for the host of this name, with the posture of endpoints that no tier decides for.
-    pub fn new(host: &str, posture: Verdict) -> Self {
+    /// An engine for the host of this name.
+    pub fn new(host: &str) -> Self {
         Self {
             host: host.into(),
-            posture,
+            settings: SettingsSpec::default(),
+            now: Timestamp { seconds: 0 },
             tiers: predefined_tiers(),
             tiers_version: 0,
+            settings_version: 0,
+            temporary: BTreeSet::new(),
             policies: BTreeMap::new(),
             applies: HashMap::new(),
             subjects: SelectorIndex::default(),
@@ -169,6 +179,26 @@ impl HostEngine {
         self.revision = revision;
     }
 
+    /// Sets what holds for everything.
+    pub fn set_settings(&mut self, settings: SettingsSpec) {
+        if self.settings != settings {
+            self.settings = settings;
+            self.settings_version += 1;
+            self.dirty.extend(self.locals.keys().cloned());
+        }
+    }
+
+    /// Sets what time it is: policies come into being and end by it.
+    pub fn set_now(&mut self, now: Timestamp) {
+        let before = std::mem::replace(&mut self.now, now);
+        let turned = |stored: &StoredPolicy| stored.spec.is_valid_at(before) != stored.spec.is_valid_at(now);
+        for key in &self.temporary {
+            let Some(stored) = self.policies.get(key).filter(|stored| turned(stored)) else { continue };
+            let applies = self.applies.get(&bind::subject_selector(key, &stored.spec));
+            self.dirty.extend(applies.into_iter().flat_map(|applies| applies.locals.iter().cloned()));
+        }
+    }
+
     /// Adds, replaces or removes a tier. A predefined one falls back to its predefined form.
     pub fn set_tier(&mut self, name: &str, spec: Option<TierSpec>) {
         let spec = spec.or_else(|| predefined_tiers().remove(name));
@@ -188,6 +218,7 @@ impl HostEngine {
         if self.policies.get(key).map(|stored| &stored.spec) == spec {
             return;
         }
+        self.temporary.remove(key);
         if let Some(old) = self.policies.remove(key) {
             let selector = bind::subject_selector(key, &old.spec);
             if let Some(applies) = self.applies.get_mut(&selector) {
@@ -212,6 +243,9 @@ impl HostEngine {
     fn insert_policy(&mut self, key: &ObjectKey, spec: &PolicySpec) {
         self.next_version += 1;
         let stored = StoredPolicy { spec: spec.clone(), version: self.next_version };
+        if spec.valid_from.is_some() || spec.valid_until.is_some() {
+            self.temporary.insert(key.clone());
+        }
         self.policies.insert(key.clone(), stored);
         let selector = bind::subject_selector(key, spec);
         let (locals, subjects) = (&mut self.locals, &mut self.subjects);

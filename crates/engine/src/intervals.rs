@@ -23,6 +23,11 @@ impl Intervals {
         Self(intervals.iter().flat_map(|(first, last)| rest.take(*first, *last)).collect())
     }
 
+    /// These intervals and nothing else; they must be disjoint.
+    pub(crate) fn exactly(intervals: &[(PortKey, PortKey)]) -> Self {
+        Self(intervals.iter().copied().collect())
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

@@ -9,6 +9,7 @@
 //!   difference. Its output is a function of its input's current state, whatever the order of updates.
 #![deny(missing_docs)]
 
+mod assembly;
 mod classes;
 mod decide;
 mod fleet;
@@ -19,6 +20,7 @@ mod program;
 mod selector_index;
 mod world;
 
+pub use assembly::{Assembly, Changes, Heritage};
 pub use decide::{Endpoint, Explanation, Flow, Judgement, Outcome, Step, decide, judge};
 pub use fleet::Fleet;
 pub use host::{HostEngine, LocalEndpoint, Member, NotReady};

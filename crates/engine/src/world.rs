@@ -4,7 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bulkhead_model::policy::{DefaultAction, Order, PREDEFINED_TIERS, PolicySpec, TierSpec};
-use bulkhead_model::{Entity, Kind, ObjectKey, Resource, Verdict};
+use bulkhead_model::settings::SettingsSpec;
+use bulkhead_model::time::Timestamp;
+use bulkhead_model::{Entity, ObjectKey};
+
+use crate::assembly::Changes;
 
 /// The state of a fleet.
 #[derive(Debug, Clone)]
@@ -13,10 +17,12 @@ pub struct World {
     pub tiers: BTreeMap<String, TierSpec>,
     /// Policies by key.
     pub policies: BTreeMap<ObjectKey, PolicySpec>,
-    /// Workloads and network sets by name.
+    /// Things with addresses by name, with all that they inherit.
     pub entities: BTreeMap<Arc<str>, Entity>,
-    /// What happens where no tier decided.
-    pub posture: Verdict,
+    /// What holds for everything.
+    pub settings: SettingsSpec,
+    /// What time it is, for policies that exist only at times.
+    pub now: Timestamp,
 }
 
 impl Default for World {
@@ -25,7 +31,8 @@ impl Default for World {
             tiers: predefined_tiers(),
             policies: BTreeMap::new(),
             entities: BTreeMap::new(),
-            posture: Verdict::Allow,
+            settings: SettingsSpec::default(),
+            now: Timestamp { seconds: 0 },
         }
     }
 }
@@ -43,38 +50,33 @@ impl World {
         Self::default()
     }
 
-    /// Adds or replaces an object.
-    pub fn insert(&mut self, resource: &Resource) {
-        match resource {
-            Resource::Tier(tier) => {
-                self.tiers.insert(tier.metadata.name.clone(), tier.spec.clone());
-            }
-            Resource::Policy(policy) => {
-                self.policies.insert(resource.key(), policy.spec.clone());
-            }
-            Resource::Workload(_) | Resource::NetworkSet(_) | Resource::Host(_) => {
-                if let Some(entity) = Entity::of(resource) {
-                    self.entities.insert(Arc::clone(&entity.name), entity);
-                }
-            }
+    /// Takes in what has changed.
+    pub fn change(&mut self, changes: &Changes) {
+        for (name, spec) in &changes.tiers {
+            self.set_tier(name, spec.clone());
+        }
+        for (key, spec) in &changes.policies {
+            match spec {
+                Some(spec) => self.policies.insert(key.clone(), spec.clone()),
+                None => self.policies.remove(key),
+            };
+        }
+        for (name, entity) in &changes.entities {
+            match entity {
+                Some(entity) => self.entities.insert(Arc::clone(name), entity.clone()),
+                None => self.entities.remove(name),
+            };
+        }
+        if let Some(settings) = &changes.settings {
+            self.settings = settings.clone().unwrap_or_default();
         }
     }
 
-    /// Removes an object; a predefined tier falls back to what it was.
-    pub fn remove(&mut self, key: &ObjectKey) {
-        match key.kind {
-            Kind::Tier => {
-                self.tiers.remove(&key.name);
-                if let Some(spec) = predefined_tiers().remove(&key.name) {
-                    self.tiers.insert(key.name.clone(), spec);
-                }
-            }
-            Kind::Policy => {
-                self.policies.remove(key);
-            }
-            Kind::Workload | Kind::NetworkSet | Kind::Host => {
-                self.entities.remove(key.to_string().as_str());
-            }
-        }
+    /// Adds, replaces or removes a tier; a predefined one falls back to what it was.
+    pub fn set_tier(&mut self, name: &str, spec: Option<TierSpec>) {
+        match spec.or_else(|| predefined_tiers().remove(name)) {
+            Some(spec) => self.tiers.insert(name.to_owned(), spec),
+            None => self.tiers.remove(name),
+        };
     }
 }

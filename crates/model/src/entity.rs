@@ -8,13 +8,15 @@ use serde_json::{Map, Value as Json, json};
 use crate::address::Prefix;
 use crate::document::{Decoder, Node};
 use crate::labels::{
-    HOST_LABEL, KIND_LABEL, Labels, NAME_LABEL, NAMESPACE_LABEL, NAMESPACE_LABELS_PREFIX, PORT_LABELS_PREFIX,
-    SERVICE_ACCOUNT_LABEL,
+    HOST_LABEL, KIND_LABEL, Labels, NAME_LABEL, NAMESPACE_LABEL, PORT_LABELS_PREFIX, SERVICE_ACCOUNT_LABEL,
 };
+use crate::meaning::{Bequest, Parent};
 use crate::policy::{LIST_MAX, blocks};
 use crate::ports::{NamedPort, Protocol, is_port_name};
-use crate::resource::{Kind, Resource};
+use crate::kind::Kind;
+use crate::resource::{ObjectKey, Resource};
 use crate::selector::Selector;
+use crate::verdict::Verdict;
 
 /// Most addresses of one workload.
 pub const ADDRESSES_MAX: usize = 256;
@@ -52,72 +54,144 @@ pub struct HostSpec {
     pub addresses: Vec<IpAddr>,
 }
 
+/// `spec` of a HostEndpoint.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct HostEndpointSpec {
+    /// Name of the host.
+    pub host: String,
+    /// The host's interface; absent means every interface that has one of the addresses.
+    pub interface: Option<String>,
+    /// The host's own addresses there.
+    pub addresses: Vec<IpAddr>,
+    /// Ports that it gives names to.
+    pub ports: Vec<NamedPort>,
+    /// What happens to its connections where no tier decided; absent: what the repository has.
+    pub default_posture: Option<Verdict>,
+}
+
 /// What a selector is evaluated on: labels (the automatic ones included) and the addresses they stand for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entity {
-    /// `Kind/name` or `Kind/namespace/name`.
+    /// `Kind/name` or `Kind/namespace/name`, followed by `#PART` where an object stands for several.
     pub name: Arc<str>,
     /// Own and automatic labels.
     pub labels: Labels,
     /// Addresses and blocks.
     pub prefixes: Vec<Prefix>,
-    /// Host of a workload.
+    /// Host of a workload whose agent publishes it, and so knows it better than anybody else.
     pub host: Option<Arc<str>>,
     /// Ports that a workload gives names to.
     pub ports: Vec<NamedPort>,
+    /// What happens to its connections where no tier decided; absent: what the repository has.
+    pub posture: Option<Verdict>,
+    /// Whom it inherits from.
+    pub parents: Vec<Parent>,
+}
+
+impl Default for Entity {
+    fn default() -> Self {
+        Self {
+            name: "".into(),
+            labels: Labels::new(),
+            prefixes: Vec::new(),
+            host: None,
+            ports: Vec::new(),
+            posture: None,
+            parents: Vec::new(),
+        }
+    }
 }
 
 impl Entity {
-    /// The entity that a resource is; policies and tiers are none. The labels of its namespace are not known here: see
-    /// [`Entity::inherit`].
+    /// The entity that one of Bulkhead's own resources is, before [`Entity::inherit`]; policies and the like are none.
     pub fn of(resource: &Resource) -> Option<Self> {
         let hosts = |addresses: &[IpAddr]| addresses.iter().copied().map(Prefix::host).collect();
-        let nothing = WorkloadSpec::default();
-        let (prefixes, workload) = match resource {
-            Resource::Workload(workload) => (hosts(&workload.spec.addresses), &workload.spec),
-            Resource::NetworkSet(set) => (set.spec.cidrs.clone(), &nothing),
-            Resource::Host(host) => (hosts(&host.spec.addresses), &nothing),
-            Resource::Tier(_) | Resource::Policy(_) => return None,
+        let (prefixes, host, ports, account, posture): (_, _, &[NamedPort], _, _) = match resource {
+            Resource::Workload(workload) => {
+                let spec = &workload.spec;
+                (hosts(&spec.addresses), Some(&spec.host), &spec.ports, spec.service_account.as_ref(), None)
+            }
+            Resource::HostEndpoint(endpoint) => {
+                let spec = &endpoint.spec;
+                (hosts(&spec.addresses), Some(&spec.host), &spec.ports, None, spec.default_posture)
+            }
+            Resource::NetworkSet(set) => (set.spec.cidrs.clone(), None, &[], None, None),
+            Resource::Host(host) => (hosts(&host.spec.addresses), None, &[], None, None),
+            _ => return None,
         };
-        let host = Some(workload.host.as_str()).filter(|host| !host.is_empty());
+        let host = host.map(String::as_str).filter(|host| !host.is_empty());
         let metadata = resource.metadata();
-        let mut labels = with_automatic_labels(
-            &metadata.labels,
-            resource.kind(),
-            metadata.namespace.as_deref(),
-            &metadata.name,
-            host,
-        );
-        if let Some(account) = &workload.service_account {
-            // A validated name is an acceptable value.
-            let _ = labels.insert_any(SERVICE_ACCOUNT_LABEL, account);
+        let key = resource.key();
+        let mut entity = Self::new(&key, key.kind, &metadata.labels, host);
+        if key.kind == Kind::Workload {
+            entity.host = host.map(Into::into);
         }
-        for port in &workload.ports {
-            let _ = labels.insert_any(&port_label(port.protocol, &port.name), &port.port.to_string());
-        }
-        Some(Self {
-            name: resource.key().to_string().into(),
-            labels,
-            prefixes,
-            host: host.map(Into::into),
-            ports: workload.ports.clone(),
-        })
+        entity.prefixes = prefixes;
+        entity.posture = posture;
+        entity.set_service_account(account.map(String::as_str));
+        entity.set_ports(ports.to_vec());
+        Some(entity)
     }
 
-    /// Adds the labels of its namespace, each under [`NAMESPACE_LABELS_PREFIX`].
-    pub fn inherit(&mut self, namespace: &Labels) {
-        for (key, value) in namespace.iter() {
-            // A key that is too long with the prefix cannot be selected on; it is left out.
-            let _ = self.labels.insert_any(&format!("{NAMESPACE_LABELS_PREFIX}{key}"), value);
+    /// An entity with its own labels and the automatic ones, of what `kind` says: a Pod is a `Workload`. It inherits
+    /// from its namespace, if it has one.
+    pub fn new(key: &ObjectKey, kind: Kind, own: &Labels, host: Option<&str>) -> Self {
+        let namespace = key.namespace.as_deref();
+        Self {
+            name: key.to_string().into(),
+            labels: with_automatic_labels(own, kind, namespace, &key.name, host),
+            parents: namespace.map(|name| Parent::Namespace(name.into())).into_iter().collect(),
+            ..Self::default()
         }
+    }
+
+    /// Makes it run under a service account of its namespace.
+    pub(crate) fn set_service_account(&mut self, account: Option<&str>) {
+        let Some(account) = account else { return };
+        // A validated name is an acceptable value.
+        let _ = self.labels.insert_any(SERVICE_ACCOUNT_LABEL, account);
+        if let Some(namespace) = self.labels.get(NAMESPACE_LABEL) {
+            self.parents.push(Parent::ServiceAccount(namespace.into(), account.into()));
+        }
+    }
+
+    /// Gives names to ports.
+    pub(crate) fn set_ports(&mut self, ports: Vec<NamedPort>) {
+        for port in &ports {
+            let _ = self.labels.insert_any(&port_label(port.protocol, &port.name), &port.port.to_string());
+        }
+        self.ports = ports;
+    }
+
+    /// Takes over what a parent leaves to it. Its own labels win.
+    pub fn inherit(&mut self, bequest: &Bequest) {
+        self.labels.inherit(&bequest.labels);
+        self.posture = self.posture.or(bequest.posture);
+    }
+
+    /// Whether policies can apply to it: a workload or a host endpoint.
+    pub fn is_endpoint(&self) -> bool {
+        let kind = self.labels.get(KIND_LABEL);
+        kind == Some(Kind::Workload.as_str()) || self.is_host_endpoint()
+    }
+
+    /// Whether it is a host's own interface, which has fail-safe ports.
+    pub fn is_host_endpoint(&self) -> bool {
+        self.labels.get(KIND_LABEL) == Some(Kind::HostEndpoint.as_str())
     }
 }
 
-/// Whether a selector holds for labels that carry the automatic ones. Hosts are matched only by selectors that ask
-/// about `bulkhead.dev/kind`: "every workload" does not mean the machines they run on.
+/// Kinds of entities that selectors mean without asking for the kind.
+const SELECTED: [Kind; 3] = [Kind::Workload, Kind::HostEndpoint, Kind::NetworkSet];
+
+/// Whether a selector holds for labels that carry the automatic ones. What is neither an endpoint nor a network set
+/// (hosts, backends of services, DNS names) is matched only by selectors that ask about `bulkhead.dev/kind`: "every
+/// workload" does not mean the machines they run on.
 pub fn matches(selector: &Selector, labels: &Labels) -> bool {
-    let host = labels.get(KIND_LABEL) == Some(Kind::Host.as_str());
-    (!host || selector.reads(KIND_LABEL)) && selector.matches(labels)
+    let plain = labels
+        .get(KIND_LABEL)
+        .is_none_or(|kind| SELECTED.iter().any(|selected| selected.as_str() == kind));
+    (plain || selector.reads(KIND_LABEL)) && selector.matches(labels)
 }
 
 /// The automatic label that tells the number of a named port.
@@ -153,7 +227,8 @@ impl NetworkSetSpec {
     pub(crate) fn decode(decoder: &mut Decoder, node: &Node) -> Option<Self> {
         let mut fields = decoder.fields(node, "the network set")?;
         let cidrs = fields.required(decoder, "cidrs", blocks);
-        fields.refuse(decoder, "domains", "this field is not supported yet");
+        let why = "names belong into a NameTable, and are matched by a peer's domains";
+        fields.refuse(decoder, "domains", why);
         fields.finish(decoder);
         Some(Self { cidrs: cidrs? })
     }
@@ -193,8 +268,7 @@ impl WorkloadSpec {
         spec.insert("host".into(), json!(host));
         spec.insert("addresses".into(), json!(addresses));
         if !ports.is_empty() {
-            let port = |port: &NamedPort| json!({ "name": port.name, "protocol": port.protocol.to_string(), "port": port.port });
-            spec.insert("ports".into(), ports.iter().map(port).collect());
+            spec.insert("ports".into(), ports.iter().map(named_port_to_json).collect());
         }
         for (name, value) in
             [("interface", interface), ("source", source), ("serviceAccount", service_account)]
@@ -229,6 +303,49 @@ impl HostSpec {
         }
         Json::Object(spec)
     }
+}
+
+impl HostEndpointSpec {
+    pub(crate) fn decode(decoder: &mut Decoder, node: &Node) -> Option<Self> {
+        let mut fields = decoder.fields(node, "the host endpoint")?;
+        let host = fields.required(decoder, "host", crate::resource::name);
+        let interface = fields.optional(decoder, "interface", Decoder::scalar_text);
+        let addresses = fields.required(decoder, "addresses", |decoder, node| {
+            decoder.list(node, ADDRESSES_MAX, Decoder::parsed)
+        });
+        let ports =
+            fields.optional(decoder, "ports", |decoder, node| decoder.list(node, LIST_MAX, named_port));
+        let default_posture = fields.optional(decoder, "defaultPosture", crate::settings::posture);
+        fields.finish(decoder);
+        Some(Self {
+            host: host?,
+            interface,
+            addresses: addresses?,
+            ports: ports.unwrap_or_default(),
+            default_posture,
+        })
+    }
+
+    pub(crate) fn to_json(&self) -> Json {
+        let Self { host, interface, addresses, ports, default_posture } = self;
+        let mut spec = Map::new();
+        spec.insert("host".into(), json!(host));
+        spec.insert("addresses".into(), json!(addresses));
+        if let Some(interface) = interface {
+            spec.insert("interface".into(), json!(interface));
+        }
+        if !ports.is_empty() {
+            spec.insert("ports".into(), ports.iter().map(named_port_to_json).collect());
+        }
+        if let Some(posture) = default_posture {
+            spec.insert("defaultPosture".into(), json!(crate::settings::posture_word(*posture)));
+        }
+        Json::Object(spec)
+    }
+}
+
+fn named_port_to_json(port: &NamedPort) -> Json {
+    json!({ "name": port.name, "protocol": port.protocol.to_string(), "port": port.port })
 }
 
 fn named_port(decoder: &mut Decoder, node: &Node) -> Option<NamedPort> {

@@ -25,6 +25,14 @@ pub const HOST_LABEL: &str = "bulkhead.dev/host";
 pub const SERVICE_ACCOUNT_LABEL: &str = "bulkhead.dev/serviceaccount";
 /// Prefix of the automatic labels that carry a namespace's labels to what is in it.
 pub const NAMESPACE_LABELS_PREFIX: &str = "bulkhead.dev/namespace.";
+/// Prefix of the automatic labels that carry a service account's labels to what runs under it.
+pub const SERVICE_ACCOUNT_LABELS_PREFIX: &str = "bulkhead.dev/serviceaccount.";
+/// Prefix of the automatic labels that name the profiles of an endpoint (Calico), followed by the place in its list.
+pub const PROFILE_LABELS_PREFIX: &str = "bulkhead.dev/profile.";
+/// Automatic label: the service whose backends an entity stands for.
+pub const SERVICE_LABEL: &str = "bulkhead.dev/service";
+/// Automatic label: the DNS name whose addresses an entity stands for.
+pub const DOMAIN_LABEL: &str = "bulkhead.dev/domain";
 /// Prefix of the automatic labels that carry a workload's named ports: `PREFIX` `PROTOCOL` `.` `NAME` = number.
 pub const PORT_LABELS_PREFIX: &str = "bulkhead.dev/port.";
 /// Prefix of labels that only Bulkhead itself sets.
@@ -117,6 +125,23 @@ impl Labels {
         }
         self.0.insert(key.into(), value.into());
         Ok(())
+    }
+
+    /// The same with `prefix` before every key; keys that are too long then are left out.
+    #[must_use]
+    pub fn with_prefix(&self, prefix: &str) -> Self {
+        let mut labels = Self::new();
+        for (key, value) in self.iter() {
+            let _ = labels.insert_any(&format!("{prefix}{key}"), value);
+        }
+        labels
+    }
+
+    /// Takes over labels whose keys are not here yet.
+    pub fn inherit(&mut self, other: &Self) {
+        for (key, value) in &other.0 {
+            self.0.entry(Arc::clone(key)).or_insert_with(|| Arc::clone(value));
+        }
     }
 
     /// These labels but for some keys.

@@ -5,24 +5,32 @@
 #![deny(missing_docs)]
 
 pub mod address;
+pub mod calico;
 pub mod document;
 pub mod entity;
 pub mod flow;
+pub mod foreign;
 pub mod host_policy;
+pub mod kind;
 pub mod kubernetes;
 pub mod labels;
+pub mod meaning;
 pub mod policy;
 pub mod ports;
 pub mod registration;
 pub mod resource;
 pub mod selector;
+pub mod settings;
 pub mod suggest;
+pub mod time;
 pub mod verdict;
 
 pub use address::Prefix;
 pub use document::Problem;
 pub use entity::Entity;
+pub use kind::Kind;
 pub use labels::Labels;
-pub use resource::{Kind, ObjectKey, Resource};
+pub use meaning::Meaning;
+pub use resource::{ObjectKey, Resource};
 pub use selector::Selector;
 pub use verdict::{Builtin, Direction, RuleRef, Verdict};

@@ -9,11 +9,13 @@ use crate::document::{Decoder, Node, Value};
 use crate::labels::is_label_key;
 use crate::ports::PortMatch;
 use crate::selector::Selector;
+use crate::time::Timestamp;
 use crate::verdict::Direction;
 
 mod peer;
 
-pub use peer::Peer;
+pub use peer::{Peer, ServiceName, ServiceNameError};
+pub(crate) use peer::domains;
 use peer::peers;
 
 /// Most rules in one direction of one policy.
@@ -26,12 +28,23 @@ pub const LIST_MAX: usize = 100_000;
 /// The tier of policies that name none.
 pub const DEFAULT_TIER: &str = "application";
 
-/// Tiers that exist without being written (DESIGN 4.5): name, order, default action.
-pub const PREDEFINED_TIERS: [(&str, f64, DefaultAction); 4] = [
+/// Tier of Kubernetes' cluster-wide policies that come before a namespace's own (C1).
+pub const KUBERNETES_ADMIN_TIER: &str = "kubernetes-admin";
+/// Tier of Kubernetes' cluster-wide policies that come after a namespace's own (C1).
+pub const KUBERNETES_BASELINE_TIER: &str = "kubernetes-baseline";
+/// Tier of the rules of Calico's profiles, which come after every tier of Calico.
+pub const CALICO_PROFILES_TIER: &str = "calico-profiles";
+
+/// Tiers that exist without being written (DESIGN 4.5): name, order, default action. Those of Kubernetes stand where
+/// Calico has them, and end in Pass (C4).
+pub const PREDEFINED_TIERS: [(&str, f64, DefaultAction); 7] = [
     ("quarantine", 0.0, DefaultAction::Deny),
     ("admin", 1_000.0, DefaultAction::Deny),
+    (KUBERNETES_ADMIN_TIER, 1_000.0, DefaultAction::Pass),
     (DEFAULT_TIER, 1_000_000.0, DefaultAction::Deny),
     ("baseline", 10_000_000.0, DefaultAction::Deny),
+    (KUBERNETES_BASELINE_TIER, 10_000_000.0, DefaultAction::Pass),
+    (CALICO_PROFILES_TIER, f64::INFINITY, DefaultAction::Pass),
 ];
 
 /// Place in an order: lower comes first, absent is last.
@@ -154,6 +167,10 @@ pub struct PolicySpec {
     pub order: Order,
     /// Whether it acts.
     pub mode: Mode,
+    /// From when on it exists, by the clock of the host that enforces it; absent: always did.
+    pub valid_from: Option<Timestamp>,
+    /// Until when it exists, that second excluded; absent: for good.
+    pub valid_until: Option<Timestamp>,
     /// The endpoints it is for.
     pub applies_to: Selector,
     /// Rules for connections towards them. An empty list allows nothing; absent says nothing about ingress.
@@ -180,6 +197,31 @@ pub struct Rule {
 }
 
 impl PolicySpec {
+    /// A policy without rules for these endpoints, of the default tier, that comes last in it.
+    pub fn new(applies_to: Selector) -> Self {
+        Self {
+            tier: DEFAULT_TIER.into(),
+            order: Order::LAST,
+            mode: Mode::Enforce,
+            valid_from: None,
+            valid_until: None,
+            applies_to,
+            ingress: None,
+            egress: None,
+        }
+    }
+
+    /// Whether it exists at this time.
+    pub fn is_valid_at(&self, now: Timestamp) -> bool {
+        self.valid_from.is_none_or(|from| from <= now) && self.valid_until.is_none_or(|until| now < until)
+    }
+
+    /// Every service that a rule names.
+    pub(crate) fn services(&self) -> impl Iterator<Item = &ServiceName> {
+        let rules = self.ingress.iter().chain(&self.egress).flatten();
+        rules.flat_map(|rule| &rule.peers).flat_map(|peer| &peer.services)
+    }
+
     /// The rules for one direction, if the policy speaks of it.
     pub fn rules(&self, direction: Direction) -> Option<&[Rule]> {
         match direction {
@@ -195,6 +237,15 @@ impl PolicySpec {
         let mode = fields.optional(decoder, "mode", |decoder, node| {
             decoder.word(node, &[("Enforce", Mode::Enforce), ("Audit", Mode::Audit)])
         });
+        let valid_from = fields.optional(decoder, "validFrom", Decoder::parsed::<Timestamp>);
+        let valid_until = fields.optional(decoder, "validUntil", |decoder, node| {
+            let until = decoder.parsed::<Timestamp>(node)?;
+            if valid_from.is_some_and(|from| until <= from) {
+                decoder.problem(node, "it ends before it begins: validUntil must be after validFrom");
+                return None;
+            }
+            Some(until)
+        });
         let applies_to = fields.required(decoder, "appliesTo", selector);
         let ingress = fields.optional(decoder, "ingress", |decoder, node| {
             decoder.list(node, RULES_MAX, |decoder, node| Rule::decode(decoder, node, Direction::Ingress))
@@ -202,9 +253,8 @@ impl PolicySpec {
         let egress = fields.optional(decoder, "egress", |decoder, node| {
             decoder.list(node, RULES_MAX, |decoder, node| Rule::decode(decoder, node, Direction::Egress))
         });
-        for name in ["validFrom", "validUntil", "defaultPosture"] {
-            fields.refuse(decoder, name, "this field is not supported yet");
-        }
+        let why = "the default posture is set in Settings, in a Namespace or in a HostEndpoint";
+        fields.refuse(decoder, "defaultPosture", why);
         let absent = |name| node.child(name).is_none_or(|node| node.value == Value::Null);
         if absent("ingress") && absent("egress") {
             decoder.problem(node, "a policy needs \"ingress\", \"egress\" or both; [] allows nothing");
@@ -214,6 +264,8 @@ impl PolicySpec {
             tier: tier.unwrap_or_else(|| DEFAULT_TIER.into()),
             order,
             mode: mode.unwrap_or_default(),
+            valid_from,
+            valid_until,
             applies_to: applies_to?,
             ingress,
             egress,
@@ -221,7 +273,7 @@ impl PolicySpec {
     }
 
     pub(crate) fn to_json(&self) -> Json {
-        let Self { tier, order, mode, applies_to, ingress, egress } = self;
+        let Self { tier, order, mode, valid_from, valid_until, applies_to, ingress, egress } = self;
         let mut spec = Map::new();
         spec.insert("tier".into(), json!(tier));
         if order.number().is_some() {
@@ -229,6 +281,11 @@ impl PolicySpec {
         }
         if *mode == Mode::Audit {
             spec.insert("mode".into(), json!("Audit"));
+        }
+        for (name, time) in [("validFrom", valid_from), ("validUntil", valid_until)] {
+            if let Some(time) = time {
+                spec.insert(name.into(), json!(time.to_string()));
+            }
         }
         spec.insert("appliesTo".into(), json!(applies_to));
         for (name, rules) in [("ingress", ingress), ("egress", egress)] {
@@ -243,6 +300,18 @@ impl PolicySpec {
 }
 
 impl Rule {
+    /// A rule that matches everything.
+    pub fn new(action: Action) -> Self {
+        Self {
+            action,
+            peers: Vec::new(),
+            ports: Vec::new(),
+            not_ports: Vec::new(),
+            ip_version: None,
+            log: false,
+        }
+    }
+
     fn decode(decoder: &mut Decoder, node: &Node, direction: Direction) -> Option<Self> {
         let mut fields = decoder.fields(node, "a rule")?;
         let action = fields.required(decoder, "action", |decoder, node| {
@@ -266,7 +335,14 @@ impl Rule {
             &format!("{direction} rules have {name:?} (the other end), not {other:?}"),
         );
         let before = decoder.problems.len();
-        let peers = fields.optional(decoder, name, peers);
+        let peers = fields.optional(decoder, name, |decoder, node| {
+            let peers = peers(decoder, node)?;
+            if direction == Direction::Ingress && peers.iter().any(|peer| !peer.domains.is_empty()) {
+                decoder.problem(node, "domains are for egress: whoever calls has an address and no name");
+                return None;
+            }
+            Some(peers)
+        });
         let ports = fields.optional(decoder, "ports", ports);
         let not_ports = fields.optional(decoder, "notPorts", self::ports);
         let ip_version = fields.optional(decoder, "ipVersion", |decoder, node| {
@@ -355,7 +431,7 @@ impl TierSpec {
     }
 }
 
-fn ports(decoder: &mut Decoder, node: &Node) -> Option<Vec<PortMatch>> {
+pub(crate) fn ports(decoder: &mut Decoder, node: &Node) -> Option<Vec<PortMatch>> {
     match &node.value {
         Value::Sequence(_) => decoder.list(node, LIST_MAX, Decoder::parsed),
         _ => decoder.parsed(node).map(|port| vec![port]),

@@ -7,84 +7,17 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value as Json, json};
 
 use crate::document::{Decoder, Fields, Node, Problem, Value};
-use crate::entity::{HostSpec, NetworkSetSpec, WorkloadSpec};
+use crate::entity::{HostEndpointSpec, HostSpec, NetworkSetSpec, WorkloadSpec};
+use crate::foreign::{self, Foreign};
+pub use crate::kind::{API_VERSION, Kind};
+use crate::kind::Scope;
 use crate::labels::{LABELS_MAX, Labels};
 use crate::policy::{PolicySpec, TierSpec};
+use crate::settings::{NameTableSpec, NamespaceSpec, SETTINGS_NAME, SettingsSpec};
 use crate::suggest::nearest;
 
-/// API group and version of every resource.
-pub const API_VERSION: &str = "bulkhead.dev/v1";
 /// Longest name of an object or a namespace.
 pub const NAME_LEN_MAX: usize = 253;
-
-/// The kinds of resources.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-pub enum Kind {
-    /// Ordered group of policies.
-    Tier,
-    /// Rules bound to endpoints by a selector.
-    Policy,
-    /// Labelled list of address blocks outside the fleet.
-    NetworkSet,
-    /// Anything with addresses and labels that runs on a host. Written by agents.
-    Workload,
-    /// A machine with an agent. Written by the controller.
-    Host,
-}
-
-impl Kind {
-    /// All kinds, in the order in which they are applied.
-    pub const ALL: [Self; 5] = [Self::Tier, Self::NetworkSet, Self::Policy, Self::Host, Self::Workload];
-
-    /// As in `kind:`.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Tier => "Tier",
-            Self::Policy => "Policy",
-            Self::NetworkSet => "NetworkSet",
-            Self::Workload => "Workload",
-            Self::Host => "Host",
-        }
-    }
-
-    /// As in URLs.
-    pub fn plural(self) -> &'static str {
-        match self {
-            Self::Tier => "tiers",
-            Self::Policy => "policies",
-            Self::NetworkSet => "networksets",
-            Self::Workload => "workloads",
-            Self::Host => "hosts",
-        }
-    }
-
-    /// Short forms for the command line.
-    pub fn short(self) -> &'static [&'static str] {
-        match self {
-            Self::Tier => &[],
-            Self::Policy => &["pol"],
-            Self::NetworkSet => &["netset", "ns"],
-            Self::Workload => &["wl"],
-            Self::Host => &[],
-        }
-    }
-
-    /// From any spelling: kind, singular, plural or short form, in any case.
-    pub fn parse(text: &str) -> Option<Self> {
-        let lower = text.to_ascii_lowercase();
-        Self::ALL.into_iter().find(|kind| {
-            lower == kind.as_str().to_ascii_lowercase()
-                || lower == kind.plural()
-                || kind.short().contains(&lower.as_str())
-        })
-    }
-}
-
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
-    }
-}
 
 /// What names an object.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -99,6 +32,12 @@ pub struct ObjectKey {
 }
 
 impl ObjectKey {
+    /// What a policy of this key is called in verdicts: like [`ObjectKey::qualified_name`] if it is one of ours, with the
+    /// kind before it if it is another system's.
+    pub fn policy_name(&self) -> String {
+        if self.kind == Kind::Policy { self.qualified_name() } else { self.to_string() }
+    }
+
     /// `namespace/name`, or just the name.
     pub fn qualified_name(&self) -> String {
         match &self.namespace {
@@ -162,77 +101,99 @@ pub type NetworkSet = Object<NetworkSetSpec>;
 pub type Workload = Object<WorkloadSpec>;
 /// A machine with an agent.
 pub type Host = Object<HostSpec>;
+/// A host's own interfaces as a subject of policy.
+pub type HostEndpoint = Object<HostEndpointSpec>;
+/// A name space for workloads and policies.
+pub type Namespace = Object<NamespaceSpec>;
+/// What holds for the whole repository.
+pub type Settings = Object<SettingsSpec>;
+/// Addresses of DNS names.
+pub type NameTable = Object<NameTableSpec>;
 
-/// Any object.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Resource {
-    /// See [`Tier`].
-    Tier(Tier),
-    /// See [`Policy`].
-    Policy(Policy),
-    /// See [`NetworkSet`].
-    NetworkSet(NetworkSet),
-    /// See [`Workload`].
-    Workload(Workload),
-    /// See [`Host`].
-    Host(Host),
+macro_rules! own_kinds {
+    ($($kind:ident: $spec:ty),* $(,)?) => {
+        /// Any object.
+        #[derive(Debug, Clone, PartialEq)]
+        pub enum Resource {
+            $(
+                #[doc = concat!("See [`", stringify!($kind), "`].")]
+                $kind($kind),
+            )*
+            /// An object of Kubernetes or Calico.
+            Foreign(Foreign),
+        }
+
+        impl Resource {
+            /// Its kind.
+            pub fn kind(&self) -> Kind {
+                match self {
+                    $(Self::$kind(_) => Kind::$kind,)*
+                    Self::Foreign(foreign) => foreign.kind,
+                }
+            }
+
+            /// Its metadata.
+            pub fn metadata(&self) -> &Metadata {
+                match self {
+                    $(Self::$kind(object) => &object.metadata,)*
+                    Self::Foreign(foreign) => &foreign.metadata,
+                }
+            }
+
+            /// Its metadata, to be changed.
+            pub fn metadata_mut(&mut self) -> &mut Metadata {
+                match self {
+                    $(Self::$kind(object) => &mut object.metadata,)*
+                    Self::Foreign(foreign) => &mut foreign.metadata,
+                }
+            }
+
+            /// The manifest form: what a person would write, plus what the repository set.
+            pub fn to_json(&self) -> Json {
+                let spec = match self {
+                    $(Self::$kind(object) => object.spec.to_json(),)*
+                    Self::Foreign(foreign) => return foreign.to_json(),
+                };
+                json!({
+                    "apiVersion": API_VERSION,
+                    "kind": self.kind().as_str(),
+                    "metadata": self.metadata(),
+                    "spec": spec,
+                })
+            }
+        }
+
+        fn decode_own(
+            decoder: &mut Decoder,
+            fields: &mut Fields<'_>,
+            metadata: Option<Metadata>,
+            kind: Kind,
+        ) -> Option<Resource> {
+            match kind {
+                $(Kind::$kind => object(decoder, fields, metadata, <$spec>::decode).map(Resource::$kind),)*
+                _ => None,
+            }
+        }
+    };
+}
+
+own_kinds! {
+    Settings: SettingsSpec,
+    Tier: TierSpec,
+    Namespace: NamespaceSpec,
+    NetworkSet: NetworkSetSpec,
+    NameTable: NameTableSpec,
+    Policy: PolicySpec,
+    HostEndpoint: HostEndpointSpec,
+    Host: HostSpec,
+    Workload: WorkloadSpec,
 }
 
 impl Resource {
-    /// Its kind.
-    pub fn kind(&self) -> Kind {
-        match self {
-            Self::Tier(_) => Kind::Tier,
-            Self::Policy(_) => Kind::Policy,
-            Self::NetworkSet(_) => Kind::NetworkSet,
-            Self::Workload(_) => Kind::Workload,
-            Self::Host(_) => Kind::Host,
-        }
-    }
-
-    /// Its metadata.
-    pub fn metadata(&self) -> &Metadata {
-        match self {
-            Self::Tier(object) => &object.metadata,
-            Self::Policy(object) => &object.metadata,
-            Self::NetworkSet(object) => &object.metadata,
-            Self::Workload(object) => &object.metadata,
-            Self::Host(object) => &object.metadata,
-        }
-    }
-
-    /// Its metadata, to be changed.
-    pub fn metadata_mut(&mut self) -> &mut Metadata {
-        match self {
-            Self::Tier(object) => &mut object.metadata,
-            Self::Policy(object) => &mut object.metadata,
-            Self::NetworkSet(object) => &mut object.metadata,
-            Self::Workload(object) => &mut object.metadata,
-            Self::Host(object) => &mut object.metadata,
-        }
-    }
-
     /// What names it.
     pub fn key(&self) -> ObjectKey {
         let metadata = self.metadata();
         ObjectKey { kind: self.kind(), namespace: metadata.namespace.clone(), name: metadata.name.clone() }
-    }
-
-    /// The manifest form: what a person would write, plus what the repository set.
-    pub fn to_json(&self) -> Json {
-        let spec = match self {
-            Self::Tier(object) => object.spec.to_json(),
-            Self::Policy(object) => object.spec.to_json(),
-            Self::NetworkSet(object) => object.spec.to_json(),
-            Self::Workload(object) => object.spec.to_json(),
-            Self::Host(object) => object.spec.to_json(),
-        };
-        json!({
-            "apiVersion": API_VERSION,
-            "kind": self.kind().as_str(),
-            "metadata": self.metadata(),
-            "spec": spec,
-        })
     }
 
     /// Whether labels, annotations and spec say the same, whatever the repository set.
@@ -263,36 +224,50 @@ pub(crate) fn decode(decoder: &mut Decoder, node: &Node) -> Option<Resource> {
     let mut fields = decoder.fields(node, "an object with apiVersion, kind, metadata and spec")?;
     let version = fields.required(decoder, "apiVersion", |decoder, node| {
         let version = decoder.string(node)?;
-        if version == API_VERSION {
-            return Some(());
+        if Kind::of_api_version(&version).next().is_some() {
+            return Some(version);
         }
-        decoder.problem_at(
-            node.position,
-            format!("expected {API_VERSION:?}, found {version:?}"),
-            Some(API_VERSION.into()),
-        );
+        let suggestion = nearest(&version, Kind::api_versions()).map(Into::into);
+        let known: Vec<_> = Kind::api_versions().collect();
+        let message = format!("expected one of {}, found {version:?}", known.join(", "));
+        decoder.problem_at(node.position, message, suggestion);
         None
     });
     let kind = fields.required(decoder, "kind", |decoder, node| {
-        let words: Vec<_> = Kind::ALL.iter().map(|kind| (kind.as_str(), *kind)).collect();
+        let version = version.as_deref()?;
+        let text = decoder.string(node)?;
+        let words: Vec<_> =
+            Kind::of_api_version(version).map(|kind| (kind.manifest_kind(), kind)).collect();
+        let elsewhere: Vec<_> =
+            Kind::ALL.iter().filter(|kind| kind.manifest_kind() == text).map(|kind| kind.api_version()).collect();
+        let here = words.iter().any(|(word, _)| *word == text);
+        if let (false, Some(first)) = (here, elsewhere.first()) {
+            let message = format!("{text} is a kind of {}, not of {version:?}", elsewhere.join(" and of "));
+            decoder.problem_at(node.position, message, Some(format!("apiVersion: {first}")));
+            return None;
+        }
         decoder.word(node, &words)
     });
-    // Without them there is no telling which fields are right.
-    let ((), kind) = (version?, kind?);
+    // Without it there is no telling which fields are right.
+    let kind = kind?;
+    if !kind.is_own() {
+        return foreign::decode(decoder, node, kind).map(Resource::Foreign);
+    }
     let metadata = fields.required(decoder, "metadata", |decoder, node| decode_metadata(decoder, node, kind));
     fields.optional(decoder, "status", |_, _| Some(()));
-    let resource = match kind {
-        Kind::Tier => object(decoder, &mut fields, metadata, TierSpec::decode).map(Resource::Tier),
-        Kind::Policy => object(decoder, &mut fields, metadata, PolicySpec::decode).map(Resource::Policy),
-        Kind::NetworkSet => {
-            object(decoder, &mut fields, metadata, NetworkSetSpec::decode).map(Resource::NetworkSet)
-        }
-        Kind::Workload => {
-            object(decoder, &mut fields, metadata, WorkloadSpec::decode).map(Resource::Workload)
-        }
-        Kind::Host => object(decoder, &mut fields, metadata, HostSpec::decode).map(Resource::Host),
-    };
+    let resource = decode_own(decoder, &mut fields, metadata, kind);
     fields.finish(decoder);
+    if let Some(Resource::Policy(policy)) = &resource
+        && policy.metadata.namespace.is_none()
+        && let Some(service) = policy.spec.services().find(|service| service.namespace.is_none())
+    {
+        let message = format!(
+            "the service {:?} needs its namespace, like default/{}: this policy is in none",
+            service.name, service.name
+        );
+        decoder.problem(node.child("spec").unwrap_or(node), message);
+        return None;
+    }
     resource
 }
 
@@ -308,9 +283,17 @@ fn object<S>(
 
 fn decode_metadata(decoder: &mut Decoder, node: &Node, kind: Kind) -> Option<Metadata> {
     let mut fields = decoder.fields(node, "metadata")?;
-    let name = fields.required(decoder, "name", name);
+    let name = fields.required(decoder, "name", |decoder, node| {
+        let name = name(decoder, node)?;
+        if kind == Kind::Settings && name != SETTINGS_NAME {
+            let message = format!("there is one Settings object, {SETTINGS_NAME:?}; found {name:?}");
+            decoder.problem_at(node.position, message, Some(SETTINGS_NAME.into()));
+            return None;
+        }
+        Some(name)
+    });
     let namespace = fields.optional(decoder, "namespace", |decoder, node| {
-        if matches!(kind, Kind::Tier | Kind::Host) {
+        if kind.scope() == Scope::Fleet {
             decoder.problem(node, format!("a {kind} has no namespace"));
             return None;
         }
@@ -359,6 +342,18 @@ pub(crate) fn name(decoder: &mut Decoder, node: &Node) -> Option<String> {
         suggestion,
     );
     None
+}
+
+/// A name that another system has accepted: like ours, but Calico puts upper case and Kubernetes RBAC-like names
+/// into some; a path or a selector must still be able to hold it.
+pub(crate) fn foreign_name(decoder: &mut Decoder, node: &Node) -> Option<String> {
+    let text = decoder.scalar_text(node)?;
+    let fits = (1..=NAME_LEN_MAX).contains(&text.len())
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b':'));
+    if fits {
+        return Some(text);
+    }
+    decoder.expected(node, "a name of letters, digits, '-', '.' and '_'")
 }
 
 /// Whether a text can name an object.

@@ -56,7 +56,7 @@ pub enum RuleRef {
     Rule {
         /// Tier of the policy.
         tier: String,
-        /// `name` or `namespace/name` of the policy.
+        /// `name` or `namespace/name` of the policy; `KIND/namespace/name` of one of another system.
         policy: String,
         /// Which of the policy's two lists.
         direction: Direction,
@@ -97,6 +97,8 @@ pub enum Builtin {
     Spoofed = 6,
     /// Packet that cannot be parsed, or a fragment without its first.
     Malformed = 7,
+    /// A port of a host that no policy can close (DESIGN 4.11).
+    FailSafe = 8,
 }
 
 /// Lowest rule id that the engine may give out.
@@ -104,7 +106,7 @@ pub const FIRST_FREE_RULE_ID: u32 = 16;
 
 impl Builtin {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Unprogrammed,
         Self::SelfTraffic,
         Self::HostToWorkload,
@@ -112,6 +114,7 @@ impl Builtin {
         Self::Reply,
         Self::Spoofed,
         Self::Malformed,
+        Self::FailSafe,
     ];
 }
 
@@ -125,6 +128,7 @@ impl fmt::Display for Builtin {
             Self::Reply => "reply of an allowed connection",
             Self::Spoofed => "foreign source address",
             Self::Malformed => "malformed packet",
+            Self::FailSafe => "fail-safe port of a host",
         })
     }
 }

@@ -4,11 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bulkhead_model::entity::port_label;
-use bulkhead_model::labels::{KIND_LABEL, NAMESPACE_LABEL, NAMESPACE_LABELS_PREFIX, SERVICE_ACCOUNT_LABEL};
-use bulkhead_model::policy::{Mode, Peer, PolicySpec, Rule, TierSpec};
+use bulkhead_model::host_policy::RuleId;
+use bulkhead_model::labels::{
+    DOMAIN_LABEL, KIND_LABEL, NAMESPACE_LABEL, NAMESPACE_LABELS_PREFIX, SERVICE_ACCOUNT_LABEL, SERVICE_LABEL,
+};
+use bulkhead_model::policy::{Action, DefaultAction, Mode, Peer, PolicySpec, Rule, ServiceName, TierSpec};
 use bulkhead_model::ports::{NamedPort, PortKey, PortMatch, Protocol};
 use bulkhead_model::selector::{CompareOp, Expr};
-use bulkhead_model::{Direction, Kind, ObjectKey, Prefix, RuleRef, Selector};
+use bulkhead_model::{Direction, Kind, ObjectKey, Prefix, RuleRef, Selector, Verdict};
 
 use super::atoms::{AtomKind, Atoms};
 use super::rules::RuleTable;
@@ -23,8 +26,56 @@ pub(super) struct Binder<'a> {
     pub(super) rules: &'a mut RuleTable,
 }
 
-/// Ports, and what the other end must match besides for them to count.
-type PortCase = (Vec<(PortKey, PortKey)>, Option<AtomId>);
+/// Ports, and what the other end must and must not match besides for them to count.
+#[derive(Debug, Clone)]
+struct PortCase {
+    ports: Vec<(PortKey, PortKey)>,
+    all: Option<AtomId>,
+    none: Vec<AtomId>,
+}
+
+/// A name whose meaning depends on who is there.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) enum Naming {
+    /// The name of a port.
+    Port(PortMatch),
+    /// The service of this namespace and name: its backends' ports.
+    Service(Option<String>, String),
+}
+
+impl Naming {
+    fn service(policy: &ObjectKey, service: &ServiceName) -> Self {
+        let namespace = service.namespace.as_ref().or(policy.namespace.as_ref());
+        Self::Service(namespace.cloned(), service.name.clone())
+    }
+
+    /// Whether a port of somebody whom [`Naming::selectors`] select is meant.
+    pub(super) fn names(&self, port: &NamedPort) -> bool {
+        match self {
+            Self::Port(ports) => ports.names(port),
+            Self::Service(..) => true,
+        }
+    }
+
+    /// The selectors of everybody who gives it a meaning; of a port's name, one for each protocol that it can have.
+    pub(super) fn selectors(&self) -> Vec<Selector> {
+        match self {
+            Self::Port(PortMatch::Named { protocol, name }) => {
+                let all =
+                    Protocol::NAMES.into_iter().map(|(_, protocol)| protocol).filter(|one| one.has_ports());
+                let protocols: Vec<Protocol> = protocol.map_or_else(|| all.collect(), |one| vec![one]);
+                let has = |protocol| Selector::from_expr(Expr::Has(port_label(protocol, name).into()));
+                protocols.into_iter().map(has).collect()
+            }
+            Self::Port(_) => Vec::new(),
+            Self::Service(namespace, name) => {
+                let namespace = namespace.as_ref().map(|name| Selector::equals(NAMESPACE_LABEL, name));
+                let own = [of_kind(Kind::EndpointSlice), Selector::equals(SERVICE_LABEL, name)];
+                vec![Selector::all_of(namespace.into_iter().chain(own))]
+            }
+        }
+    }
+}
 
 /// What of an endpoint its compiled policies depend on, besides the policies themselves.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -32,8 +83,12 @@ pub(super) struct Subject {
     pub(super) direction: Direction,
     /// Its values of the labels that `sameLabels` and `notSameLabels` read.
     pub(super) labels: Vec<(Arc<str>, Option<Arc<str>>)>,
-    /// What the named ports in use mean: for ingress at the endpoint itself, for egress at any of its peers.
-    pub(super) named: BTreeMap<PortMatch, BTreeSet<NamedPort>>,
+    /// What the names in use mean: for ingress at the endpoint itself, for egress at any of its peers.
+    pub(super) named: BTreeMap<Naming, BTreeSet<NamedPort>>,
+    /// What happens where no tier decides.
+    pub(super) posture: Verdict,
+    /// Whether it has fail-safe ports.
+    pub(super) fail_safe: bool,
 }
 
 impl Subject {
@@ -41,27 +96,46 @@ impl Subject {
         self.labels.iter().find(|(known, _)| **known == *key).and_then(|(_, value)| value.as_ref())
     }
 
-    fn meanings(&self, ports: &PortMatch) -> impl Iterator<Item = &NamedPort> {
-        self.named.get(ports).into_iter().flatten()
+    fn meanings(&self, naming: &Naming) -> impl Iterator<Item = &NamedPort> {
+        self.named.get(naming).into_iter().flatten()
+    }
+
+    fn meanings_of_port(&self, ports: &PortMatch) -> impl Iterator<Item = &NamedPort> {
+        let named = matches!(ports, PortMatch::Named { .. });
+        let meanings = named.then(|| self.named.get(&Naming::Port(ports.clone()))).flatten();
+        meanings.into_iter().flatten()
     }
 }
 
-/// Every named port that rules ask for.
-pub(super) fn named_ports<'a>(rules: impl Iterator<Item = &'a Rule>) -> BTreeSet<PortMatch> {
-    rules
-        .flat_map(|rule| rule.ports.iter().chain(&rule.not_ports))
-        .filter(|ports| matches!(ports, PortMatch::Named { .. }))
-        .cloned()
-        .collect()
+/// Every name in rules whose meaning depends on who is there.
+pub(super) fn namings<'a>(
+    rules: impl Iterator<Item = (&'a ObjectKey, &'a Rule)>,
+    direction: Direction,
+) -> BTreeSet<Naming> {
+    let mut namings = BTreeSet::new();
+    for (key, rule) in rules {
+        let named = rule.ports.iter().chain(&rule.not_ports);
+        let named = named.filter(|ports| matches!(ports, PortMatch::Named { .. }));
+        namings.extend(named.map(|ports| Naming::Port(ports.clone())));
+        if direction == Direction::Egress {
+            let services = rule.peers.iter().flat_map(|peer| &peer.services);
+            namings.extend(services.map(|service| Naming::service(key, service)));
+        }
+    }
+    namings
 }
 
-/// The selectors of everybody who names a port so: one for each protocol that it can have.
-pub(super) fn named_selectors(ports: &PortMatch) -> Vec<Selector> {
-    let PortMatch::Named { protocol, name } = ports else { return Vec::new() };
-    let all = Protocol::NAMES.into_iter().map(|(_, protocol)| protocol).filter(|one| one.has_ports());
-    let protocols: Vec<Protocol> = protocol.map_or_else(|| all.collect(), |one| vec![one]);
-    let has = |protocol| Selector::from_expr(Expr::Has(port_label(protocol, name).into()));
-    protocols.into_iter().map(has).collect()
+/// The tier before all others of an endpoint with ports that no policy can close.
+pub(super) fn fail_safe(id: RuleId, ports: &[PortMatch]) -> BoundTier {
+    let rule = BoundRule {
+        id,
+        action: Action::Allow,
+        audit: false,
+        log: false,
+        ports: ports.iter().filter_map(PortMatch::interval).collect(),
+        peers: None,
+    };
+    BoundTier { default_rule: id, default_action: DefaultAction::Pass, enforced: true, rules: vec![rule] }
 }
 
 /// The tiers that apply, in order, with the rules of their policies. `policies` is in order.
@@ -101,74 +175,125 @@ impl Binder<'_> {
             if cases.is_empty() {
                 continue;
             }
-            let mut peers = if rule.peers.is_empty() || rule.peers.iter().any(Peer::is_any) {
-                None
-            } else {
-                Some(rule.peers.iter().filter_map(|peer| self.peer(key, peer, subject)).collect())
-            };
-            if let Some(version) = rule.ip_version {
-                let family = self.cidrs(&[version.block()]);
-                peers = Some(and(peers, family));
-            }
             let id = self.rules.id(RuleRef::Rule {
                 tier: spec.tier.clone(),
-                policy: key.qualified_name(),
+                policy: key.policy_name(),
                 direction: subject.direction,
                 index,
             });
-            for (ports, atom) in cases {
-                bound.push(BoundRule {
-                    id,
-                    action: rule.action,
-                    audit: spec.mode == Mode::Audit,
-                    log: rule.log,
-                    ports,
-                    peers: atom.map_or_else(|| peers.clone(), |atom| Some(and(peers.clone(), atom))),
-                });
+            let family = rule.ip_version.map(|version| self.cidrs(&[version.block()]));
+            for (only, peers) in self.peer_groups(key, rule, subject) {
+                for case in &cases {
+                    let ports = match only {
+                        None => case.ports.clone(),
+                        Some(key) => Intervals::exactly(&case.ports).within(key, key),
+                    };
+                    if ports.is_empty() {
+                        continue;
+                    }
+                    let all: Vec<AtomId> = family.into_iter().chain(case.all).collect();
+                    bound.push(BoundRule {
+                        id,
+                        action: rule.action,
+                        audit: spec.mode == Mode::Audit,
+                        log: rule.log,
+                        ports,
+                        peers: and(peers.clone(), &all, &case.none),
+                    });
+                }
             }
         }
         bound
     }
 
-    /// The ports of a rule, and for each meaning of a name at the other end what that end must be. Cases in which
-    /// nothing can match are left out.
+    /// The peers of a rule, grouped by the one port that they count for: backends of services for egress. `None` for
+    /// the peers means any address.
+    fn peer_groups(
+        &mut self,
+        key: &ObjectKey,
+        rule: &Rule,
+        subject: &Subject,
+    ) -> Vec<(Option<PortKey>, Option<Vec<BoundPeer>>)> {
+        if rule.peers.is_empty() || rule.peers.iter().any(Peer::is_any) {
+            return vec![(None, None)];
+        }
+        let mut groups: BTreeMap<Option<PortKey>, Vec<BoundPeer>> = BTreeMap::new();
+        for peer in &rule.peers {
+            let Some(bound) = self.peer(key, peer, subject) else { continue };
+            if peer.services.is_empty() {
+                groups.entry(None).or_default().push(bound);
+                continue;
+            }
+            for service in &peer.services {
+                let naming = Naming::service(key, service);
+                let backends = naming.selectors();
+                if subject.direction == Direction::Ingress {
+                    let mut bound = bound.clone();
+                    bound.all.extend(backends.into_iter().map(|selector| self.selector(selector)));
+                    groups.entry(None).or_default().push(bound);
+                    continue;
+                }
+                for port in subject.meanings(&naming) {
+                    let label = port_label(port.protocol, &port.name);
+                    let number = Selector::equals(&label, &port.port.to_string());
+                    let serving = Selector::all_of(backends.iter().cloned().chain([number]));
+                    let mut bound = bound.clone();
+                    bound.all.push(self.selector(serving));
+                    groups.entry(Some(port.key())).or_default().push(bound);
+                }
+            }
+        }
+        groups.into_iter().map(|(port, peers)| (port, Some(peers))).collect()
+    }
+
+    /// The ports of a rule, and for each meaning of a name at the other end what that end must or must not be. Cases
+    /// in which nothing can match are left out.
     fn port_cases(&mut self, rule: &Rule, subject: &Subject) -> Vec<PortCase> {
         let egress = subject.direction == Direction::Egress;
         let mut excluded: Vec<(PortKey, PortKey)> =
             rule.not_ports.iter().filter_map(PortMatch::interval).collect();
         let mut wanted: Vec<(PortKey, PortKey)> = rule.ports.iter().filter_map(PortMatch::interval).collect();
         if !egress {
-            let own = |ports| subject.meanings(ports).map(|port| (port.key(), port.key()));
+            let own = |ports| subject.meanings_of_port(ports).map(|port| (port.key(), port.key()));
             wanted.extend(rule.ports.iter().flat_map(own));
             excluded.extend(rule.not_ports.iter().flat_map(own));
         }
-        let without_excluded = |wanted: &[(PortKey, PortKey)]| {
+        let mut cases = Vec::new();
+        let mut push = |wanted: &[(PortKey, PortKey)], all| {
             let mut set = Intervals::of(wanted);
             for (first, last) in &excluded {
                 set.take(*first, *last);
             }
-            set.iter().collect::<Vec<_>>()
+            cases.push(PortCase { ports: set.iter().collect(), all, none: Vec::new() });
         };
-        let mut cases = Vec::new();
         if rule.ports.is_empty() || !wanted.is_empty() {
-            cases.push((without_excluded(&wanted), None));
+            push(&wanted, None);
         }
         if egress {
-            for port in rule.ports.iter().flat_map(|ports| subject.meanings(ports)) {
-                let label = port_label(port.protocol, &port.name);
-                let atom = self.selector(Selector::equals(&label, &port.port.to_string()));
-                cases.push((without_excluded(&[(port.key(), port.key())]), Some(atom)));
+            for port in rule.ports.iter().flat_map(|ports| subject.meanings_of_port(ports)) {
+                let atom = self.port_atom(port);
+                push(&[(port.key(), port.key())], Some(atom));
+            }
+            for port in rule.not_ports.iter().flat_map(|ports| subject.meanings_of_port(ports)) {
+                let atom = self.port_atom(port);
+                cases = cases.into_iter().flat_map(|case| without_port(case, port.key(), atom)).collect();
             }
         }
-        cases.retain(|(ports, _)| !ports.is_empty());
+        cases.retain(|case| !case.ports.is_empty());
         cases
+    }
+
+    /// Who gives a port this name, protocol and number.
+    fn port_atom(&mut self, port: &NamedPort) -> AtomId {
+        let label = port_label(port.protocol, &port.name);
+        self.selector(Selector::equals(&label, &port.port.to_string()))
     }
 
     /// `None` if no address can match: a `sameLabels` key that the subject does not have.
     fn peer(&mut self, key: &ObjectKey, peer: &Peer, subject: &Subject) -> Option<BoundPeer> {
         let mut bound = BoundPeer::default();
         let parts = workload_parts(key, peer, subject)?;
-        let Peer { not_selector, cidrs, not_cidrs, network_sets, hosts, .. } = peer;
+        let Peer { not_selector, cidrs, not_cidrs, network_sets, hosts, domains, .. } = peer;
         if !parts.is_empty() {
             bound.all.push(self.selector(Selector::all_of(parts)));
         }
@@ -178,6 +303,9 @@ impl Binder<'_> {
         }
         if let Some(hosts) = hosts {
             bound.all.push(self.selector(Selector::all_of([hosts.clone(), of_kind(Kind::Host)])));
+        }
+        if !domains.is_empty() {
+            bound.all.push(self.selector(named(domains)));
         }
         if !cidrs.is_empty() {
             bound.all.push(self.cidrs(cidrs));
@@ -243,13 +371,44 @@ fn of_kind(kind: Kind) -> Selector {
     Selector::equals(KIND_LABEL, kind.as_str())
 }
 
-/// The same peers, each with one more condition; any address becomes a peer with that condition alone.
-fn and(peers: Option<Vec<BoundPeer>>, atom: AtomId) -> Vec<BoundPeer> {
+/// Whoever has one of these DNS names.
+fn named(domains: &[String]) -> Selector {
+    let label: Arc<str> = DOMAIN_LABEL.into();
+    let exact = domains.iter().filter(|name| !name.starts_with("*.")).map(|name| name.as_str().into());
+    let mut values: Vec<Arc<str>> = exact.collect();
+    values.sort();
+    values.dedup();
+    let mut any: Vec<Expr> = Vec::new();
+    if !values.is_empty() {
+        any.push(Expr::In { label: Arc::clone(&label), negated: false, values });
+    }
+    for parent in domains.iter().filter_map(|name| name.strip_prefix('*')) {
+        let (label, value) = (Arc::clone(&label), parent.into());
+        any.push(Expr::Compare { label, op: CompareOp::EndsWith, value });
+    }
+    let any = if any.len() == 1 { any.swap_remove(0) } else { Expr::Or(any) };
+    Selector::all_of([of_kind(Kind::NameTable), Selector::from_expr(any)])
+}
+
+/// The case without one port of whoever matches `atom`: the port apart, for everybody else.
+fn without_port(case: PortCase, port: PortKey, atom: AtomId) -> [PortCase; 2] {
+    let mut rest = Intervals::exactly(&case.ports);
+    let ports = rest.take(port, port);
+    let none = case.none.iter().copied().chain([atom]).collect();
+    [PortCase { ports: rest.iter().collect(), ..case.clone() }, PortCase { ports, none, all: case.all }]
+}
+
+/// The same peers, each with more conditions; any address becomes a peer with those alone.
+fn and(peers: Option<Vec<BoundPeer>>, all: &[AtomId], none: &[AtomId]) -> Option<Vec<BoundPeer>> {
+    if all.is_empty() && none.is_empty() {
+        return peers;
+    }
     let mut peers = peers.unwrap_or_else(|| vec![BoundPeer::default()]);
     for peer in &mut peers {
-        peer.all.push(atom);
+        peer.all.extend(all);
+        peer.none.extend(none);
     }
-    peers
+    Some(peers)
 }
 
 /// `appliesTo` as evaluated: a policy in a namespace is for endpoints in that namespace.

@@ -4,11 +4,11 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bulkhead_model::host_policy::CompiledId;
-use bulkhead_model::ports::{NamedPort, PortMatch};
-use bulkhead_model::{Direction, Entity, ObjectKey, RuleRef};
+use bulkhead_model::ports::NamedPort;
+use bulkhead_model::{Builtin, Direction, Entity, ObjectKey, RuleRef};
 
 use super::atoms::{AtomKind, Atoms};
-use super::bind::{self, Subject};
+use super::bind::{self, Naming, Subject};
 use super::{HostEngine, NotReady, Slot, SubjectKey};
 use crate::program::Program;
 
@@ -45,12 +45,12 @@ impl HostEngine {
         let mut applicable = Vec::new();
         for key in keys {
             let Some(stored) = self.policies.get(key) else { continue };
-            if stored.spec.rules(direction).is_none() {
+            if stored.spec.rules(direction).is_none() || !stored.spec.is_valid_at(self.now) {
                 continue;
             }
             let Some(tier) = self.tiers.get(&stored.spec.tier) else {
                 let tier = stored.spec.tier.clone();
-                return Err(NotReady::UnknownTier { policy: key.qualified_name(), tier });
+                return Err(NotReady::UnknownTier { policy: key.policy_name(), tier });
             };
             applicable.push(((tier.order, &stored.spec.tier, stored.spec.order, key), stored));
         }
@@ -64,33 +64,42 @@ impl HostEngine {
             .collect();
         let labels = label_keys.into_iter().map(|key| (key.into(), entity.labels.get(key).map(Into::into)));
         let labels = labels.collect();
-        let names = bind::named_ports(rules());
+        let with_rules = applicable
+            .iter()
+            .flat_map(|((.., key), stored)| stored.spec.rules(direction).unwrap_or_default().iter().map(move |r| (*key, r)));
+        let names: BTreeSet<Naming> = bind::namings(with_rules, direction);
         let mut name_atoms = Vec::new();
         if direction == Direction::Egress {
-            for selector in names.iter().flat_map(bind::named_selectors) {
+            for selector in names.iter().flat_map(Naming::selectors) {
                 name_atoms.push(self.atoms.id(&mut self.classes, AtomKind::Selector(selector)));
             }
         }
-        let meaning = |ports: &PortMatch| match direction {
-            Direction::Ingress => entity.ports.iter().filter(|port| ports.names(port)).cloned().collect(),
-            Direction::Egress => meanings(&self.atoms, ports),
+        let meaning = |naming: &Naming| match direction {
+            Direction::Ingress => entity.ports.iter().filter(|port| naming.names(port)).cloned().collect(),
+            Direction::Egress => meanings(&self.atoms, naming),
         };
-        let named = names.iter().map(|ports| (ports.clone(), meaning(ports))).collect();
+        let named = names.iter().map(|naming| (naming.clone(), meaning(naming))).collect();
+        let posture = entity.posture.unwrap_or(self.settings.default_posture);
         let subject = SubjectKey {
-            subject: Subject { direction, labels, named },
+            subject: Subject { direction, labels, named, posture, fail_safe: entity.is_host_endpoint() },
+            settings_version: self.settings_version,
             tiers_version: self.tiers_version,
             policies: applicable.iter().map(|(_, stored)| stored.version).collect(),
         };
         if let Some(id) = self.slot_by_key.get(&subject) {
             return Ok(*id);
         }
-        let tiers = bind::tiers(
+        let mut tiers = bind::tiers(
             &self.tiers,
             applicable.iter().map(|((.., key), stored)| (*key, &stored.spec)),
             &subject.subject,
             &mut bind::Binder { atoms: &mut self.atoms, classes: &mut self.classes, rules: &mut self.rules },
         );
-        let program = Program::new(tiers, (self.posture, self.rules.id(RuleRef::DefaultPosture)));
+        if subject.subject.fail_safe {
+            let id = self.rules.id(RuleRef::Builtin { builtin: Builtin::FailSafe });
+            tiers.insert(0, bind::fail_safe(id, self.settings.fail_safe.ports(direction)));
+        }
+        let program = Program::new(tiers, (posture, self.rules.id(RuleRef::DefaultPosture)));
         self.atoms.acquire(program.atoms().chain(name_atoms.iter().copied()));
         let id = CompiledId(self.next_slot);
         self.next_slot += 1;
@@ -106,7 +115,7 @@ impl HostEngine {
                 let subject = &slot.key.subject;
                 let mut named = subject.named.iter();
                 subject.direction == Direction::Egress
-                    && named.any(|(ports, known)| meanings(&self.atoms, ports) != *known)
+                    && named.any(|(naming, known)| meanings(&self.atoms, naming) != *known)
             });
             if stale {
                 self.dirty.insert(Arc::clone(name));
@@ -115,9 +124,9 @@ impl HostEngine {
     }
 }
 
-/// What a name of a port means at anybody who is known.
-fn meanings(atoms: &Atoms, ports: &PortMatch) -> BTreeSet<NamedPort> {
-    let selectors = bind::named_selectors(ports);
+/// What a name means at anybody who is known.
+fn meanings(atoms: &Atoms, naming: &Naming) -> BTreeSet<NamedPort> {
+    let selectors = naming.selectors();
     let known = selectors.iter().flat_map(|selector| atoms.ports_of_members(selector));
-    known.filter(|port| ports.names(port)).cloned().collect()
+    known.filter(|port| naming.names(port)).cloned().collect()
 }

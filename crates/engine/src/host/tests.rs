@@ -4,8 +4,11 @@ use std::collections::BTreeMap;
 
 use bulkhead_model::host_policy::{ClassId, Row};
 use bulkhead_model::policy::{Action, DefaultAction, IpVersion, Mode, Order, Peer, Rule};
+use bulkhead_model::labels::{DOMAIN_LABEL, SERVICE_LABEL};
+use bulkhead_model::meaning::Bequest;
 use bulkhead_model::ports::{PortKey, Protocol};
-use bulkhead_model::{Direction, Kind, Labels, entity};
+use bulkhead_model::settings::FailSafe;
+use bulkhead_model::{Direction, Kind, Labels, Verdict, entity};
 use proptest::prelude::*;
 
 use super::*;
@@ -28,6 +31,8 @@ enum Op {
     Tier(Option<TierSpec>),
     Entity(u8, Option<(Labels, Vec<Prefix>)>),
     Local(u8, Option<(Labels, Vec<Prefix>)>),
+    /// The time, and whether the repository's posture is deny.
+    Now(u8, bool),
 }
 
 fn policy_key(number: u8) -> ObjectKey {
@@ -37,36 +42,71 @@ fn policy_key(number: u8) -> ObjectKey {
 
 fn make_entity(name: &str, kind: Kind, labels: &Labels, prefixes: &[Prefix], host: Option<&str>) -> Entity {
     let namespace = labels.get("ns").map(ToOwned::to_owned);
-    let labels = entity::with_automatic_labels(labels, kind, namespace.as_deref(), name, host);
-    let mut labels = labels;
+    let mut labels = entity::with_automatic_labels(labels, kind, namespace.as_deref(), name, host);
     // A name that means different numbers, and another protocol, on different entities.
-    let http = |protocol, port| NamedPort { name: "http".into(), protocol, port };
+    let port = |protocol, port, name: &str| NamedPort { name: name.into(), protocol, port };
     let ports = match (kind, labels.get("b")) {
-        (Kind::Workload, Some("1")) => vec![http(Protocol::TCP, 80)],
-        (Kind::Workload, Some("2")) => vec![http(Protocol::TCP, 81), http(Protocol::UDP, 80)],
+        (Kind::Workload | Kind::HostEndpoint, Some("1")) => vec![port(Protocol::TCP, 80, "http")],
+        (Kind::Workload | Kind::HostEndpoint, Some("2")) => {
+            vec![port(Protocol::TCP, 81, "http"), port(Protocol::UDP, 80, "http")]
+        }
+        (Kind::EndpointSlice, Some("1")) => vec![port(Protocol::TCP, 80, "80")],
+        (Kind::EndpointSlice, _) => vec![port(Protocol::TCP, 81, "81"), port(Protocol::UDP, 80, "80")],
         _ => vec![],
     };
     for port in &ports {
         labels.insert_any(&entity::port_label(port.protocol, &port.name), &port.port.to_string()).unwrap();
     }
-    let mut entity =
-        Entity { name: name.into(), labels, prefixes: prefixes.to_vec(), host: host.map(Into::into), ports };
+    match kind {
+        Kind::EndpointSlice => labels.insert_any(SERVICE_LABEL, "s").unwrap(),
+        Kind::NameTable => labels.insert_any(DOMAIN_LABEL, "x.example.com").unwrap(),
+        _ => {}
+    }
+    let denies = kind == Kind::HostEndpoint && labels.get("a") == Some("1");
+    let mut entity = Entity {
+        name: name.into(),
+        labels,
+        prefixes: prefixes.to_vec(),
+        host: host.map(Into::into),
+        ports,
+        posture: denies.then_some(Verdict::Deny),
+        parents: Vec::new(),
+    };
     if namespace.is_some() {
-        let mut inherited = Labels::new();
-        inherited.insert("team", "red").unwrap();
-        entity.inherit(&inherited);
+        let mut own = Labels::new();
+        own.insert("team", "red").unwrap();
+        entity.inherit(&Bequest::of_namespace("n", &own, None));
     }
     entity
 }
 
+/// What stands behind the number of an entity that is not local.
+fn kind_of(number: u8) -> Kind {
+    match number {
+        1 | 3 => Kind::NetworkSet,
+        5 => Kind::EndpointSlice,
+        6 => Kind::NameTable,
+        7 => Kind::Host,
+        _ => Kind::Workload,
+    }
+}
+
+fn settings(denies: bool) -> SettingsSpec {
+    let fail_safe =
+        FailSafe { ingress: vec!["tcp/81".parse().unwrap()], egress: vec!["udp/80".parse().unwrap()] };
+    SettingsSpec { default_posture: if denies { Verdict::Deny } else { Verdict::Allow }, fail_safe }
+}
+
 impl Fleet {
     fn new() -> Self {
-        Self {
+        let mut fleet = Self {
             world: World::new(),
             index: MemberIndex::new(),
             subscribed: BTreeMap::new(),
-            engine: HostEngine::new(HOST, Verdict::Allow),
-        }
+            engine: HostEngine::new(HOST),
+        };
+        fleet.run(&Op::Now(0, false));
+        fleet
     }
 
     fn run(&mut self, op: &Op) {
@@ -87,20 +127,26 @@ impl Fleet {
             }
             Op::Entity(number, state) => {
                 let name = format!("e{number}");
-                // Odd ones are network sets.
-                let (kind, host) =
-                    if number % 2 == 1 { (Kind::NetworkSet, None) } else { (Kind::Workload, Some("there")) };
+                let kind = kind_of(*number);
+                let host = (kind == Kind::Workload).then_some("there");
                 let entity = state.as_ref().map(|(l, p)| make_entity(&name, kind, l, p, host));
                 self.set_entity(&name, entity);
             }
             Op::Local(number, state) => {
                 let name = format!("l{number}");
-                let entity =
-                    state.as_ref().map(|(l, p)| make_entity(&name, Kind::Workload, l, p, Some(HOST)));
+                let kind = if *number == 2 { Kind::HostEndpoint } else { Kind::Workload };
+                let entity = state.as_ref().map(|(l, p)| make_entity(&name, kind, l, p, Some(HOST)));
                 let ifindex = u32::from(*number) + 1;
                 let local = entity.clone().map(|entity| LocalEndpoint { entity, ifindex });
                 self.engine.set_local(&name.as_str().into(), local);
                 self.set_entity(&name, entity);
+            }
+            Op::Now(seconds, denies) => {
+                let now = Timestamp { seconds: (*seconds).into() };
+                self.engine.set_now(now);
+                self.engine.set_settings(settings(*denies));
+                self.world.now = now;
+                self.world.settings = settings(*denies);
             }
         }
     }
@@ -246,6 +292,7 @@ fn subject(op: &Op) -> String {
         Op::Tier(_) => "tier".into(),
         Op::Entity(number, _) => format!("entity {number}"),
         Op::Local(number, _) => format!("local {number}"),
+        Op::Now(..) => "now".into(),
     }
 }
 
@@ -256,6 +303,7 @@ fn removal(op: &Op) -> Op {
         Op::Tier(_) => Op::Tier(None),
         Op::Entity(number, _) => Op::Entity(*number, None),
         Op::Local(number, _) => Op::Local(*number, None),
+        Op::Now(..) => Op::Now(0, false),
     }
 }
 
@@ -312,7 +360,11 @@ fn any_peer() -> impl Strategy<Value = Peer> {
         prop::collection::vec(any_block(), 0..2),
         prop::collection::vec(any_block(), 0..2),
         prop::option::weighted(0.15, any_selector()),
-        prop::option::weighted(0.1, any_selector()),
+        (
+            prop::option::weighted(0.1, any_selector()),
+            prop::option::weighted(0.1, prop::sample::select(vec!["*.example.com", "x.example.com", "y.org"])),
+            prop::option::weighted(0.15, prop::sample::select(vec!["n/s", "m/s", "s"])),
+        ),
     )
         .prop_map(
             |(
@@ -323,7 +375,7 @@ fn any_peer() -> impl Strategy<Value = Peer> {
                 cidrs,
                 not_cidrs,
                 network_sets,
-                hosts,
+                (hosts, domains, services),
             )| {
                 Peer {
                     selector,
@@ -336,6 +388,8 @@ fn any_peer() -> impl Strategy<Value = Peer> {
                     not_cidrs,
                     network_sets,
                     hosts,
+                    domains: domains.into_iter().map(ToOwned::to_owned).collect(),
+                    services: services.into_iter().map(|name| name.parse().unwrap()).collect(),
                 }
             },
         )
@@ -345,7 +399,7 @@ fn any_rule() -> impl Strategy<Value = Rule> {
     let ports =
         ["any", "tcp", "tcp/80", "tcp/80-443", "udp", "icmp/8", "tcp/81-65535", "tcp/http", "any/http"];
     let ports = prop::sample::select(ports.to_vec()).prop_map(|text| text.parse().unwrap());
-    let not_ports = prop::sample::select(vec!["tcp", "tcp/81", "udp/80", "icmp"]);
+    let not_ports = prop::sample::select(vec!["tcp", "tcp/81", "udp/80", "icmp", "tcp/http", "any/http"]);
     let not_ports = prop::option::weighted(0.2, not_ports);
     let versions = prop::option::weighted(0.2, prop::sample::select(vec![IpVersion::V4, IpVersion::V6]));
     let actions = [Action::Allow, Action::Allow, Action::Deny, Action::Pass, Action::Log];
@@ -370,16 +424,19 @@ fn any_rule() -> impl Strategy<Value = Rule> {
 fn any_policy() -> impl Strategy<Value = PolicySpec> {
     let rules = || prop::option::weighted(0.7, prop::collection::vec(any_rule(), 0..4));
     let tiers = ["admin", "application", "application", "baseline"];
-    (prop::sample::select(tiers.to_vec()), 0..3u8, any::<bool>(), any_selector(), rules(), rules()).prop_map(
-        |(tier, order, audit, applies_to, ingress, egress)| PolicySpec {
+    let time = || prop::option::weighted(0.15, (0..4u64).prop_map(|seconds| Timestamp { seconds }));
+    let times = (time(), time());
+    (prop::sample::select(tiers.to_vec()), 0..3u8, any::<bool>(), any_selector(), rules(), rules(), times)
+        .prop_map(|(tier, order, audit, applies_to, ingress, egress, (valid_from, valid_until))| PolicySpec {
             tier: tier.into(),
             order: Order::new(order.into()),
             mode: if audit && order == 2 { Mode::Audit } else { Mode::Enforce },
+            valid_from,
+            valid_until,
             applies_to,
             ingress,
             egress,
-        },
-    )
+        })
 }
 
 fn any_op() -> impl Strategy<Value = Op> {
@@ -387,7 +444,7 @@ fn any_op() -> impl Strategy<Value = Op> {
     let host6 = (1..3u16).prop_map(|last| Prefix::host([0x2001, 0xdb8, 0, 0, 0, 0, 0, last].into()));
     let hosts = prop::collection::vec(prop_oneof![3 => host, 1 => host6], 0..3);
     let local_hosts = (0..8u8).prop_map(|last| vec![Prefix::host([10, 0, 0, last].into())]);
-    let entity = (0..5u8, any_labels(), hosts, prop::collection::vec(any_block(), 0..3), any::<u8>());
+    let entity = (0..8u8, any_labels(), hosts, prop::collection::vec(any_block(), 0..3), any::<u8>());
     prop_oneof![
         4 => (0..4u8, prop::option::weighted(0.8, any_policy())).prop_map(|(n, p)| Op::Policy(n, p)),
         1 => (any::<bool>(), any::<bool>(), any::<bool>()).prop_map(|(there, first, pass)| {
@@ -396,11 +453,12 @@ fn any_op() -> impl Strategy<Value = Op> {
             Op::Tier(there.then_some(TierSpec { order, default_action }))
         }),
         4 => entity.prop_map(|(n, labels, hosts, blocks, there)| {
-            let prefixes = if matches!(n, 1 | 3) { blocks } else { hosts };
+            let prefixes = if kind_of(n) == Kind::NetworkSet { blocks } else { hosts };
             Op::Entity(n, (there > 50).then_some((labels, prefixes)))
         }),
         3 => (0..3u8, any_labels(), local_hosts, any::<u8>())
             .prop_map(|(n, labels, hosts, there)| Op::Local(n, (there > 50).then_some((labels, hosts)))),
+        1 => (0..4u8, any::<bool>()).prop_map(|(now, denies)| Op::Now(now, denies)),
     ]
 }
 
@@ -539,19 +597,8 @@ fn labels(pairs: &[(&str, &str)]) -> Labels {
 
 fn allow_from(applies_to: &str, from: Peer) -> PolicySpec {
     PolicySpec {
-        tier: "application".into(),
-        order: Order::LAST,
-        mode: Mode::Enforce,
-        applies_to: Selector::parse(applies_to).unwrap(),
-        ingress: Some(vec![Rule {
-            action: Action::Allow,
-            peers: vec![from],
-            ports: vec![],
-            not_ports: vec![],
-            ip_version: None,
-            log: false,
-        }]),
-        egress: None,
+        ingress: Some(vec![Rule { peers: vec![from], ..Rule::new(Action::Allow) }]),
+        ..PolicySpec::new(Selector::parse(applies_to).unwrap())
     }
 }
 
@@ -570,7 +617,7 @@ fn a_new_instance_costs_one_address_where_it_matters_and_nothing_elsewhere() {
     fleet.run(&Op::Entity(0, Some(instance(0, "a"))));
     fleet.settle();
     for number in 1..20 {
-        fleet.run(&Op::Entity(number * 2, Some(instance(number, "a"))));
+        fleet.run(&Op::Entity(100 + number, Some(instance(number, "a"))));
         let written: usize = fleet.settle().iter().map(HostDelta::entries_written).sum();
         assert_eq!(written, 1, "one entry for instance {number}");
     }
@@ -580,7 +627,7 @@ fn a_new_instance_costs_one_address_where_it_matters_and_nothing_elsewhere() {
 
 #[test]
 fn a_policy_waits_for_its_members_and_a_new_endpoint_is_closed_until_then() {
-    let mut engine = HostEngine::new(HOST, Verdict::Allow);
+    let mut engine = HostEngine::new(HOST);
     let entity = make_entity("l0", Kind::Workload, &labels(&[("role", "b")]), &[], Some(HOST));
     engine.set_local(&"l0".into(), Some(LocalEndpoint { entity, ifindex: 7 }));
     engine.flush();

@@ -9,7 +9,7 @@ fn entity(name: &str, pairs: &[(&str, &str)], address: u8) -> Entity {
     }
     labels.insert_any(NAME_LABEL, name).unwrap();
     let prefixes = vec![Prefix::host([10, 0, 0, address].into())];
-    Entity { name: name.into(), labels, prefixes, host: Some("h".into()), ports: vec![] }
+    Entity { name: name.into(), labels, prefixes, host: Some("h".into()), ..Entity::default() }
 }
 
 fn names(index: &MemberIndex, id: SelectorId) -> BTreeSet<String> {

@@ -42,6 +42,14 @@ impl Node {
         }
     }
 
+    /// The pairs of a mapping; none if it is something else.
+    pub fn entries(&self) -> &[(Self, Self)] {
+        match &self.value {
+            Value::Mapping(entries) => entries,
+            _ => &[],
+        }
+    }
+
     /// The text of a string.
     pub fn as_str(&self) -> Option<&str> {
         match &self.value {

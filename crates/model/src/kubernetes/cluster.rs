@@ -2,40 +2,39 @@
 
 use super::namespaced::protocol;
 use super::selector::label_selector;
-use super::{ADMIN_TIER, BASELINE_TIER, Names, Object, metadata, policy_key, spec};
-use crate::address::Prefix;
+use super::spec;
 use crate::document::{Decoder, Fields, Node, Value};
 use crate::labels::{KIND_LABEL, NAMESPACE_LABEL, NAMESPACE_LABELS_PREFIX};
-use crate::policy::{Action, LIST_MAX, Mode, Order, Peer, PolicySpec, RULES_MAX, Rule, blocks};
+use crate::kind::Kind;
+use crate::policy::{
+    Action, KUBERNETES_ADMIN_TIER, KUBERNETES_BASELINE_TIER, LIST_MAX, Order, Peer, PolicySpec, RULES_MAX, Rule,
+    blocks, domains,
+};
 use crate::ports::{PortMatch, Protocol};
-use crate::resource::Kind;
 use crate::selector::{Expr, Selector};
 
-pub(super) fn cluster(decoder: &mut Decoder, node: &Node, names: &Names) -> Option<Object> {
-    policy(decoder, node, names, "clusternetworkpolicy", |decoder, fields| {
+pub(super) fn cluster(decoder: &mut Decoder, node: &Node) -> Option<PolicySpec> {
+    policy(decoder, node, |decoder, fields| {
         fields.required(decoder, "tier", |decoder, node| {
-            decoder.word(node, &[("Admin", ADMIN_TIER), ("Baseline", BASELINE_TIER)])
+            decoder.word(node, &[("Admin", KUBERNETES_ADMIN_TIER), ("Baseline", KUBERNETES_BASELINE_TIER)])
         })
     })
 }
 
-pub(super) fn admin(decoder: &mut Decoder, node: &Node, names: &Names) -> Option<Object> {
-    policy(decoder, node, names, "adminnetworkpolicy", |_, _| Some(ADMIN_TIER))
+pub(super) fn admin(decoder: &mut Decoder, node: &Node) -> Option<PolicySpec> {
+    policy(decoder, node, |_, _| Some(KUBERNETES_ADMIN_TIER))
 }
 
-pub(super) fn baseline(decoder: &mut Decoder, node: &Node, names: &Names) -> Option<Object> {
-    policy(decoder, node, names, "baselineadminnetworkpolicy", |_, _| Some(BASELINE_TIER))
+pub(super) fn baseline(decoder: &mut Decoder, node: &Node) -> Option<PolicySpec> {
+    policy(decoder, node, |_, _| Some(KUBERNETES_BASELINE_TIER))
 }
 
 fn policy(
     decoder: &mut Decoder,
     node: &Node,
-    names: &Names,
-    kind: &str,
     tier: impl FnOnce(&mut Decoder, &mut Fields<'_>) -> Option<&'static str>,
-) -> Option<Object> {
-    let (name, _) = metadata(decoder, node)?;
-    let policy = spec(decoder, node, |decoder, node| {
+) -> Option<PolicySpec> {
+    spec(decoder, node, |decoder, node| {
         let mut fields = decoder.fields(node, "the policy")?;
         let tier = tier(decoder, &mut fields);
         // C8, A2: lower first; a baseline of v1alpha1 has none.
@@ -44,7 +43,7 @@ fn policy(
         let subject = fields.required(decoder, "subject", subject);
         let mut rules = |decoder: &mut Decoder, name, peers| {
             fields.optional(decoder, name, |decoder, node| {
-                decoder.list(node, RULES_MAX, |decoder, node| rule(decoder, node, peers, names))
+                decoder.list(node, RULES_MAX, |decoder, node| rule(decoder, node, peers))
             })
         };
         let ingress = rules(decoder, "ingress", "from");
@@ -53,13 +52,11 @@ fn policy(
         Some(PolicySpec {
             tier: tier?.into(),
             order: Order::new(priority.unwrap_or_default().into()),
-            mode: Mode::Enforce,
-            applies_to: subject?,
             ingress,
             egress,
+            ..PolicySpec::new(subject?)
         })
-    })?;
-    Some(Object::Policy(policy_key(kind, None, &name), policy))
+    })
 }
 
 /// C7: pods of namespaces, or some of their pods; never those on the node's network.
@@ -90,7 +87,7 @@ fn subject(decoder: &mut Decoder, node: &Node) -> Option<Selector> {
     ]))
 }
 
-fn rule(decoder: &mut Decoder, node: &Node, peers_name: &'static str, names: &Names) -> Option<Rule> {
+fn rule(decoder: &mut Decoder, node: &Node, peers_name: &'static str) -> Option<Rule> {
     let mut fields = decoder.fields(node, "a rule")?;
     let before = decoder.problems.len();
     fields.optional(decoder, "name", Decoder::string);
@@ -104,7 +101,7 @@ fn rule(decoder: &mut Decoder, node: &Node, peers_name: &'static str, names: &Na
         decoder.word(node, &words)
     });
     let peers = fields.required(decoder, peers_name, |decoder, node| {
-        decoder.list(node, LIST_MAX, |decoder, node| peer(decoder, node, names))
+        decoder.list(node, LIST_MAX, peer)
     });
     let protocols =
         fields.optional(decoder, "protocols", |decoder, node| decoder.list(node, LIST_MAX, protocol_match));
@@ -115,7 +112,7 @@ fn rule(decoder: &mut Decoder, node: &Node, peers_name: &'static str, names: &Na
     }
     let (action, peers) = (action?, peers?);
     let unknown = peers.iter().any(Option::is_none);
-    let known: Vec<Peer> = peers.into_iter().flatten().flatten().collect();
+    let known: Vec<Peer> = peers.into_iter().flatten().collect();
     // C14: of a peer that cannot be understood, Accept says nothing, and anything else denies all.
     let (action, peers) = match (unknown, action) {
         (true, Action::Deny | Action::Pass) => (Action::Deny, Vec::new()),
@@ -124,15 +121,15 @@ fn rule(decoder: &mut Decoder, node: &Node, peers_name: &'static str, names: &Na
         _ => (action, known),
     };
     let ports = protocols.into_iter().chain(ports).flatten().collect();
-    Some(Rule { action, peers, ports, not_ports: Vec::new(), ip_version: None, log: false })
+    Some(Rule { peers, ports, ..Rule::new(action) })
 }
 
 fn nobody() -> Peer {
     Peer { selector: Some(Selector::from_expr(Expr::Not(Box::new(Expr::All)))), ..Peer::default() }
 }
 
-/// The peers that one entry stands for; `Some(None)` if none of its fields is known.
-fn peer(decoder: &mut Decoder, node: &Node, names: &Names) -> Option<Option<Vec<Peer>>> {
+/// The peer that one entry stands for; `Some(None)` if none of its fields is known.
+fn peer(decoder: &mut Decoder, node: &Node) -> Option<Option<Peer>> {
     let Value::Mapping(entries) = &node.value else {
         return decoder.expected(node, "a peer");
     };
@@ -143,7 +140,7 @@ fn peer(decoder: &mut Decoder, node: &Node, names: &Names) -> Option<Option<Vec<
     let peer = match key.as_str().unwrap_or_default() {
         "namespaces" => {
             let peer = namespaced_peer(decoder, value)?;
-            vec![Peer { selector: peer.selector.or_else(|| Some(workloads())), ..peer }]
+            Peer { selector: peer.selector.or_else(|| Some(workloads())), ..peer }
         }
         "pods" => {
             let mut fields = decoder.fields(value, "namespaces and pods")?;
@@ -156,11 +153,12 @@ fn peer(decoder: &mut Decoder, node: &Node, names: &Names) -> Option<Option<Vec<
                 ..Peer::default()
             });
             let selector = Selector::all_of([pods, workloads()]);
-            vec![Peer { selector: Some(selector), ..namespaces }]
+            Peer { selector: Some(selector), ..namespaces }
         }
-        "nodes" => vec![Peer { hosts: Some(label_selector(decoder, value)?), ..Peer::default() }],
-        "networks" => vec![Peer { cidrs: blocks(decoder, value)?, ..Peer::default() }],
-        "domainNames" => domains(decoder, value, names)?,
+        "nodes" => Peer { hosts: Some(label_selector(decoder, value)?), ..Peer::default() },
+        "networks" => Peer { cidrs: blocks(decoder, value)?, ..Peer::default() },
+        // C13
+        "domainNames" => Peer { domains: domains(decoder, value)?, ..Peer::default() },
         _ => return Some(None),
     };
     Some(Some(peer))
@@ -199,27 +197,6 @@ fn namespaced_peer(decoder: &mut Decoder, node: &Node) -> Option<Peer> {
         not_same_labels: not_same.unwrap_or_default(),
         ..Peer::default()
     })
-}
-
-/// C13: addresses that the names have now. `*.` stands for one label or more, not for the name after it.
-fn domains(decoder: &mut Decoder, node: &Node, names: &Names) -> Option<Vec<Peer>> {
-    let wanted = decoder.list(node, LIST_MAX, Decoder::string)?;
-    let plain = |name: &str| name.trim_end_matches('.').to_ascii_lowercase();
-    let mut cidrs: Vec<Prefix> = Vec::new();
-    for pattern in wanted.iter().map(|name| plain(name)) {
-        let matches = |name: &str| match pattern.strip_prefix("*.") {
-            Some(parent) => {
-                name.strip_suffix(parent).is_some_and(|rest| rest.len() > 1 && rest.ends_with('.'))
-            }
-            None => name == pattern,
-        };
-        let found = names.iter().filter(|(name, _)| matches(&plain(name)));
-        cidrs.extend(found.flat_map(|(_, addresses)| addresses).map(|address| Prefix::host(*address)));
-    }
-    if cidrs.is_empty() {
-        return Some(vec![nobody()]);
-    }
-    Some(vec![Peer { cidrs, ..Peer::default() }])
 }
 
 /// C9, C10.

@@ -1,42 +1,55 @@
-//! Namespaces, nodes and pods: who is there.
+//! Namespaces, service accounts, nodes, pods and the backends of services: who is there.
 
 use std::net::IpAddr;
 
-use super::{Object, items, metadata};
+use super::items;
 use crate::address::Prefix;
-use crate::document::{Decoder, Node, Value};
-use crate::entity::{Entity, port_label, with_automatic_labels};
-use crate::labels::{Labels, SERVICE_ACCOUNT_LABEL};
+use crate::document::{Node, Value};
+use crate::entity::Entity;
+use crate::foreign::labels;
+use crate::kind::Kind;
+use crate::labels::SERVICE_LABEL;
+use crate::meaning::{Bequest, Meaning};
 use crate::ports::{NamedPort, Protocol};
-use crate::resource::Kind;
+use crate::resource::ObjectKey;
 
 /// Label that every namespace has (N7).
 const NAME_OF_NAMESPACE: &str = "kubernetes.io/metadata.name";
+/// Label that names the service of an EndpointSlice.
+const NAME_OF_SERVICE: &str = "kubernetes.io/service-name";
 
-pub(super) fn namespace(decoder: &mut Decoder, node: &Node) -> Option<Object> {
-    let (name, _) = metadata(decoder, node)?;
-    let mut labels = labels(node);
-    // The API server sets it and nobody can change it.
-    let _ = labels.insert(NAME_OF_NAMESPACE, &name);
-    Some(Object::Namespace(name, labels))
+/// What a piece of inventory stands for. A Service alone stands for nothing: its EndpointSlices have the addresses.
+pub(super) fn meaning(node: &Node, key: &ObjectKey) -> Option<Meaning> {
+    let mut meaning = Meaning::default();
+    match key.kind {
+        Kind::KubernetesNamespace => {
+            let mut labels = labels(node);
+            // The API server sets it and nobody can change it.
+            let _ = labels.insert(NAME_OF_NAMESPACE, &key.name);
+            meaning.bequest = Some(Bequest::of_namespace(&key.name, &labels, None));
+        }
+        Kind::ServiceAccount => {
+            let namespace = key.namespace.as_deref().unwrap_or_default();
+            meaning.bequest = Some(Bequest::of_service_account(namespace, &key.name, &labels(node)));
+        }
+        Kind::Node => meaning.entities.push(self::node(node, key)),
+        Kind::Pod => meaning.entities.push(pod(node, key)),
+        Kind::EndpointSlice => meaning.entities.extend(backends(node, key)),
+        _ => {}
+    }
+    Some(meaning)
 }
 
-pub(super) fn node(decoder: &mut Decoder, node: &Node) -> Option<Object> {
-    let (name, _) = metadata(decoder, node)?;
+fn node(node: &Node, key: &ObjectKey) -> Entity {
     let listed = node.child("status").and_then(|status| status.child("addresses"));
     let addresses = items(listed).iter().filter_map(|entry| address(entry.child("address")));
-    Some(Object::Node(Entity {
-        name: format!("{}/{name}", Kind::Host).into(),
-        labels: with_automatic_labels(&labels(node), Kind::Host, None, &name, None),
+    Entity {
         prefixes: addresses.map(Prefix::host).collect(),
-        host: None,
-        ports: Vec::new(),
-    }))
+        ..Entity::new(key, Kind::Host, &labels(node), None)
+    }
 }
 
-pub(super) fn pod(decoder: &mut Decoder, node: &Node) -> Option<Object> {
-    let (name, namespace) = metadata(decoder, node)?;
-    let namespace = namespace.unwrap_or_else(|| "default".into());
+fn pod(node: &Node, key: &ObjectKey) -> Entity {
     let spec = node.child("spec");
     let status = node.child("status");
     let mut addresses: Vec<IpAddr> =
@@ -45,59 +58,71 @@ pub(super) fn pod(decoder: &mut Decoder, node: &Node) -> Option<Object> {
     addresses.extend(items(listed).iter().filter_map(|entry| address(entry.child("ip"))));
     addresses.sort_unstable();
     addresses.dedup();
+    let text = |name| spec.and_then(|spec| spec.child(name)).and_then(Node::as_str);
     let on_host = spec.and_then(|spec| spec.child("hostNetwork"));
-    if on_host.is_some_and(|node| node.value == Value::Bool(true)) {
-        return Some(Object::HostPod(format!("{namespace}/{name}"), addresses));
-    }
+    let on_host = on_host.is_some_and(|node| node.value == Value::Bool(true));
     let ended = status.and_then(|status| status.child("phase")).and_then(Node::as_str);
-    if matches!(ended, Some("Succeeded" | "Failed")) {
+    if !on_host && matches!(ended, Some("Succeeded" | "Failed")) {
         // Its addresses may be another's by now.
         addresses.clear();
     }
-    let text = |name| spec.and_then(|spec| spec.child(name)).and_then(Node::as_str);
-    let host = text("nodeName");
+    // On its node's network it is no workload (N14, C7): its address is the node's.
+    let kind = if on_host { Kind::Pod } else { Kind::Workload };
+    let mut entity = Entity::new(key, kind, &labels(node), text("nodeName"));
+    entity.prefixes = addresses.into_iter().map(Prefix::host).collect();
+    entity.set_service_account(text("serviceAccountName").or(Some("default")));
+    entity.set_ports(ports(spec));
+    entity
+}
+
+/// The addresses and ports behind a service. A port is named by its number, as no rule can name one: rules mean these
+/// by the service and not by the port.
+fn backends(node: &Node, key: &ObjectKey) -> Option<Entity> {
     let own = labels(node);
-    let mut labels = with_automatic_labels(&own, Kind::Workload, Some(&namespace), &name, host);
-    if let Some(account) = text("serviceAccountName") {
-        let _ = labels.insert_any(SERVICE_ACCOUNT_LABEL, account);
+    let service = own.get(NAME_OF_SERVICE)?.to_owned();
+    let mut entity = Entity::new(key, Kind::EndpointSlice, &own, None);
+    let _ = entity.labels.insert_any(SERVICE_LABEL, &service);
+    let ready = |endpoint: &&Node| {
+        let ready = endpoint.child("conditions").and_then(|conditions| conditions.child("ready"));
+        ready.is_none_or(|ready| ready.value != Value::Bool(false))
+    };
+    let endpoints = items(node.child("endpoints")).iter().filter(ready);
+    let addresses = endpoints.flat_map(|endpoint| items(endpoint.child("addresses")));
+    entity.prefixes = addresses.filter_map(|text| address(Some(text))).map(Prefix::host).collect();
+    let ports = items(node.child("ports")).iter().filter_map(|port| {
+        let port = NamedPort { name: String::new(), protocol: protocol(port)?, port: number(port.child("port"))? };
+        Some(NamedPort { name: port.port.to_string(), ..port })
+    });
+    entity.set_ports(ports.collect());
+    Some(entity)
+}
+
+fn protocol(port: &Node) -> Option<Protocol> {
+    match port.child("protocol").and_then(Node::as_str) {
+        None | Some("TCP") => Some(Protocol::TCP),
+        Some("UDP") => Some(Protocol::UDP),
+        Some("SCTP") => Some(Protocol::SCTP),
+        Some(_) => None,
     }
-    let ports = ports(spec);
-    for port in &ports {
-        let _ = labels.insert_any(&port_label(port.protocol, &port.name), &port.port.to_string());
-    }
-    Some(Object::Pod(Entity {
-        name: format!("{}/{namespace}/{name}", Kind::Workload).into(),
-        labels,
-        prefixes: addresses.into_iter().map(Prefix::host).collect(),
-        host: host.map(Into::into),
-        ports,
-    }))
+}
+
+fn number(node: Option<&Node>) -> Option<u16> {
+    let Value::Number(number) = &node?.value else { return None };
+    number.parse().ok()
 }
 
 /// Names that the containers give to their ports.
 fn ports(spec: Option<&Node>) -> Vec<NamedPort> {
     let containers = items(spec.and_then(|spec| spec.child("containers")));
-    let ports = containers.iter().flat_map(|container| items(container.child("ports")));
+    // A restartable init container (a sidecar) serves as well.
+    let sidecars = items(spec.and_then(|spec| spec.child("initContainers")));
+    let ports = containers.iter().chain(sidecars).flat_map(|container| items(container.child("ports")));
     ports
         .filter_map(|port| {
             let name = port.child("name")?.as_str()?.to_owned();
-            let Value::Number(number) = &port.child("containerPort")?.value else { return None };
-            let protocol = match port.child("protocol").and_then(Node::as_str) {
-                None | Some("TCP") => Protocol::TCP,
-                Some("UDP") => Protocol::UDP,
-                Some("SCTP") => Protocol::SCTP,
-                Some(_) => return None,
-            };
-            Some(NamedPort { name, protocol, port: number.parse().ok()? })
+            Some(NamedPort { name, protocol: protocol(port)?, port: number(port.child("containerPort"))? })
         })
         .collect()
-}
-
-fn labels(node: &Node) -> Labels {
-    let mapping = node.child("metadata").and_then(|metadata| metadata.child("labels"));
-    let Some(Value::Mapping(entries)) = mapping.map(|mapping| &mapping.value) else { return Labels::new() };
-    let pairs = entries.iter().filter_map(|(key, value)| Some((key.as_str()?, value.as_str()?)));
-    Labels::from_foreign(pairs).0
 }
 
 fn address(node: Option<&Node>) -> Option<IpAddr> {

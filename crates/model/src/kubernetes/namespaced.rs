@@ -1,20 +1,29 @@
 //! NetworkPolicy of networking.k8s.io/v1.
 
 use super::selector::label_selector;
-use super::{NETWORK_POLICY_ORDER, Object, items, metadata, policy_key, spec};
-use crate::document::{Decoder, Node, Value};
+use super::{NETWORK_POLICY_ORDER, items, spec};
+use crate::address::Prefix;
+use crate::document::{Decoder, Fields, Node, Value};
+use crate::kind::Kind;
 use crate::labels::KIND_LABEL;
-use crate::policy::{Action, DEFAULT_TIER, LIST_MAX, Mode, Order, Peer, PolicySpec, RULES_MAX, Rule, blocks};
+use crate::policy::{Action, LIST_MAX, Order, Peer, PolicySpec, RULES_MAX, Rule, blocks};
 use crate::ports::{PortMatch, Protocol, is_port_name};
-use crate::resource::Kind;
 use crate::selector::Selector;
 use crate::verdict::Direction;
 
-pub(super) fn network_policy(decoder: &mut Decoder, node: &Node) -> Option<Object> {
-    let (name, namespace) = metadata(decoder, node)?;
-    let namespace = namespace.unwrap_or_else(|| "default".into());
-    let policy = spec(decoder, node, |decoder, node| {
-        let mut fields = decoder.fields(node, "the policy")?;
+pub(super) fn network_policy(decoder: &mut Decoder, node: &Node) -> Option<PolicySpec> {
+    spec(decoder, node, |decoder, node| {
+        let fields = decoder.fields(node, "the policy")?;
+        network_policy_spec(decoder, node, fields)
+    })
+}
+
+/// `spec` of a NetworkPolicy, from which other fields may have been taken.
+pub(crate) fn network_policy_spec(
+    decoder: &mut Decoder,
+    node: &Node,
+    mut fields: Fields<'_>,
+) -> Option<PolicySpec> {
         // N6: absent is {}.
         let pods = fields.optional(decoder, "podSelector", label_selector).unwrap_or_else(Selector::all);
         let types = fields.optional(decoder, "policyTypes", |decoder, node| {
@@ -37,16 +46,13 @@ pub(super) fn network_policy(decoder: &mut Decoder, node: &Node) -> Option<Objec
         let rules = |direction, rules: Option<Vec<Rule>>| {
             types.contains(&direction).then(|| rules.unwrap_or_default())
         };
+        let applies_to = Selector::all_of([pods, Selector::equals(KIND_LABEL, Kind::Workload.as_str())]);
         Some(PolicySpec {
-            tier: DEFAULT_TIER.into(),
             order: Order::new(NETWORK_POLICY_ORDER),
-            mode: Mode::Enforce,
-            applies_to: Selector::all_of([pods, Selector::equals(KIND_LABEL, Kind::Workload.as_str())]),
             ingress: rules(Direction::Ingress, ingress),
             egress: rules(Direction::Egress, egress),
+            ..PolicySpec::new(applies_to)
         })
-    })?;
-    Some(Object::Policy(policy_key("networkpolicy", Some(namespace), &name), policy))
 }
 
 fn rule(decoder: &mut Decoder, node: &Node, peers_name: &'static str) -> Option<Rule> {
@@ -60,12 +66,9 @@ fn rule(decoder: &mut Decoder, node: &Node, peers_name: &'static str) -> Option<
     }
     // N5: absent or empty means any.
     Some(Rule {
-        action: Action::Allow,
         peers: peers.unwrap_or_default(),
         ports: ports.unwrap_or_default(),
-        not_ports: Vec::new(),
-        ip_version: None,
-        log: false,
+        ..Rule::new(Action::Allow)
     })
 }
 
@@ -82,7 +85,13 @@ fn peer(decoder: &mut Decoder, node: &Node) -> Option<Peer> {
             _ => blocks(decoder, node),
         });
         fields.finish(decoder);
-        Some((cidr?, except.unwrap_or_default()))
+        let (cidr, except): (Prefix, Vec<Prefix>) = (cidr?, except.unwrap_or_default());
+        // N11
+        if let Some(outside) = except.iter().find(|block| !cidr.contains(**block)) {
+            decoder.problem(node, format!("{outside} cannot be excepted from {cidr}: it lies outside"));
+            return None;
+        }
+        Some((cidr, except))
     });
     fields.finish(decoder);
     match block {

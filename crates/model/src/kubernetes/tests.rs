@@ -1,17 +1,20 @@
-use super::*;
-use crate::policy::Peer;
-use crate::ports::PortMatch;
+use std::sync::Arc;
 
-fn object(text: &str) -> Result<Object, Vec<Problem>> {
-    let nodes = crate::document::read("f", text).unwrap();
-    read("f", &nodes[0], &Names::new())
+use crate::document::{Problem, parse};
+use crate::labels::Labels;
+use crate::meaning::Meaning;
+use crate::policy::{Peer, PolicySpec};
+use crate::ports::PortMatch;
+use crate::resource::Resource;
+
+fn object(text: &str) -> Result<Arc<Meaning>, Vec<Problem>> {
+    let resource = parse("f", text)?.remove(0).resource;
+    let Resource::Foreign(foreign) = resource else { panic!("{resource:?}") };
+    Ok(foreign.meaning)
 }
 
 fn policy(text: &str) -> PolicySpec {
-    match object(text) {
-        Ok(Object::Policy(_, spec)) => spec,
-        other => panic!("{other:?}"),
-    }
+    object(text).unwrap().policies[0].1.clone()
 }
 
 const NETWORK_POLICY: &str = "\
@@ -93,7 +96,9 @@ fn c14_an_unknown_peer_fails_closed() {
 #[test]
 fn pods_on_the_nodes_network_are_no_workloads() {
     let pod = "apiVersion: v1\nkind: Pod\nmetadata: {name: p, namespace: n}\nspec: {hostNetwork: true}\nstatus: {podIP: 10.0.0.1}\n";
-    assert!(matches!(object(pod), Ok(Object::HostPod(name, _)) if name == "n/p"));
-    let Ok(Object::Pod(entity)) = object(&pod.replace("true", "false")) else { panic!() };
+    let entity = |text: &str| object(text).unwrap().entities[0].clone();
+    assert!(!entity(pod).is_endpoint());
+    let entity = entity(&pod.replace("true", "false"));
+    assert_eq!((&*entity.name, entity.is_endpoint()), ("Pod/n/p", true));
     assert_eq!(entity.labels.get("bulkhead.dev/namespace"), Some("n"));
 }

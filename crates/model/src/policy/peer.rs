@@ -1,11 +1,16 @@
 //! Descriptions of the other end.
 
+use std::fmt;
+use std::str::FromStr;
+
 use serde_json::{Map, Value as Json, json};
 
-use super::{PEERS_MAX, blocks, boolean, label_keys, names, selector};
+use super::{LIST_MAX, PEERS_MAX, blocks, boolean, label_keys, names, non_empty, selector};
 use crate::address::Prefix;
 use crate::document::{Decoder, Node, Value};
+use crate::resource::is_name;
 use crate::selector::Selector;
+use crate::settings::domain;
 
 /// A description of the other end. All criteria that are given must hold.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -30,6 +35,48 @@ pub struct Peer {
     pub network_sets: Option<Selector>,
     /// An address of a host that matches.
     pub hosts: Option<Selector>,
+    /// An address that one of these DNS names has: lower case; `*.` before a name means every name below it.
+    pub domains: Vec<String>,
+    /// A backend of one of these services. For egress its port is meant too.
+    pub services: Vec<ServiceName>,
+}
+
+/// The name of a service, `NAMESPACE/NAME`, or `NAME` for one in the policy's own namespace.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ServiceName {
+    /// Its namespace; absent: the policy's.
+    pub namespace: Option<String>,
+    /// Its name there.
+    pub name: String,
+}
+
+/// A text that names no service.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("expected the name of a service, NAMESPACE/NAME, found {0:?}")]
+pub struct ServiceNameError(String);
+
+impl FromStr for ServiceName {
+    type Err = ServiceNameError;
+
+    fn from_str(text: &str) -> Result<Self, ServiceNameError> {
+        let (namespace, name) = match text.split_once('/') {
+            Some((namespace, name)) => (Some(namespace), name),
+            None => (None, text),
+        };
+        if !is_name(name) || namespace.is_some_and(|namespace| !is_name(namespace)) {
+            return Err(ServiceNameError(text.into()));
+        }
+        Ok(Self { namespace: namespace.map(Into::into), name: name.into() })
+    }
+}
+
+impl fmt::Display for ServiceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.namespace {
+            Some(namespace) => write!(f, "{namespace}/{}", self.name),
+            None => f.write_str(&self.name),
+        }
+    }
 }
 
 impl Peer {
@@ -55,10 +102,9 @@ impl Peer {
             not_cidrs: fields.optional(decoder, "notCidrs", blocks).unwrap_or_default(),
             network_sets: fields.optional(decoder, "networkSets", selector),
             hosts: fields.optional(decoder, "hosts", selector),
+            domains: fields.optional(decoder, "domains", domains).unwrap_or_default(),
+            services: fields.optional(decoder, "services", services).unwrap_or_default(),
         };
-        for name in ["domains", "services"] {
-            fields.refuse(decoder, name, "this field is not supported yet");
-        }
         fields.finish(decoder);
         if decoder.problems.len() > before {
             return None;
@@ -89,6 +135,8 @@ impl Peer {
             not_cidrs,
             network_sets,
             hosts,
+            domains,
+            services,
         } = self;
         let mut peer = Map::new();
         if self.is_any() {
@@ -109,6 +157,8 @@ impl Peer {
             ("serviceAccounts", service_accounts),
             ("sameLabels", same_labels),
             ("notSameLabels", not_same_labels),
+            ("domains", domains),
+            ("services", &services.iter().map(ToString::to_string).collect()),
         ] {
             if !list.is_empty() {
                 peer.insert(name.into(), json!(list));
@@ -121,6 +171,22 @@ impl Peer {
         }
         Json::Object(peer)
     }
+}
+
+/// DNS names, each in its one spelling.
+pub(crate) fn domains(decoder: &mut Decoder, node: &Node) -> Option<Vec<String>> {
+    let names = decoder.list(node, LIST_MAX, |decoder, node| {
+        let text = decoder.string(node)?;
+        domain(&text, true).or_else(|| {
+            decoder.expected(node, "a DNS name, or one with \"*.\" before it for every name below it")
+        })
+    })?;
+    non_empty(decoder, node, names)
+}
+
+fn services(decoder: &mut Decoder, node: &Node) -> Option<Vec<ServiceName>> {
+    let services = decoder.list(node, LIST_MAX, Decoder::parsed)?;
+    non_empty(decoder, node, services)
 }
 
 /// One peer or a list of them.
