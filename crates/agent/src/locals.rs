@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bulkhead_discover::{Found, FoundWorkload, NotManaged};
-use bulkhead_engine::LocalEndpoint;
+use bulkhead_engine::{Heritage, LocalEndpoint};
 use bulkhead_model::entity::WorkloadSpec;
 use bulkhead_model::resource::{Metadata, Object, is_name};
 use bulkhead_model::{Entity, Prefix, Resource};
@@ -20,9 +20,9 @@ pub(crate) struct Locals {
     pub(crate) not_managed: Vec<NotManaged>,
 }
 
-/// Puts together what all sources found. Sources are asked in the order of their names; a name that two claim
+/// Puts together what all sources found, with what it inherits. Sources are asked in the order of their names; a name that two claim
 /// stays with the first.
-pub(crate) fn assemble(host: &str, sources: &BTreeMap<String, Found>) -> Locals {
+pub(crate) fn assemble(host: &str, sources: &BTreeMap<String, Found>, heritage: &Heritage) -> Locals {
     let mut locals = Locals::default();
     for (source, found) in sources {
         locals.not_managed.extend(found.not_managed.iter().cloned());
@@ -33,13 +33,20 @@ pub(crate) fn assemble(host: &str, sources: &BTreeMap<String, Found>) -> Locals 
                 locals.not_managed.push(NotManaged { subject: workload.name.clone(), reason });
                 continue;
             }
-            add(&mut locals, host, source, name, workload);
+            add(&mut locals, host, source, name, workload, heritage);
         }
     }
     locals
 }
 
-fn add(locals: &mut Locals, host: &str, source: &str, name: String, workload: &FoundWorkload) {
+fn add(
+    locals: &mut Locals,
+    host: &str,
+    source: &str,
+    name: String,
+    workload: &FoundWorkload,
+    heritage: &Heritage,
+) {
     let FoundWorkload { name: _, labels, addresses, interfaces } = workload;
     let resource = Resource::Workload(Object {
         metadata: Metadata { name: name.clone(), labels: labels.clone(), ..Metadata::default() },
@@ -51,7 +58,8 @@ fn add(locals: &mut Locals, host: &str, source: &str, name: String, workload: &F
             ..WorkloadSpec::default()
         },
     });
-    let Some(entity) = Entity::of(&resource) else { return };
+    let Some(mut entity) = Entity::of(&resource) else { return };
+    heritage.complete(&mut entity);
     for (number, (ifindex, interface)) in interfaces.iter().enumerate() {
         let mut entity = entity.clone();
         if number > 0 {
@@ -82,7 +90,7 @@ mod tests {
     fn a_name_claimed_twice_stays_with_the_first_and_is_told() {
         let sources =
             BTreeMap::from([("docker".to_owned(), found("web", 3)), ("manual".to_owned(), found("web", 7))]);
-        let locals = assemble("h", &sources);
+        let locals = assemble("h", &sources, &Heritage::default());
         assert_eq!(locals.workloads.keys().collect::<Vec<_>>(), ["web.h"]);
         let names: Vec<_> = locals.endpoints.keys().map(AsRef::as_ref).collect();
         assert_eq!(names, ["Workload/web.h", "Workload/web.h%veth-b"]);

@@ -5,12 +5,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use bulkhead_dataplane::{Dataplane, DataplaneError};
 use bulkhead_discover::{Found, NotManaged};
-use bulkhead_engine::{HostEngine, NotReady};
+use bulkhead_engine::{Assembly, HostEngine, NotReady};
 use bulkhead_model::host_policy::HostDelta;
+use bulkhead_model::settings::SettingsSpec;
+use bulkhead_model::time::Timestamp;
 use bulkhead_model::{ObjectKey, Resource, Selector};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -40,6 +42,11 @@ const FIRST_ANSWER_WAIT: Duration = Duration::from_secs(10);
 /// A failed application is tried again after this time.
 const RETRY_INTERVAL: Duration = Duration::from_secs(2);
 
+/// What holds until the repository says otherwise.
+fn own_settings(config: &Config) -> SettingsSpec {
+    SettingsSpec { default_posture: config.default_posture, ..SettingsSpec::default() }
+}
+
 /// The state of one host's enforcement.
 pub(crate) struct Agent {
     config: Arc<Config>,
@@ -52,6 +59,8 @@ pub(crate) struct Agent {
     silent: BTreeSet<String>,
     locals: Locals,
     resources: BTreeSet<ObjectKey>,
+    /// The same objects, and what they mean together.
+    assembly: Assembly,
     /// Members of selectors, as far as known; complete up to `progress`.
     members: BTreeMap<Selector, KnownMembers>,
     book: AddressBook,
@@ -88,7 +97,8 @@ impl Agent {
         flows: Flows,
     ) -> Self {
         let Remembered { progress, resources, members, rules, found } = remembered;
-        let mut engine = HostEngine::new(&config.host, config.default_posture);
+        let mut engine = HostEngine::new(&config.host);
+        engine.set_settings(own_settings(&config));
         engine.adopt_rules(&rules);
         engine.set_revision(progress.revision);
         let silent =
@@ -101,6 +111,7 @@ impl Agent {
             found,
             locals: Locals::default(),
             resources: BTreeSet::new(),
+            assembly: Assembly::default(),
             members: BTreeMap::new(),
             book: AddressBook::default(),
             progress,
@@ -121,8 +132,8 @@ impl Agent {
             entries_written: 0,
             config,
         };
-        for resource in &resources {
-            agent.set_resource(resource);
+        for resource in resources {
+            agent.set_resource(&resource.key(), Some(resource));
         }
         for (selector, known) in members {
             agent.remember(&selector, known);
@@ -136,6 +147,7 @@ impl Agent {
         mut inputs: mpsc::Receiver<Input>,
         shutdown: &mut watch::Receiver<bool>,
     ) -> Result<(), AgentError> {
+        self.engine.set_now(Timestamp::of(SystemTime::now()));
         self.take_stock()?;
         let events = match self.dataplane.event_fd() {
             Some(fd) => Some(register(fd).map_err(AgentError::Links)?),
@@ -161,6 +173,8 @@ impl Agent {
                 () = readable(events.as_ref()) => self.collect_events(),
                 _ = sweep.tick() => self.sweep(),
                 _ = retry.tick() => {
+                    self.engine.set_now(Timestamp::of(SystemTime::now()));
+                    self.dirty |= self.engine.needs_flush();
                     self.dirty |= self.failed.is_some() || !self.programmed;
                     self.heartbeat();
                     self.reconcile()?;
@@ -249,7 +263,7 @@ impl Agent {
     }
 
     fn assemble_locals(&mut self) {
-        let locals = assemble(&self.config.host, &self.found);
+        let locals = assemble(&self.config.host, &self.found, self.assembly.heritage());
         if locals == self.locals {
             return;
         }
@@ -332,24 +346,23 @@ impl Agent {
         }
     }
 
-    fn set_resource(&mut self, resource: &Resource) {
-        match resource {
-            Resource::Tier(tier) => self.engine.set_tier(&tier.metadata.name, Some(tier.spec.clone())),
-            Resource::Policy(policy) => self.engine.set_policy(&resource.key(), Some(&policy.spec)),
-            Resource::NetworkSet(_) | Resource::Workload(_) | Resource::Host(_) => return,
+    /// Takes in an object that all agents hear of.
+    fn set_resource(&mut self, key: &ObjectKey, resource: Option<Resource>) {
+        match &resource {
+            Some(_) => self.resources.insert(key.clone()),
+            None => self.resources.remove(key),
+        };
+        let changes = self.assembly.set(key, resource);
+        for (name, spec) in changes.tiers {
+            self.engine.set_tier(&name, spec);
         }
-        self.resources.insert(resource.key());
-    }
-
-    fn remove_resource(&mut self, key: &ObjectKey) {
-        match key.kind {
-            bulkhead_model::Kind::Tier => self.engine.set_tier(&key.name, None),
-            bulkhead_model::Kind::Policy => self.engine.set_policy(key, None),
-            bulkhead_model::Kind::NetworkSet
-            | bulkhead_model::Kind::Workload
-            | bulkhead_model::Kind::Host => {}
+        for (key, spec) in &changes.policies {
+            self.engine.set_policy(key, spec.as_ref());
         }
-        self.resources.remove(key);
+        if let Some(settings) = changes.settings {
+            self.engine.set_settings(settings.unwrap_or_else(|| own_settings(&self.config)));
+        }
+        self.dirty = true;
     }
 
     fn collect_events(&mut self) {

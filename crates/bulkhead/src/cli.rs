@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use bulkhead_model::time::Timestamp;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Micro-segmentation by labels: say who may talk to whom, and every host enforces it in its kernel.
@@ -285,8 +286,29 @@ pub(crate) struct ExplainArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct DecideArgs {
+    /// Manifests of any kind: files, directories, or - for standard input
+    #[arg(short = 'f', long, required_unless_present = "batch", conflicts_with = "batch", value_name = "FILE")]
+    pub(crate) filename: Vec<PathBuf>,
+    /// Who begins: pod:NAMESPACE/NAME, workload:NAME, host:NAME or ip:ADDRESS
+    #[arg(long, value_name = "END", conflicts_with = "batch")]
+    pub(crate) from: Option<String>,
+    /// Who is called, likewise
+    #[arg(long, value_name = "END", conflicts_with = "batch")]
+    pub(crate) to: Option<String>,
+    /// Destination port
+    #[arg(long, default_value_t = 80, conflicts_with = "batch")]
+    pub(crate) port: u16,
+    /// TCP, UDP, SCTP, UDPLite, ICMP, ICMPv6 or a number
+    #[arg(long, default_value = "TCP", conflicts_with = "batch")]
+    pub(crate) protocol: String,
+    /// An address of a DNS name
+    #[arg(long, value_name = "NAME=ADDRESS", conflicts_with = "batch")]
+    pub(crate) dns: Vec<String>,
+    /// What time it is, for policies that exist only at times; default: now
+    #[arg(long, value_name = "TIME")]
+    pub(crate) at: Option<Timestamp>,
     /// Read questions as JSON lines from standard input: {"id", "reset", "manifests", "dns", "flows"}
-    #[arg(long, required = true)]
+    #[arg(long)]
     pub(crate) batch: bool,
     /// Ask the naive evaluator instead of the compiled tables
     #[arg(long, conflicts_with = "check")]

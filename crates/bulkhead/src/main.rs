@@ -12,7 +12,9 @@ mod client;
 mod commands;
 mod daemons;
 mod failure;
+mod manifests;
 mod output;
+mod scenario;
 mod yaml;
 
 use cli::{Cli, Command};
@@ -54,7 +56,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Get(args) => commands::get::get(&common, &args).await,
         Command::Describe(args) => commands::describe::describe(&common, &args).await,
         Command::Explain(args) => commands::explain::explain(&common, &args).await,
-        Command::Decide(args) => commands::decide::decide(&args),
+        Command::Decide(args) => commands::decide::decide(&common, &args),
         Command::Flows(args) => commands::flows::flows(&common, &args).await,
         Command::Status => commands::status::status(&common).await,
         Command::Workload(args) => commands::workload::workload(&common, &args).await,

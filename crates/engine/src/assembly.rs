@@ -161,6 +161,11 @@ impl Assembly {
         self.heritage.change(key, before.as_deref(), meaning_of(key).as_deref(), meaning_of)
     }
 
+    /// Who leaves what to whom.
+    pub fn heritage(&self) -> &Heritage {
+        &self.heritage
+    }
+
     /// The objects.
     pub fn objects(&self) -> &BTreeMap<ObjectKey, Resource> {
         &self.objects

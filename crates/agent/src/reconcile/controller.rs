@@ -150,7 +150,7 @@ impl Agent {
                 Ok(resource) => {
                     let key = resource.key();
                     self.refused.remove(&key.to_string());
-                    self.set_resource(&resource);
+                    self.set_resource(&key, Some(resource.clone()));
                     named.insert(key.clone());
                     self.unsaved.resources.insert(key, Some(resource));
                 }
@@ -172,7 +172,7 @@ impl Agent {
             gone.extend(self.resources.difference(&named).cloned());
         }
         for key in gone {
-            self.remove_resource(&key);
+            self.set_resource(&key, None);
             self.refused.remove(&key.to_string());
             self.unsaved.resources.insert(key, None);
         }

@@ -1,23 +1,23 @@
-//! `decide --batch`: verdicts from manifests alone, line by line, without controller or kernel.
+//! `decide`: verdicts from manifests alone, without controller or kernel: one flow, or line by line.
 
 use std::collections::BTreeMap;
 use std::io::BufRead;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::time::SystemTime;
 
-use bulkhead_engine::{Endpoint, Explanation, Fleet, Flow, Judgement};
-use bulkhead_model::document::{Node, from_value};
-use bulkhead_model::kubernetes::{self, Names, Object};
-use bulkhead_model::policy::PolicySpec;
-use bulkhead_model::ports::Protocol;
-use bulkhead_model::resource::API_VERSION;
-use bulkhead_model::{Entity, Labels, ObjectKey, Resource, RuleRef, Verdict};
+use bulkhead_engine::{Explanation, Flow, Judgement};
+use bulkhead_model::document::from_value;
+use bulkhead_model::time::Timestamp;
+use bulkhead_model::{Resource, RuleRef, Verdict};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::cli::DecideArgs;
+use super::explain;
+use crate::cli::{Common, DecideArgs};
 use crate::failure::Failure;
+use crate::manifests;
 use crate::output;
+use crate::scenario::{self, Judge, Question, Scenario};
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -29,14 +29,14 @@ struct Request {
     #[serde(default)]
     manifests: Vec<Value>,
     #[serde(default)]
-    dns: Names,
+    dns: BTreeMap<String, Vec<IpAddr>>,
     #[serde(default)]
-    flows: Vec<Question>,
+    flows: Vec<Asked>,
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Question {
+struct Asked {
     from: String,
     to: String,
     #[serde(default)]
@@ -49,19 +49,54 @@ fn tcp() -> String {
     "TCP".into()
 }
 
-/// Everything that manifests say.
-#[derive(Debug, Default)]
-struct State {
-    entities: BTreeMap<Arc<str>, Entity>,
-    policies: BTreeMap<ObjectKey, PolicySpec>,
-    tiers: BTreeMap<String, bulkhead_model::policy::TierSpec>,
-    /// Pods on their node's network: no workloads, but they have an address to speak from.
-    on_host: BTreeMap<String, Vec<IpAddr>>,
+impl Asked {
+    fn question(&self) -> Question<'_> {
+        Question { from: &self.from, to: &self.to, port: self.port, protocol: &self.protocol }
+    }
 }
 
-pub(crate) fn decide(args: &DecideArgs) -> Result<(), Failure> {
-    let mut state = State::default();
-    let mut fleet = Fleet::new(Verdict::Allow);
+pub(crate) fn decide(common: &Common, args: &DecideArgs) -> Result<(), Failure> {
+    let now = args.at.unwrap_or_else(|| Timestamp::of(SystemTime::now()));
+    if args.batch { batch(args, now) } else { single(common, args, now) }
+}
+
+/// One flow; ends with code 1 if it does not pass.
+fn single(common: &Common, args: &DecideArgs, now: Timestamp) -> Result<(), Failure> {
+    let mut resources = manifests::read(&args.filename)?;
+    let mut given: BTreeMap<String, Vec<IpAddr>> = BTreeMap::new();
+    for pair in &args.dns {
+        let (name, address) = pair.split_once('=').unwrap_or((pair, ""));
+        let address =
+            address.parse().map_err(|_| Failure::Usage(format!("--dns {pair}: expected NAME=ADDRESS")))?;
+        given.entry(name.to_owned()).or_default().push(address);
+    }
+    resources.extend(scenario::names(&given).map_err(Failure::Usage)?);
+    let mut scenario = Scenario::at(now);
+    scenario.set(resources).map_err(|errors| Failure::no(errors.join("\n")))?;
+    let expected = "which flow? Give --from and --to, like pod:shop/web, workload:web.host1 or ip:192.0.2.1";
+    let end = |end: &Option<String>| end.clone().ok_or_else(|| Failure::Usage(expected.into()));
+    let asked =
+        Asked { from: end(&args.from)?, to: end(&args.to)?, port: args.port, protocol: args.protocol.clone() };
+    let flow = scenario.flow(&asked.question()).map_err(Failure::Usage)?;
+    let (chosen, reference) = ask(&mut scenario, args, &flow);
+    // The tables know who decided, the reference also what it looked at on the way.
+    let explained = reference.unwrap_or_else(|| scenario.decide(&flow, Judge::Reference));
+    let answer = json!({
+        "from": flow.source,
+        "to": flow.destination,
+        "port": format!("{}/{}", asked.protocol.to_ascii_lowercase(), asked.port),
+        "explanation": explained,
+        "result": result(&chosen),
+    });
+    output::show(common.output, &answer, || Ok(explain::page(&answer)))?;
+    if args.check && without_trace(explained) != without_trace(chosen.clone()) {
+        return Err(Failure::Other("tables and reference differ on this flow".into()));
+    }
+    if chosen.verdict == Verdict::Allow { Ok(()) } else { Err(Failure::No(None)) }
+}
+
+fn batch(args: &DecideArgs, now: Timestamp) -> Result<(), Failure> {
+    let mut scenario = Scenario::at(now);
     let mut differences = 0;
     for line in std::io::stdin().lock().lines() {
         let line = line.map_err(|error| Failure::Other(format!("cannot read standard input: {error}")))?;
@@ -76,14 +111,11 @@ pub(crate) fn decide(args: &DecideArgs) -> Result<(), Failure> {
             }
         };
         if request.reset {
-            (state, fleet) = (State::default(), Fleet::new(Verdict::Allow));
+            scenario = Scenario::at(now);
         }
-        let answer = match State::read(&request.manifests, &request.dns) {
-            Ok(next) => {
-                next.bring(&mut fleet, &state);
-                state = next;
-                answer(args, &mut fleet, &state, &request, &mut differences)
-            }
+        let resources = read(&request.manifests, &request.dns);
+        let answer = match resources.and_then(|resources| scenario.set(resources)) {
+            Ok(()) => answer(args, &mut scenario, &request, &mut differences),
             Err(errors) => json!({ "id": request.id, "results": [], "errors": errors }),
         };
         output::line(&answer.to_string())?;
@@ -94,17 +126,27 @@ pub(crate) fn decide(args: &DecideArgs) -> Result<(), Failure> {
     Ok(())
 }
 
-fn answer(
-    args: &DecideArgs,
-    fleet: &mut Fleet,
-    state: &State,
-    request: &Request,
-    differences: &mut u64,
-) -> Value {
+fn read(manifests: &[Value], dns: &BTreeMap<String, Vec<IpAddr>>) -> Result<Vec<Resource>, Vec<String>> {
+    let mut resources = Vec::with_capacity(manifests.len() + 1);
+    let mut errors = Vec::new();
+    for (index, manifest) in manifests.iter().enumerate() {
+        match from_value(&format!("manifests[{index}]"), manifest) {
+            Ok(resource) => resources.push(resource),
+            Err(problems) => errors.extend(problems.iter().map(ToString::to_string)),
+        }
+    }
+    match scenario::names(dns) {
+        Ok(names) => resources.extend(names),
+        Err(error) => errors.push(error),
+    }
+    if errors.is_empty() { Ok(resources) } else { Err(errors) }
+}
+
+fn answer(args: &DecideArgs, scenario: &mut Scenario, request: &Request, differences: &mut u64) -> Value {
     let mut results = Vec::new();
     let mut errors = Vec::new();
-    for question in &request.flows {
-        let flow = match state.flow(question) {
+    for asked in &request.flows {
+        let flow = match scenario.flow(&asked.question()) {
             Ok(flow) => flow,
             Err(error) => {
                 errors.push(error);
@@ -112,43 +154,23 @@ fn answer(
                 continue;
             }
         };
-        let rivals = state.rivals(&flow);
-        for entity in &rivals {
-            fleet.set_entity(&entity.name, Some(&without_addresses(entity, &flow)));
-        }
-        if !rivals.is_empty() {
-            fleet.settle();
-        }
-        let chosen =
-            if args.reference { fleet.decide_by_reference(&flow) } else { fleet.decide_by_tables(&flow) };
-        if args.check {
-            let reference = without_trace(fleet.decide_by_reference(&flow));
-            if reference != chosen {
-                *differences += 1;
-                errors.push(format!("{question:?}: tables say {chosen:?}, the reference {reference:?}"));
-            }
-        }
-        for entity in &rivals {
-            fleet.set_entity(&entity.name, Some(entity));
-        }
-        if !rivals.is_empty() {
-            fleet.settle();
+        let (chosen, reference) = ask(scenario, args, &flow);
+        if let Some(reference) = reference.map(without_trace)
+            && reference != without_trace(chosen.clone())
+        {
+            *differences += 1;
+            errors.push(format!("{asked:?}: tables say {chosen:?}, the reference {reference:?}"));
         }
         results.push(result(&chosen));
     }
     json!({ "id": request.id, "results": results, "errors": errors })
 }
 
-/// An address is one workload's at a time. Where manifests give it to several, a question that names one of them is
-/// about that one having it.
-fn without_addresses(entity: &Entity, flow: &Flow) -> Entity {
-    let mut entity = entity.clone();
-    entity.prefixes.retain(|prefix| {
-        ![flow.source.address, flow.destination.address]
-            .iter()
-            .any(|address| prefix.contains_address(*address))
-    });
-    entity
+/// Whoever is to be asked, and for `--check` the reference too.
+fn ask(scenario: &mut Scenario, args: &DecideArgs, flow: &Flow) -> (Explanation, Option<Explanation>) {
+    let judge = if args.reference { Judge::Reference } else { Judge::Tables };
+    let chosen = scenario.decide(flow, judge);
+    (chosen, args.check.then(|| scenario.decide(flow, Judge::Reference)))
 }
 
 fn without_trace(mut explanation: Explanation) -> Explanation {
@@ -181,151 +203,4 @@ fn author(verdict: Verdict, rule: &RuleRef) -> Value {
         RuleRef::Builtin { builtin } => (None, None, json!(builtin)),
     };
     json!({ "tier": tier, "policy": policy, "rule": index, "action": verdict })
-}
-
-impl State {
-    fn read(manifests: &[Value], dns: &Names) -> Result<Self, Vec<String>> {
-        let mut state = Self::default();
-        let mut namespaces: BTreeMap<String, Labels> = BTreeMap::new();
-        let mut errors = Vec::new();
-        for (index, manifest) in manifests.iter().enumerate() {
-            let source = format!("manifests[{index}]");
-            let problems = if manifest["apiVersion"] == API_VERSION {
-                from_value(&source, manifest).map(|resource| state.add_native(&resource))
-            } else {
-                let object = kubernetes::read(&source, &Node::from_json(manifest), dns);
-                object.map(|object| state.add(object, &mut namespaces))
-            };
-            errors.extend(problems.err().into_iter().flatten().map(|problem| problem.to_string()));
-        }
-        for (name, spec) in kubernetes::tiers() {
-            state.tiers.insert(name.into(), spec);
-        }
-        for entity in state.entities.values_mut() {
-            let namespace = entity.labels.get(bulkhead_model::labels::NAMESPACE_LABEL).map(ToOwned::to_owned);
-            if let Some(labels) = namespace.and_then(|namespace| namespaces.get(&namespace)) {
-                entity.inherit(labels);
-            }
-        }
-        if errors.is_empty() { Ok(state) } else { Err(errors) }
-    }
-
-    fn add_native(&mut self, resource: &Resource) {
-        if let Some(entity) = Entity::of(resource) {
-            self.entities.insert(Arc::clone(&entity.name), entity);
-        }
-        match resource {
-            Resource::Policy(policy) => {
-                self.policies.insert(resource.key(), policy.spec.clone());
-            }
-            Resource::Tier(tier) => {
-                self.tiers.insert(tier.metadata.name.clone(), tier.spec.clone());
-            }
-            Resource::NetworkSet(_) | Resource::Workload(_) | Resource::Host(_) => {}
-        }
-    }
-
-    fn add(&mut self, object: Object, namespaces: &mut BTreeMap<String, Labels>) {
-        match object {
-            Object::Namespace(name, labels) => {
-                namespaces.insert(name, labels);
-            }
-            Object::Pod(entity) | Object::Node(entity) => {
-                self.entities.insert(Arc::clone(&entity.name), entity);
-            }
-            Object::HostPod(name, addresses) => {
-                self.on_host.insert(name, addresses);
-            }
-            Object::Policy(key, spec) => {
-                self.policies.insert(key, spec);
-            }
-        }
-    }
-
-    /// Changes `fleet` from what `before` says to what this says, and nothing else.
-    fn bring(&self, fleet: &mut Fleet, before: &Self) {
-        for (name, spec) in self.tiers.iter().filter(|(name, spec)| before.tiers.get(*name) != Some(spec)) {
-            fleet.set_tier(name, Some(spec.clone()));
-        }
-        for name in before.tiers.keys().filter(|name| !self.tiers.contains_key(*name)) {
-            fleet.set_tier(name, None);
-        }
-        for (key, spec) in self.policies.iter().filter(|(key, spec)| before.policies.get(*key) != Some(spec))
-        {
-            fleet.set_policy(key, Some(spec));
-        }
-        for key in before.policies.keys().filter(|key| !self.policies.contains_key(*key)) {
-            fleet.set_policy(key, None);
-        }
-        for (name, entity) in
-            self.entities.iter().filter(|(name, entity)| before.entities.get(*name) != Some(entity))
-        {
-            fleet.set_entity(name, Some(entity));
-        }
-        for name in before.entities.keys().filter(|name| !self.entities.contains_key(*name)) {
-            fleet.set_entity(name, None);
-        }
-        fleet.settle();
-    }
-
-    /// Other workloads with the address of one that the flow names.
-    fn rivals(&self, flow: &Flow) -> Vec<&Entity> {
-        let ends = [&flow.source, &flow.destination];
-        let named = |entity: &&Entity| ends.iter().any(|end| end.workload.as_ref() == Some(&entity.name));
-        let claims = |entity: &&Entity| {
-            let mut taken = ends.iter().filter(|end| end.workload.is_some()).map(|end| end.address);
-            taken.any(|address| entity.prefixes.iter().any(|p| p.is_host() && p.contains_address(address)))
-        };
-        self.entities.values().filter(|entity| !named(entity)).filter(claims).collect()
-    }
-
-    fn flow(&self, question: &Question) -> Result<Flow, String> {
-        let protocol = Protocol::NAMES
-            .iter()
-            .find(|(name, _)| name.eq_ignore_ascii_case(&question.protocol))
-            .map(|(_, protocol)| *protocol)
-            .or_else(|| question.protocol.parse().ok().map(Protocol))
-            .ok_or_else(|| format!("there is no protocol {:?}", question.protocol))?;
-        let (from, to) = (self.end(&question.from)?, self.end(&question.to)?);
-        // Each connection is of one family: the first that both ends have.
-        let pair = from.1.iter().find_map(|source| {
-            let same = to.1.iter().find(|destination| destination.is_ipv4() == source.is_ipv4());
-            same.map(|destination| (*source, *destination))
-        });
-        let (source, destination) =
-            pair.ok_or_else(|| format!("{} and {} have no family in common", question.from, question.to))?;
-        Ok(Flow {
-            source: Endpoint { workload: from.0, address: source },
-            destination: Endpoint { workload: to.0, address: destination },
-            key: protocol.key(question.port),
-        })
-    }
-
-    /// The workload behind an end, if it is one, and its addresses.
-    fn end(&self, text: &str) -> Result<(Option<Arc<str>>, Vec<IpAddr>), String> {
-        let of_entity = |entity: &Entity| {
-            let addresses = entity.prefixes.iter().map(|prefix| prefix.address()).collect();
-            (Some(Arc::clone(&entity.name)), addresses)
-        };
-        if let Some(address) = text.strip_prefix("ip:") {
-            let address: IpAddr = address.parse().map_err(|_| format!("{text:?}: not an IP address"))?;
-            let holder = self.entities.values().find(|entity| {
-                entity.name.starts_with("Workload/")
-                    && entity
-                        .prefixes
-                        .iter()
-                        .any(|prefix| prefix.is_host() && prefix.contains_address(address))
-            });
-            return Ok((holder.map(|entity| Arc::clone(&entity.name)), vec![address]));
-        }
-        let name = text
-            .strip_prefix("pod:")
-            .or_else(|| text.strip_prefix("workload:"))
-            .ok_or_else(|| format!("{text:?}: expected pod:NAMESPACE/NAME, workload:NAME or ip:ADDRESS"))?;
-        if let Some(addresses) = self.on_host.get(name) {
-            return Ok((None, addresses.clone()));
-        }
-        let entity = self.entities.get(format!("Workload/{name}").as_str());
-        entity.map(of_entity).ok_or_else(|| format!("{text:?} is not among the manifests"))
-    }
 }

@@ -33,7 +33,7 @@ pub(crate) async fn describe(common: &Common, args: &ObjectArgs) -> Result<(), F
         Kind::Workload => workload(common, &object, &mut page).await?,
         Kind::Tier => tier(common, &name, &mut page).await?,
         Kind::Host => host(common, &name, &mut page).await?,
-        Kind::NetworkSet => {}
+        _ => {}
     }
     output::print(&page)
 }

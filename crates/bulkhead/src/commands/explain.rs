@@ -20,12 +20,12 @@ pub(crate) async fn explain(common: &Common, args: &ExplainArgs) -> Result<(), F
     output::show(common.output, &answer, || Ok(page(&answer)))
 }
 
-fn page(answer: &Value) -> String {
+pub(crate) fn page(answer: &Value) -> String {
     let explanation = &answer["explanation"];
     let end = |name: &str| {
         let address = text(answer, &format!("/{name}/address"));
         let workload = text(answer, &format!("/{name}/workload"));
-        let workload = workload.strip_prefix("Workload/").unwrap_or(&workload);
+        let workload = workload.strip_prefix("Workload/").unwrap_or(&workload).to_owned();
         if workload.is_empty() { address } else { format!("{workload} ({address})") }
     };
     let mut page = format!(

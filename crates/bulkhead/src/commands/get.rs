@@ -89,6 +89,12 @@ fn headings(kind: Kind) -> &'static [&'static str] {
         Kind::NetworkSet => &["NAME", "BLOCKS", "LABELS"],
         Kind::Workload => &["NAME", "HOST", "ADDRESSES", "SOURCE", "LABELS"],
         Kind::Host => &["NAME", "AGENT", "LABELS"],
+        Kind::HostEndpoint => &["NAME", "HOST", "INTERFACE", "ADDRESSES", "LABELS"],
+        Kind::Namespace => &["NAME", "DEFAULT POSTURE", "LABELS"],
+        Kind::Settings => &["NAME", "DEFAULT POSTURE"],
+        Kind::NameTable => &["NAME", "NAMES", "LABELS"],
+        // Of another system: what all have.
+        _ => &["NAME", "CREATED", "LABELS"],
     }
 }
 
@@ -128,5 +134,19 @@ fn row(kind: Kind, item: &Value) -> Vec<String> {
             own_labels,
         ],
         Kind::Host => vec![name, text(item, "/spec/agentVersion"), own_labels],
+        Kind::HostEndpoint => vec![
+            name,
+            text(item, "/spec/host"),
+            text(item, "/spec/interface"),
+            list("/spec/addresses"),
+            own_labels,
+        ],
+        Kind::Namespace => vec![name, or(text(item, "/spec/defaultPosture"), "-"), own_labels],
+        Kind::Settings => vec![name, text(item, "/spec/defaultPosture")],
+        Kind::NameTable => {
+            let names = item.pointer("/spec/names").and_then(Value::as_object);
+            vec![name, names.map_or(0, serde_json::Map::len).to_string(), own_labels]
+        }
+        _ => vec![name, text(item, "/metadata/creationTimestamp"), own_labels],
     }
 }

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use axum::Json;
 use axum::extract::State;
@@ -9,6 +10,7 @@ use axum::http::StatusCode;
 use bulkhead_engine::{Endpoint, Flow, World, decide};
 use bulkhead_model::ports::{PortKey, PortMatch, PortMatchError};
 use bulkhead_model::resource::API_VERSION;
+use bulkhead_model::time::Timestamp;
 use bulkhead_model::{Kind, ObjectKey, Resource};
 use serde_json::{Value, json};
 
@@ -36,7 +38,7 @@ pub(super) async fn explain(State(context): Shared, parameters: Parameters) -> R
         let (world, flow, revision) = {
             let view = context.repository.view();
             let flow = Flow { source: endpoint(&view, &from)?, destination: endpoint(&view, &to)?, key };
-            (world(&view), flow, view.revision)
+            (world(&view, Timestamp::of(SystemTime::now())), flow, view.revision)
         };
         let explanation = decide(&world, &flow);
         Ok(Json(json!({
@@ -75,11 +77,16 @@ fn port_key(text: &str) -> Result<PortKey, Refusal> {
     Ok(port.interval().map_or(0, |(first, _)| first))
 }
 
-fn world(view: &View) -> World {
-    let mut world = World::new();
-    for kind in [Kind::Tier, Kind::Policy, Kind::NetworkSet, Kind::Workload] {
-        for object in view.of_kind(kind) {
-            world.insert(&object.resource);
+fn world(view: &View, now: Timestamp) -> World {
+    let mut world = World { now, ..World::new() };
+    for (key, meaning) in view.meanings() {
+        for (name, spec) in &meaning.tiers {
+            world.set_tier(name, Some(spec.clone()));
+        }
+        world.policies.extend(meaning.policies.iter().cloned());
+        world.entities.extend(view.entities_of(key).into_iter().map(|entity| (Arc::clone(&entity.name), entity)));
+        if let Some(settings) = &meaning.settings {
+            world.settings = settings.clone();
         }
     }
     world

@@ -43,8 +43,8 @@ impl Refusal {
     }
 
     pub(crate) fn no_such_kind(plural: &str) -> Self {
-        let known = Kind::ALL.map(Kind::plural);
-        let suggestion = bulkhead_model::suggest::nearest(plural, known)
+        let known = Kind::ALL.iter().map(|kind| kind.plural()).collect::<Vec<_>>();
+        let suggestion = bulkhead_model::suggest::nearest(plural, known.iter().copied())
             .map_or_else(String::new, |word| format!("; did you mean {word}?"));
         Self::not_found(format!("there is no kind {plural:?}, there are {}{suggestion}", known.join(", ")))
     }

@@ -28,7 +28,7 @@ pub(crate) fn store_key(key: &ObjectKey) -> String {
 pub(crate) fn object_key(store_key: &str) -> Option<ObjectKey> {
     let mut parts = store_key.strip_prefix(PREFIX)?.splitn(3, '/');
     let (plural, namespace, name) = (parts.next()?, parts.next()?, parts.next()?);
-    let kind = Kind::ALL.into_iter().find(|kind| kind.plural() == plural)?;
+    let kind = Kind::ALL.iter().find(|kind| kind.plural() == plural).copied()?;
     let namespace = (namespace != NO_NAMESPACE).then(|| namespace.to_owned());
     Some(ObjectKey { kind, namespace, name: name.to_owned() })
 }
@@ -75,6 +75,6 @@ mod tests {
             assert_eq!(store_key(&key), text);
             assert_eq!(object_key(text), Some(key));
         }
-        assert_eq!(object_key("/bulkhead.dev/v1/pods/_/a"), None);
+        assert_eq!(object_key("/bulkhead.dev/v1/secrets/_/a"), None);
     }
 }

@@ -1,13 +1,14 @@
 //! What the repository holds, in memory, as of one revision: fed from the store's watch, read by everybody.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Bound;
 use std::sync::{Arc, OnceLock};
 
-use bulkhead_engine::SelectorId;
+use bulkhead_engine::{Heritage, SelectorId};
 use bulkhead_model::entity::matches;
 use bulkhead_model::policy::PREDEFINED_TIERS;
-use bulkhead_model::{Entity, Kind, ObjectKey, Resource};
+use bulkhead_model::{Entity, Kind, Meaning, ObjectKey, Resource};
 use bulkhead_store::{Commit, Revision, Stored};
 use bytes::Bytes;
 
@@ -42,9 +43,30 @@ impl Object {
     }
 }
 
-/// Whether all agents hear of it.
+/// Whether all agents hear of it: policies, what orders them, and what their own workloads inherit. Of things with
+/// addresses they hear by subscription.
 fn is_for_all_agents(kind: Kind) -> bool {
-    matches!(kind, Kind::Tier | Kind::Policy)
+    !matches!(
+        kind,
+        Kind::NetworkSet
+            | Kind::NameTable
+            | Kind::HostEndpoint
+            | Kind::Host
+            | Kind::Workload
+            | Kind::Node
+            | Kind::Pod
+            | Kind::Service
+            | Kind::EndpointSlice
+            | Kind::CalicoNetworkSet
+            | Kind::GlobalNetworkSet
+            | Kind::CalicoHostEndpoint
+            | Kind::WorkloadEndpoint
+    )
+}
+
+/// Whether a change of it changes one entity, the one that is named like it, and nobody else's.
+fn is_one_entity(kind: Kind) -> bool {
+    matches!(kind, Kind::NetworkSet | Kind::HostEndpoint | Kind::Host | Kind::Workload | Kind::Node | Kind::Pod)
 }
 
 /// What a subscriber is to be told.
@@ -81,6 +103,7 @@ pub(super) fn decode(commits: &[Arc<Commit>]) -> Vec<Decoded> {
 pub(crate) struct View {
     pub(crate) revision: u64,
     objects: BTreeMap<ObjectKey, Arc<Object>>,
+    heritage: Heritage,
     by_host: HashMap<String, BTreeSet<ObjectKey>>,
     resource_log: ChangeLog<ObjectKey>,
     entity_log: ChangeLog<Arc<str>>,
@@ -96,6 +119,7 @@ impl View {
         let mut view = Self {
             revision,
             objects: BTreeMap::new(),
+            heritage: Heritage::default(),
             by_host: HashMap::new(),
             resource_log: ChangeLog::new(log_begins_after, RESOURCE_LOG_LEN_MAX),
             entity_log: ChangeLog::new(log_begins_after, ENTITY_LOG_LEN_MAX),
@@ -109,8 +133,17 @@ impl View {
             view.objects.insert(tier.key(), Arc::new(Object::new(tier, 0)));
         }
         for commit in log {
-            for change in &commit.changes {
-                view.log_change(commit.revision.0, keys::object_key(&change.key).as_ref());
+            for key in commit.changes.iter().filter_map(|change| keys::object_key(&change.key)) {
+                let revision = commit.revision.0;
+                if is_for_all_agents(key.kind) {
+                    view.resource_log.push(revision, key.clone());
+                } else if is_one_entity(key.kind) {
+                    view.entity_log.push(revision, key.to_string().into());
+                }
+                if !is_for_all_agents(key.kind) && !is_one_entity(key.kind) || leaves_labels(key.kind) {
+                    // Which entities that changed is no longer known: who knew them before hears all of them.
+                    view.entity_log = ChangeLog::new(revision, ENTITY_LOG_LEN_MAX);
+                }
             }
         }
         for stored in objects {
@@ -125,7 +158,9 @@ impl View {
     pub(super) fn commit(&mut self, changes: Vec<Decoded>, revision: u64, now_ms: u64) {
         let resources_before = self.resource_log.newest();
         for Decoded { key, object, revision } in changes {
-            self.log_change(revision, Some(&key));
+            if is_for_all_agents(key.kind) {
+                self.resource_log.push(revision, key.clone());
+            }
             match object {
                 Some(object) => self.put(key, object, revision, now_ms),
                 None => self.remove(&key, revision, now_ms),
@@ -136,15 +171,6 @@ impl View {
             for session in self.sessions.values() {
                 session.wake.notify_one();
             }
-        }
-    }
-
-    fn log_change(&mut self, revision: u64, key: Option<&ObjectKey>) {
-        let Some(key) = key else { return };
-        if is_for_all_agents(key.kind) {
-            self.resource_log.push(revision, key.clone());
-        } else if key.kind != Kind::Host {
-            self.entity_log.push(revision, key.to_string().into());
         }
     }
 
@@ -169,22 +195,36 @@ impl View {
             self.by_host.entry(workload.spec.host.clone()).or_default().insert(key.clone());
             self.addresses.assign(&key.qualified_name(), workload, now_ms);
         }
-        if let Some(entity) = Entity::of(&resource) {
-            self.members.upsert(&entity, host_before.as_deref(), revision);
-        }
-        self.objects.insert(key, Arc::new(Object::new(resource, revision)));
+        let before = self.objects.insert(key.clone(), Arc::new(Object::new(resource, revision)));
+        self.heed(&key, before.as_deref(), host_before.as_deref(), revision);
     }
 
     fn remove(&mut self, key: &ObjectKey, revision: u64, now_ms: u64) {
         let host_before = self.forget_host(key);
-        self.objects.remove(key);
-        match key.kind {
-            // A predefined tier cannot be deleted, so none has to come back.
-            Kind::Tier | Kind::Policy | Kind::Host => return,
-            Kind::Workload => self.addresses.release(&key.qualified_name(), now_ms),
-            Kind::NetworkSet => {}
+        let before = self.objects.remove(key);
+        if key.kind == Kind::Workload {
+            self.addresses.release(&key.qualified_name(), now_ms);
         }
-        self.members.remove(&key.to_string(), host_before.as_deref(), revision);
+        self.heed(key, before.as_deref(), host_before.as_deref(), revision);
+    }
+
+    /// Tells the members what the change of an object means.
+    fn heed(&mut self, key: &ObjectKey, before: Option<&Object>, host_before: Option<&str>, revision: u64) {
+        let objects = &self.objects;
+        let meaning_of = |key: &ObjectKey| objects.get(key).map(|object| object.resource.meaning());
+        let before = before.map(|before| before.resource.meaning());
+        let changes = self.heritage.change(key, before.as_deref(), meaning_of(key).as_deref(), meaning_of);
+        for (name, entity) in changes.entities {
+            // Of a workload that inherits something else, the host is still the same.
+            let own = key.to_string() == *name;
+            let host = if own { host_before } else { entity.as_ref().and_then(|entity| entity.host.as_deref()) };
+            let host = host.map(ToOwned::to_owned);
+            match &entity {
+                Some(entity) => self.members.upsert(entity, host.as_deref(), revision),
+                None => self.members.remove(&name, host.as_deref(), revision),
+            }
+            self.entity_log.push(revision, name);
+        }
     }
 
     /// Takes a workload off the list of its host, and answers which that was.
@@ -253,9 +293,22 @@ impl View {
         )
     }
 
-    /// All tiers and policies.
+    /// All that all agents hear of.
     pub(crate) fn resources(&self) -> impl Iterator<Item = &Arc<Object>> {
-        self.of_kind(Kind::Tier).chain(self.of_kind(Kind::Policy))
+        Kind::ALL.iter().filter(|kind| is_for_all_agents(**kind)).flat_map(|kind| self.of_kind(*kind))
+    }
+
+    /// What an object means, and all others.
+    pub(crate) fn meanings(&self) -> impl Iterator<Item = (&ObjectKey, Cow<'_, Meaning>)> {
+        self.objects.iter().map(|(key, object)| (key, object.resource.meaning()))
+    }
+
+    /// Every entity of an object, with all that it inherits.
+    pub(crate) fn entities_of(&self, key: &ObjectKey) -> Vec<Entity> {
+        let meaning = self.objects.get(key).map(|object| object.resource.meaning());
+        let mut entities = meaning.map(|meaning| meaning.entities.clone()).unwrap_or_default();
+        entities.iter_mut().for_each(|entity| self.heritage.complete(entity));
+        entities
     }
 
     /// What a host that knows a selector's members as of `revision` has to be told; `None` if it is no
@@ -295,14 +348,15 @@ impl View {
     }
 
     /// The entity of a name like `Workload/web.h1`.
-    fn entity(&self, name: &str) -> Option<Entity> {
-        let (kind, rest) = name.split_once('/')?;
-        let (namespace, name) = match rest.split_once('/') {
+    pub(crate) fn entity(&self, name: &str) -> Option<Entity> {
+        let object = name.split_once('#').map_or(name, |(object, _)| object);
+        let (kind, rest) = object.split_once('/')?;
+        let (namespace, object) = match rest.split_once('/') {
             Some((namespace, name)) => (Some(namespace.to_owned()), name),
             None => (None, rest),
         };
-        let key = ObjectKey { kind: Kind::parse(kind)?, namespace, name: name.to_owned() };
-        Entity::of(&self.objects.get(&key)?.resource)
+        let key = ObjectKey { kind: Kind::parse(kind)?, namespace, name: object.to_owned() };
+        self.entities_of(&key).into_iter().find(|entity| *entity.name == *name)
     }
 
     /// Makes a session known, so that it is woken when tiers or policies change.
@@ -314,6 +368,11 @@ impl View {
     pub(crate) fn remove_session(&mut self, id: SessionId) {
         self.sessions.remove(&id);
     }
+}
+
+/// Whether entities inherit from it.
+fn leaves_labels(kind: Kind) -> bool {
+    matches!(kind, Kind::Namespace | Kind::KubernetesNamespace | Kind::ServiceAccount | Kind::Profile)
 }
 
 fn predefined_tier(

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bulkhead_model::document::Document;
 use bulkhead_model::resource::nearest_name;
-use bulkhead_model::{Kind, ObjectKey, Problem, Resource};
+use bulkhead_model::{Kind, Meaning, ObjectKey, Problem, Resource};
 use bulkhead_store::{Precondition, Revision, StoreError, Transaction};
 
 use super::{Object, Repository, View, delete_op, is_predefined, put_op, stamp};
@@ -126,6 +126,7 @@ impl Repository {
         let view = self.view();
         let mut problems = duplicates(documents);
         problems.extend(unknown_tiers(&view, documents));
+        problems.extend(tiers_made_twice(&view, documents));
         if !problems.is_empty() {
             return Err(WriteError::Invalid(problems));
         }
@@ -182,21 +183,41 @@ fn duplicates(documents: &[Document]) -> Vec<Problem> {
 
 /// Policies whose tier neither exists nor is made by the same request.
 fn unknown_tiers(view: &View, documents: &[Document]) -> Vec<Problem> {
-    let mut known: BTreeSet<&str> =
-        view.of_kind(Kind::Tier).map(|tier| tier.resource.metadata().name.as_str()).collect();
-    known.extend(documents.iter().filter_map(|document| match &document.resource {
-        Resource::Tier(tier) => Some(tier.metadata.name.as_str()),
-        _ => None,
-    }));
-    let unknown = |document: &Document| match &document.resource {
-        Resource::Policy(policy) if !known.contains(policy.spec.tier.as_str()) => {
-            let tier = &policy.spec.tier;
-            let suggestion = nearest_name(tier, known.iter().copied());
-            Some(document.problem("spec.tier", format!("there is no tier {tier:?}"), suggestion))
-        }
-        _ => None,
+    let tiers = |meaning: &Meaning| meaning.tiers.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
+    let mut known: BTreeSet<String> = view.meanings().flat_map(|(_, meaning)| tiers(&meaning)).collect();
+    known.extend(documents.iter().flat_map(|document| tiers(&document.resource.meaning())));
+    let unknown = |document: &Document| {
+        let meaning = document.resource.meaning();
+        let tier = meaning.policies.iter().map(|(_, spec)| &spec.tier).find(|tier| !known.contains(*tier))?;
+        let suggestion = nearest_name(tier, known.iter().map(String::as_str));
+        Some(document.problem("spec.tier", format!("there is no tier {tier:?}"), suggestion))
     };
     documents.iter().filter_map(unknown).collect()
+}
+
+/// Tiers that another kind of object already makes: two orders for one name.
+fn tiers_made_twice(view: &View, documents: &[Document]) -> Vec<Problem> {
+    let mut makers: BTreeMap<String, BTreeSet<ObjectKey>> = BTreeMap::new();
+    let mut note = |key: &ObjectKey, meaning: &Meaning| {
+        for (name, _) in &meaning.tiers {
+            makers.entry(name.clone()).or_default().insert(key.clone());
+        }
+    };
+    for (key, meaning) in view.meanings() {
+        note(key, &meaning);
+    }
+    for document in documents {
+        note(&document.resource.key(), &document.resource.meaning());
+    }
+    let twice = |document: &Document| {
+        let meaning = document.resource.meaning();
+        let name = meaning.tiers.first().map(|(name, _)| name)?;
+        let key = document.resource.key();
+        let other = makers.get(name)?.iter().find(|other| **other != key)?;
+        let message = format!("the tier {name:?} is already made by {other}");
+        Some(document.problem("metadata.name", message, None))
+    };
+    documents.iter().filter_map(twice).collect()
 }
 
 fn check_existence(key: &ObjectKey, before: Option<&Object>, verb: Verb) -> Result<(), WriteError> {
@@ -219,17 +240,16 @@ fn check_version(resource: &Resource, before: Option<&Object>) -> Result<(), Wri
 
 fn check_deletable(view: &View, keys: &[ObjectKey]) -> Result<(), WriteError> {
     let gone: BTreeSet<&ObjectKey> = keys.iter().collect();
-    for key in keys.iter().filter(|key| key.kind == Kind::Tier) {
+    for key in keys.iter().filter(|key| matches!(key.kind, Kind::Tier | Kind::CalicoTier)) {
         if is_predefined(key) {
             return Err(WriteError::Forbidden(format!("{key} is predefined and cannot be deleted")));
         }
         let mut users = view
-            .of_kind(Kind::Policy)
-            .filter(
-                |policy| matches!(&policy.resource, Resource::Policy(policy) if policy.spec.tier == key.name),
-            )
-            .map(|policy| policy.resource.key())
-            .filter(|policy| !gone.contains(policy));
+            .meanings()
+            .filter(|(user, meaning)| {
+                !gone.contains(user) && meaning.policies.iter().any(|(_, spec)| spec.tier == key.name)
+            })
+            .map(|(user, _)| user.clone());
         if let Some(user) = users.next() {
             let others = match users.count() {
                 0 => String::new(),
