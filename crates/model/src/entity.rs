@@ -7,6 +7,7 @@ use serde_json::{Map, Value as Json, json};
 
 use crate::address::Prefix;
 use crate::document::{Decoder, Node};
+use crate::facts::Facts;
 use crate::labels::{
     HOST_LABEL, KIND_LABEL, Labels, NAME_LABEL, NAMESPACE_LABEL, NAMESPACE_LABELS_PREFIX, PORT_LABELS_PREFIX,
     SERVICE_ACCOUNT_LABEL,
@@ -41,6 +42,8 @@ pub struct WorkloadSpec {
     pub ports: Vec<NamedPort>,
     /// Its service account.
     pub service_account: Option<String>,
+    /// What was observed about it and the host that it runs on.
+    pub facts: Facts,
 }
 
 /// `spec` of a Host.
@@ -50,14 +53,16 @@ pub struct HostSpec {
     pub agent_version: Option<String>,
     /// Its own addresses.
     pub addresses: Vec<IpAddr>,
+    /// What was observed about it.
+    pub facts: Facts,
 }
 
-/// What a selector is evaluated on: labels (the automatic ones included) and the addresses they stand for.
+/// What a selector is evaluated on: labels (facts and the automatic ones included) and the addresses they stand for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entity {
     /// `Kind/name` or `Kind/namespace/name`.
     pub name: Arc<str>,
-    /// Own and automatic labels.
+    /// Own labels, facts and automatic labels.
     pub labels: Labels,
     /// Addresses and blocks.
     pub prefixes: Vec<Prefix>,
@@ -73,16 +78,18 @@ impl Entity {
     pub fn of(resource: &Resource) -> Option<Self> {
         let hosts = |addresses: &[IpAddr]| addresses.iter().copied().map(Prefix::host).collect();
         let nothing = WorkloadSpec::default();
-        let (prefixes, workload) = match resource {
-            Resource::Workload(workload) => (hosts(&workload.spec.addresses), &workload.spec),
-            Resource::NetworkSet(set) => (set.spec.cidrs.clone(), &nothing),
-            Resource::Host(host) => (hosts(&host.spec.addresses), &nothing),
+        let (prefixes, workload, facts) = match resource {
+            Resource::Workload(workload) => {
+                (hosts(&workload.spec.addresses), &workload.spec, &workload.spec.facts)
+            }
+            Resource::NetworkSet(set) => (set.spec.cidrs.clone(), &nothing, &nothing.facts),
+            Resource::Host(host) => (hosts(&host.spec.addresses), &nothing, &host.spec.facts),
             Resource::Tier(_) | Resource::Policy(_) => return None,
         };
         let host = Some(workload.host.as_str()).filter(|host| !host.is_empty());
         let metadata = resource.metadata();
         let mut labels = with_automatic_labels(
-            &metadata.labels,
+            &facts.over(&metadata.labels),
             resource.kind(),
             metadata.namespace.as_deref(),
             &metadata.name,
@@ -176,6 +183,7 @@ impl WorkloadSpec {
         let ports =
             fields.optional(decoder, "ports", |decoder, node| decoder.list(node, LIST_MAX, named_port));
         let service_account = fields.optional(decoder, "serviceAccount", crate::resource::name);
+        let facts = fields.optional(decoder, "facts", Facts::decode);
         fields.finish(decoder);
         Some(Self {
             host: host?,
@@ -184,11 +192,12 @@ impl WorkloadSpec {
             source,
             ports: ports.unwrap_or_default(),
             service_account,
+            facts: facts.unwrap_or_default(),
         })
     }
 
     pub(crate) fn to_json(&self) -> Json {
-        let Self { host, addresses, interface, source, ports, service_account } = self;
+        let Self { host, addresses, interface, source, ports, service_account, facts } = self;
         let mut spec = Map::new();
         spec.insert("host".into(), json!(host));
         spec.insert("addresses".into(), json!(addresses));
@@ -203,6 +212,9 @@ impl WorkloadSpec {
                 spec.insert(name.into(), json!(value));
             }
         }
+        if !facts.is_empty() {
+            spec.insert("facts".into(), facts.to_json());
+        }
         Json::Object(spec)
     }
 }
@@ -214,18 +226,26 @@ impl HostSpec {
         let addresses = fields.optional(decoder, "addresses", |decoder, node| {
             decoder.list(node, ADDRESSES_MAX, Decoder::parsed)
         });
+        let facts = fields.optional(decoder, "facts", Facts::decode);
         fields.finish(decoder);
-        Some(Self { agent_version, addresses: addresses.unwrap_or_default() })
+        Some(Self {
+            agent_version,
+            addresses: addresses.unwrap_or_default(),
+            facts: facts.unwrap_or_default(),
+        })
     }
 
     pub(crate) fn to_json(&self) -> Json {
-        let Self { agent_version, addresses } = self;
+        let Self { agent_version, addresses, facts } = self;
         let mut spec = Map::new();
         if let Some(version) = agent_version {
             spec.insert("agentVersion".into(), json!(version));
         }
         if !addresses.is_empty() {
             spec.insert("addresses".into(), json!(addresses));
+        }
+        if !facts.is_empty() {
+            spec.insert("facts".into(), facts.to_json());
         }
         Json::Object(spec)
     }

@@ -7,6 +7,7 @@
 pub mod address;
 pub mod document;
 pub mod entity;
+pub mod facts;
 pub mod flow;
 pub mod host_policy;
 pub mod kubernetes;
@@ -22,6 +23,7 @@ pub mod verdict;
 pub use address::Prefix;
 pub use document::Problem;
 pub use entity::Entity;
+pub use facts::Facts;
 pub use labels::Labels;
 pub use resource::{Kind, ObjectKey, Resource};
 pub use selector::Selector;
