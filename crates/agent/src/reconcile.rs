@@ -11,7 +11,7 @@ use bulkhead_dataplane::{Dataplane, DataplaneError};
 use bulkhead_discover::{Found, NotManaged};
 use bulkhead_engine::{HostEngine, NotReady};
 use bulkhead_model::host_policy::HostDelta;
-use bulkhead_model::{ObjectKey, Resource, Selector};
+use bulkhead_model::{Facts, ObjectKey, Resource, Selector};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, watch};
@@ -43,6 +43,8 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(2);
 /// The state of one host's enforcement.
 pub(crate) struct Agent {
     config: Arc<Config>,
+    /// Of this host.
+    facts: Facts,
     dataplane: Box<dyn Dataplane>,
     disk: Disk,
     engine: HostEngine,
@@ -81,6 +83,7 @@ pub(crate) struct Agent {
 impl Agent {
     pub(crate) fn new(
         config: Arc<Config>,
+        facts: Facts,
         dataplane: Box<dyn Dataplane>,
         disk: Disk,
         remembered: Remembered,
@@ -120,6 +123,7 @@ impl Agent {
             flows,
             entries_written: 0,
             config,
+            facts,
         };
         for resource in &resources {
             agent.set_resource(resource);
@@ -249,7 +253,7 @@ impl Agent {
     }
 
     fn assemble_locals(&mut self) {
-        let locals = assemble(&self.config.host, &self.found);
+        let locals = assemble(&self.config.host, &self.facts, &self.found);
         if locals == self.locals {
             return;
         }
