@@ -22,6 +22,7 @@
 //! of size false and `!=` and `not in` true (DESIGN 4.7). To a typed comparison a value that is no number, no
 //! version is absent: `patches != 3` holds for `patches=many`, `patches < 3` and `patches >= 3` do not.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
@@ -167,8 +168,9 @@ impl Selector {
     /// True where all of `selectors` are; `all()` if there are none.
     pub fn all_of(selectors: impl IntoIterator<Item = Self>) -> Self {
         let mut operands: Vec<Expr> = Vec::new();
+        let mut known = BTreeSet::new();
         for selector in selectors {
-            if *selector.expr != Expr::All && !operands.contains(&selector.expr) {
+            if *selector.expr != Expr::All && known.insert(Arc::clone(&selector.canonical)) {
                 operands.push((*selector.expr).clone());
             }
         }

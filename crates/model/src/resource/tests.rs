@@ -238,3 +238,16 @@ fn facts_that_are_not_of_their_type_are_refused_at_their_place() {
     let twice = HOST.replace("'seen'", "vuln.critical");
     assert_eq!(only_problem(&twice).message, "\"vuln.critical\" is given twice");
 }
+
+/// Quadratic, this would take minutes.
+#[test]
+fn long_mappings_are_read_in_time() {
+    let many = |prefix: &str| (0..100_000).map(|n| format!("{prefix}k{n}: v\n")).collect::<String>();
+    let started = std::time::Instant::now();
+    let unknown = problems(&format!("{}{}", POLICY, many("")));
+    assert_eq!(unknown.len(), crate::document::PROBLEMS_MAX);
+    let annotations =
+        POLICY.replace("{name: credit-status}", &format!("\n  name: a\n  annotations:\n{}", many("    ")));
+    parse("file.yaml", &annotations).unwrap();
+    assert!(started.elapsed() < std::time::Duration::from_secs(60), "{:?}", started.elapsed());
+}

@@ -35,17 +35,27 @@ const VERSION_OPEN: &str = "version(";
 pub(super) struct Limits {
     length: usize,
     depth: usize,
+    key_length: usize,
     /// Whether typed comparisons must fit the catalogue of facts.
     catalogue: bool,
 }
 
 impl Limits {
     /// Of what people write.
-    pub(super) const WRITTEN: Self =
-        Self { length: SELECTOR_LEN_MAX, depth: SELECTOR_DEPTH_MAX, catalogue: true };
+    pub(super) const WRITTEN: Self = Self {
+        length: SELECTOR_LEN_MAX,
+        depth: SELECTOR_DEPTH_MAX,
+        key_length: LABEL_KEY_LEN_MAX,
+        catalogue: true,
+    };
     /// Of what programs make of it.
-    pub(super) const CANONICAL: Self =
-        Self { length: CANONICAL_LEN_MAX, depth: CANONICAL_DEPTH_MAX, catalogue: false };
+    pub(super) const CANONICAL: Self = Self {
+        length: CANONICAL_LEN_MAX,
+        depth: CANONICAL_DEPTH_MAX,
+        // A key with a prefix; nothing has such a label, and the selector says so as it should.
+        key_length: 2 * LABEL_KEY_LEN_MAX,
+        catalogue: false,
+    };
 }
 
 pub(super) fn parse(text: &str, limits: Limits) -> Result<Selector, SelectorError> {
@@ -217,8 +227,9 @@ impl<'a> Parser<'a> {
             let hint = self.rest().starts_with(['"', '\'']).then(|| "a label key without quotes".into());
             return Err(self.error(expected, hint));
         }
-        if word.len() > LABEL_KEY_LEN_MAX {
-            return Err(self.error(&format!("a label key of at most {LABEL_KEY_LEN_MAX} bytes"), None));
+        if word.len() > self.limits.key_length {
+            let expected = format!("a label key of at most {} bytes", self.limits.key_length);
+            return Err(self.error(&expected, None));
         }
         let unknown_call = self.text.as_bytes().get(self.at + word.len()) == Some(&b'(');
         if unknown_call {

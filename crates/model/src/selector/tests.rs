@@ -230,6 +230,9 @@ fn canonical_texts_are_read_whatever_the_catalogue_says() {
     assert!(Selector::parse(&long).is_err());
     let joined = Selector::parse_canonical(&long).unwrap().with_prefix("bulkhead.dev/namespace.");
     assert_eq!(Selector::parse_canonical(joined.canonical()).unwrap(), joined);
+    let key = Selector::parse(&format!("has({})", "a".repeat(500))).unwrap();
+    let joined = key.with_prefix("bulkhead.dev/namespace.");
+    assert_eq!(Selector::parse_canonical(joined.canonical()).unwrap(), joined);
 }
 
 /// The canonical text is stored: it must be within the limits too.
