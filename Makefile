@@ -12,7 +12,17 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 CASES ?= ../shared/conformance
 export BULKHEAD_BIN ?= $(abspath $(TARGET)/release/bulkhead)
 
+# Seconds that each fuzz target runs.
+FUZZ_SECONDS ?= 60
+FUZZ_TARGETS := selector document port_match kubernetes wire
+FUZZ_HOST = $(shell rustc -vV | sed -n 's/^host: //p')
+FUZZ_FLAGS := --cfg fuzzing -Cpasses=sancov-module -Ccodegen-units=1 -Cllvm-args=-sanitizer-coverage-level=4 \
+  -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
+  -Cllvm-args=-sanitizer-coverage-trace-compares -Cllvm-args=-simplifycfg-branch-fold-threshold=0
+
 BUILD_PACKAGES := clang llvm gcc make pkg-config libelf-dev zlib1g-dev linux-libc-dev protobuf-compiler
+# libFuzzer itself is C++.
+FUZZ_PACKAGES := g++
 TEST_PACKAGES := python3 iproute2 iptables nftables ipset iputils-ping docker.io busybox-static
 
 .PHONY: help
@@ -52,11 +62,28 @@ bench: root build test-deps ## Measure side by side with the alternatives; write
 .PHONY: lint
 lint: build-deps ## Format, lints and the house rules
 	$(CARGO) fmt --all --check
+	$(CARGO) fmt --manifest-path fuzz/Cargo.toml --check
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
 	$(CARGO) xtask tidy
 
+.PHONY: fuzz
+fuzz: fuzz-build ## Feed the readers of foreign bytes with arbitrary ones (FUZZ_SECONDS=60 for each)
+	@CARGO_TARGET_DIR=$(abspath $(TARGET)) fuzz/run.sh $(FUZZ_SECONDS) $(FUZZ_TARGETS)
+
+# The instrumentation that cargo-fuzz asks for, without its sanitizers: those need a nightly compiler. --target keeps it
+# out of build scripts and macros.
+.PHONY: fuzz-build
+fuzz-build: build-deps
+	@$(call install,$(FUZZ_PACKAGES))
+	RUSTFLAGS="$(FUZZ_FLAGS)" $(CARGO) build --locked --release --manifest-path fuzz/Cargo.toml \
+	  --target $(FUZZ_HOST) --target-dir $(abspath $(TARGET))/fuzz
+
+.PHONY: fuzz-short
+fuzz-short:
+	@$(MAKE) --no-print-directory fuzz FUZZ_SECONDS=10
+
 .PHONY: ci
-ci: lint test ## What CI runs
+ci: lint test fuzz-short ## What CI runs
 
 .PHONY: man
 man: build ## Write the manual pages to target/man and completions to target/completions

@@ -174,13 +174,13 @@ fn read(database: &Database) -> Result<Remembered, redb::Error> {
     }
     for row in transaction.open_table(SELECTORS)?.iter()? {
         let (selector, ()) = row.map(|(selector, _)| (selector, ()))?;
-        let selector = Selector::parse(selector.value()).map_err(|_| damaged("selector"))?;
+        let selector = Selector::parse_canonical(selector.value()).map_err(|_| damaged("selector"))?;
         remembered.members.entry(selector).or_default();
     }
     for row in transaction.open_table(MEMBERS)?.iter()? {
         let (key, value) = row?;
         let (selector, entity) = key.value();
-        let selector = Selector::parse(selector).map_err(|_| damaged("selector"))?;
+        let selector = Selector::parse_canonical(selector).map_err(|_| damaged("selector"))?;
         let stored: StoredMember = serde_json::from_slice(value.value()).map_err(|_| damaged("member"))?;
         let entity: Arc<str> = entity.into();
         let StoredMember { host, prefixes, ports } = stored;

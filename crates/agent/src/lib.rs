@@ -29,6 +29,7 @@ mod api;
 pub mod config;
 mod disk;
 mod flows;
+mod host_facts;
 mod inputs;
 mod locals;
 mod reconcile;
@@ -79,10 +80,13 @@ pub async fn run(
     let (input, inputs) = mpsc::channel(config::INPUT_QUEUE_LEN);
     let (nudge, nudged) = mpsc::channel(1);
     inputs::spawn_sources(&config, &input, nudged)?;
-    let session = session::spawn(Arc::clone(&config), input.clone(), remembered.progress.clone());
+    let facts = host_facts::observe();
+    let session =
+        session::spawn(Arc::clone(&config), input.clone(), facts.clone(), remembered.progress.clone());
     let flows = flows::spawn(&config);
     let api = api::spawn(&config, input, nudge)?;
-    let mut agent = reconcile::Agent::new(Arc::clone(&config), dataplane, disk, remembered, session, flows);
+    let mut agent =
+        reconcile::Agent::new(Arc::clone(&config), facts, dataplane, disk, remembered, session, flows);
     let result = agent.run(inputs, &mut shutdown).await;
     api.abort();
     agent.stop().await;

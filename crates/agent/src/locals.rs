@@ -7,7 +7,7 @@ use bulkhead_discover::{Found, FoundWorkload, NotManaged};
 use bulkhead_engine::{Heritage, LocalEndpoint};
 use bulkhead_model::entity::WorkloadSpec;
 use bulkhead_model::resource::{Metadata, Object, is_name};
-use bulkhead_model::{Entity, Prefix, Resource};
+use bulkhead_model::{Entity, Facts, Prefix, Resource};
 
 /// What this host has: endpoints for the engine and workloads for the repository.
 #[derive(Debug, Default, Clone, PartialEq)]
@@ -20,9 +20,14 @@ pub(crate) struct Locals {
     pub(crate) not_managed: Vec<NotManaged>,
 }
 
-/// Puts together what all sources found, with what it inherits. Sources are asked in the order of their names; a name that two claim
-/// stays with the first.
-pub(crate) fn assemble(host: &str, sources: &BTreeMap<String, Found>, heritage: &Heritage) -> Locals {
+/// Puts together what all sources found; each workload carries its host's facts too, and what it inherits. Sources are
+/// asked in the order of their names; a name that two claim stays with the first.
+pub(crate) fn assemble(
+    host: &str,
+    facts: &Facts,
+    sources: &BTreeMap<String, Found>,
+    heritage: &Heritage,
+) -> Locals {
     let mut locals = Locals::default();
     for (source, found) in sources {
         locals.not_managed.extend(found.not_managed.iter().cloned());
@@ -33,31 +38,41 @@ pub(crate) fn assemble(host: &str, sources: &BTreeMap<String, Found>, heritage: 
                 locals.not_managed.push(NotManaged { subject: workload.name.clone(), reason });
                 continue;
             }
-            add(&mut locals, host, source, name, workload, heritage);
+            let resource = workload_of(host, facts, source, &name, workload);
+            add(&mut locals, name, resource, &workload.interfaces, heritage);
         }
     }
     locals
 }
 
-fn add(
-    locals: &mut Locals,
+fn workload_of(
     host: &str,
+    host_facts: &Facts,
     source: &str,
-    name: String,
+    name: &str,
     workload: &FoundWorkload,
-    heritage: &Heritage,
-) {
-    let FoundWorkload { name: _, labels, addresses, interfaces } = workload;
-    let resource = Resource::Workload(Object {
-        metadata: Metadata { name: name.clone(), labels: labels.clone(), ..Metadata::default() },
+) -> Resource {
+    let FoundWorkload { name: _, labels, addresses, interfaces, facts } = workload;
+    Resource::Workload(Object {
+        metadata: Metadata { name: name.into(), labels: labels.clone(), ..Metadata::default() },
         spec: WorkloadSpec {
             host: host.into(),
             addresses: addresses.clone(),
             interface: interfaces.first().map(|(_, name)| name.clone()),
             source: Some(source.into()),
+            facts: facts.with_fallback(host_facts),
             ..WorkloadSpec::default()
         },
-    });
+    })
+}
+
+fn add(
+    locals: &mut Locals,
+    name: String,
+    resource: Resource,
+    interfaces: &[(u32, String)],
+    heritage: &Heritage,
+) {
     let Some(mut entity) = Entity::of(&resource) else { return };
     heritage.complete(&mut entity);
     for (number, (ifindex, interface)) in interfaces.iter().enumerate() {
@@ -74,6 +89,8 @@ fn add(
 
 #[cfg(test)]
 mod tests {
+    use bulkhead_model::Selector;
+
     use super::*;
 
     fn found(name: &str, ifindex: u32) -> Found {
@@ -82,6 +99,7 @@ mod tests {
             labels: bulkhead_model::Labels::new(),
             addresses: vec!["10.0.0.1".parse().unwrap()],
             interfaces: vec![(ifindex, format!("veth{ifindex}")), (ifindex + 1, "veth-b".into())],
+            facts: Facts::new(),
         };
         Found { workloads: vec![workload], ..Found::default() }
     }
@@ -90,10 +108,29 @@ mod tests {
     fn a_name_claimed_twice_stays_with_the_first_and_is_told() {
         let sources =
             BTreeMap::from([("docker".to_owned(), found("web", 3)), ("manual".to_owned(), found("web", 7))]);
-        let locals = assemble("h", &sources, &Heritage::default());
+        let locals = assemble("h", &Facts::new(), &sources, &Heritage::default());
         assert_eq!(locals.workloads.keys().collect::<Vec<_>>(), ["web.h"]);
         let names: Vec<_> = locals.endpoints.keys().map(AsRef::as_ref).collect();
         assert_eq!(names, ["Workload/web.h", "Workload/web.h%veth-b"]);
         assert_eq!(locals.not_managed.len(), 1);
+    }
+
+    #[test]
+    fn a_workload_carries_the_facts_of_its_host_here_and_for_others() {
+        let (host, _) = Facts::from_observed([("host.kernel", "5.10.0-21-amd64"), ("os.id", "debian")]);
+        let mut sources = BTreeMap::from([("docker".to_owned(), found("web", 3))]);
+        let workload = &mut sources.get_mut("docker").unwrap().workloads[0];
+        workload.facts.insert("image.tag", "1.25").unwrap();
+        workload.facts.insert("os.id", "alpine").unwrap();
+        // Nobody talks a host's kernel newer than it is.
+        workload.labels.insert("host.kernel", "9.9").unwrap();
+        let locals = assemble("h", &host, &sources);
+        let endpoint = &locals.endpoints["Workload/web.h"].entity;
+        for text in ["host.kernel < version('5.11')", "os.id == 'alpine'", "image.tag == '1.25'"] {
+            assert!(Selector::parse(text).unwrap().matches(&endpoint.labels), "{text}: {}", endpoint.labels);
+        }
+        // What the repository and so all others are told is the same.
+        let told = Resource::from_json(&locals.workloads["web.h"].to_json()).unwrap();
+        assert_eq!(Entity::of(&told).unwrap().labels, endpoint.labels);
     }
 }

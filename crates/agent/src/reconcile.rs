@@ -13,7 +13,7 @@ use bulkhead_engine::{Assembly, HostEngine, NotReady};
 use bulkhead_model::host_policy::HostDelta;
 use bulkhead_model::settings::SettingsSpec;
 use bulkhead_model::time::Timestamp;
-use bulkhead_model::{ObjectKey, Resource, Selector};
+use bulkhead_model::{Facts, ObjectKey, Resource, Selector};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, watch};
@@ -50,6 +50,8 @@ fn own_settings(config: &Config) -> SettingsSpec {
 /// The state of one host's enforcement.
 pub(crate) struct Agent {
     config: Arc<Config>,
+    /// Of this host.
+    facts: Facts,
     dataplane: Box<dyn Dataplane>,
     disk: Disk,
     engine: HostEngine,
@@ -90,6 +92,7 @@ pub(crate) struct Agent {
 impl Agent {
     pub(crate) fn new(
         config: Arc<Config>,
+        facts: Facts,
         dataplane: Box<dyn Dataplane>,
         disk: Disk,
         remembered: Remembered,
@@ -131,6 +134,7 @@ impl Agent {
             flows,
             entries_written: 0,
             config,
+            facts,
         };
         for resource in resources {
             agent.set_resource(&resource.key(), Some(resource));
@@ -263,7 +267,7 @@ impl Agent {
     }
 
     fn assemble_locals(&mut self) {
-        let locals = assemble(&self.config.host, &self.found, self.assembly.heritage());
+        let locals = assemble(&self.config.host, &self.facts, &self.found, self.assembly.heritage());
         if locals == self.locals {
             return;
         }

@@ -4,6 +4,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bulkhead_model::Facts;
 use bulkhead_wire::proto::agent_message::Body;
 use bulkhead_wire::proto::distribution_client::DistributionClient;
 use bulkhead_wire::proto::{AgentMessage, ControllerMessage, Hello};
@@ -55,13 +56,14 @@ pub(crate) enum SessionEvent {
 pub(crate) fn spawn(
     config: Arc<Config>,
     input: mpsc::Sender<Input>,
+    facts: Facts,
     progress: Progress,
 ) -> (watch::Sender<Progress>, tokio::task::JoinHandle<()>) {
     let (progress, hello) = watch::channel(progress);
     let task = tokio::spawn(async move {
         let mut attempt = 0u32;
         loop {
-            let reason = match converse(&config, &input, &hello, &mut attempt).await {
+            let reason = match converse(&config, &facts, &input, &hello, &mut attempt).await {
                 Ok(()) => "the controller closed the stream".to_owned(),
                 Err(status) => describe(&status),
             };
@@ -92,6 +94,7 @@ pub(crate) fn channel(config: &Config) -> Result<Channel, tonic::Status> {
 
 async fn converse(
     config: &Config,
+    facts: &Facts,
     input: &mpsc::Sender<Input>,
     hello: &watch::Receiver<Progress>,
     attempt: &mut u32,
@@ -106,6 +109,7 @@ async fn converse(
         epoch,
         revision,
         labels: config.labels.iter().map(|(key, value)| (key.into(), value.into())).collect(),
+        facts: facts.iter().map(|(key, value)| (key.into(), value.into())).collect(),
     };
     let first = AgentMessage { body: Some(Body::Hello(hello)) };
     outgoing.send(first).await.map_err(|_closed| tonic::Status::internal("stream closed"))?;

@@ -6,6 +6,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use bulkhead_model::Facts;
 use bulkhead_model::registration::{self, Attachment, Registration};
 use tokio::sync::mpsc;
 
@@ -152,7 +153,8 @@ fn resolve_among(
     let mut addresses = if addresses.is_empty() { seen } else { addresses.clone() };
     addresses.sort_unstable();
     addresses.dedup();
-    Ok(FoundWorkload { name: name.clone(), labels: labels.clone(), addresses, interfaces })
+    let (name, labels) = (name.clone(), labels.clone());
+    Ok(FoundWorkload { name, labels, addresses, interfaces, facts: Facts::new() })
 }
 
 fn not_managed(subject: &str, error: &dyn std::error::Error) -> NotManaged {

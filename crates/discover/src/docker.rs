@@ -12,6 +12,7 @@ use bollard::query_parameters::{
     EventsOptionsBuilder, InspectContainerOptions, ListContainersOptionsBuilder,
 };
 use bulkhead_model::Labels;
+use bulkhead_model::facts::{self, Facts};
 use bulkhead_model::resource::is_name;
 use futures::StreamExt;
 use tokio::sync::mpsc;
@@ -148,6 +149,7 @@ async fn workload(
     addresses.extend(engine_addresses(&container));
     addresses.sort_unstable();
     addresses.dedup();
+    let facts = observed(&name, &container);
     let config = container.config.unwrap_or_default();
     let own = config.labels.unwrap_or_default();
     let image = config.image.as_deref().map(|image| (IMAGE_LABEL, image));
@@ -156,8 +158,60 @@ async fn workload(
     if refused > 0 {
         tracing::warn!(workload = name, refused, "labels that selectors could not name were left out");
     }
-    let workload = FoundWorkload { name: name.clone(), labels, addresses, interfaces: namespace.interfaces };
+    let workload =
+        FoundWorkload { name: name.clone(), labels, addresses, interfaces: namespace.interfaces, facts };
     (name, Ok(workload))
+}
+
+/// What the engine tells about a container and its image.
+fn observed(name: &str, container: &ContainerInspectResponse) -> Facts {
+    let reference = container.config.as_ref().and_then(|config| config.image.as_deref()).unwrap_or_default();
+    let image = Image::parse(reference);
+    let manifest =
+        container.image_manifest_descriptor.as_ref().and_then(|descriptor| descriptor.digest.as_deref());
+    let privileged = container.host_config.as_ref().and_then(|config| config.privileged);
+    let observed = [
+        (facts::IMAGE_NAME, image.name),
+        (facts::IMAGE_TAG, image.tag),
+        (facts::IMAGE_DIGEST, manifest.or(image.digest)),
+        (facts::CONTAINER_PRIVILEGED, privileged.map(|yes| if yes { "true" } else { "false" })),
+    ];
+    let (facts, refused) =
+        Facts::from_observed(observed.into_iter().filter_map(|(key, value)| Some((key, value?))));
+    if let Some(first) = refused.first() {
+        tracing::warn!(workload = name, %first, "facts that selectors could not name were left out");
+    }
+    facts
+}
+
+/// The parts of an image reference, as it was written: `NAME[:TAG][@DIGEST]`.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Image<'a> {
+    name: Option<&'a str>,
+    tag: Option<&'a str>,
+    digest: Option<&'a str>,
+}
+
+impl<'a> Image<'a> {
+    fn parse(reference: &'a str) -> Self {
+        // An image can be asked for by its id alone; that names no image.
+        let id = reference.strip_prefix("sha256:").unwrap_or(reference);
+        if reference.is_empty() || (id.len() >= 12 && id.bytes().all(|byte| byte.is_ascii_hexdigit())) {
+            return Self::default();
+        }
+        let (tagged, digest) = match reference.split_once('@') {
+            Some((tagged, digest)) => (tagged, Some(digest)),
+            None => (reference, None),
+        };
+        // A colon before a slash is that of the registry's port.
+        let (name, tag) = match tagged.rsplit_once(':') {
+            Some((name, tag)) if !tag.contains('/') => (name, Some(tag)),
+            _ => (tagged, None),
+        };
+        // What the engine itself takes.
+        let tag = tag.or(if digest.is_none() { Some("latest") } else { None });
+        Self { name: Some(name), tag, digest }
+    }
 }
 
 fn namespace_path(container: &ContainerInspectResponse) -> Option<PathBuf> {
@@ -200,5 +254,23 @@ mod tests {
         assert_eq!(workload_name("/web-1"), "web-1");
         assert_eq!(workload_name("/My_App.1"), "my-app-1");
         assert_eq!(workload_name("/__"), "unnamed");
+    }
+
+    #[test]
+    fn an_image_reference_has_a_name_a_tag_and_a_digest() {
+        let image = |name, tag, digest| Image { name, tag, digest };
+        for (reference, expected) in [
+            ("nginx", image(Some("nginx"), Some("latest"), None)),
+            ("nginx:1.25", image(Some("nginx"), Some("1.25"), None)),
+            ("r.example:5000/a/b", image(Some("r.example:5000/a/b"), Some("latest"), None)),
+            ("r.example:5000/a/b:1", image(Some("r.example:5000/a/b"), Some("1"), None)),
+            ("a/b@sha256:00", image(Some("a/b"), None, Some("sha256:00"))),
+            ("a/b:1@sha256:00", image(Some("a/b"), Some("1"), Some("sha256:00"))),
+            ("sha256:0123456789abcdef", image(None, None, None)),
+            ("0123456789ab", image(None, None, None)),
+            ("", image(None, None, None)),
+        ] {
+            assert_eq!(Image::parse(reference), expected, "{reference}");
+        }
     }
 }

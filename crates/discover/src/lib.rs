@@ -10,7 +10,7 @@
 
 use std::net::IpAddr;
 
-use bulkhead_model::Labels;
+use bulkhead_model::{Facts, Labels};
 use serde::{Deserialize, Serialize};
 
 pub mod directory;
@@ -29,6 +29,9 @@ pub struct FoundWorkload {
     pub addresses: Vec<IpAddr>,
     /// Its host-side interfaces: index and name.
     pub interfaces: Vec<(u32, String)>,
+    /// What was observed about it.
+    #[serde(default, skip_serializing_if = "Facts::is_empty")]
+    pub facts: Facts,
 }
 
 /// Something that looks like a workload and cannot be enforced, and why.

@@ -7,6 +7,7 @@ use serde_json::{Map, Value as Json, json};
 
 use crate::address::Prefix;
 use crate::document::{Decoder, Node};
+use crate::facts::Facts;
 use crate::labels::{
     HOST_LABEL, KIND_LABEL, Labels, NAME_LABEL, NAMESPACE_LABEL, PORT_LABELS_PREFIX, SERVICE_ACCOUNT_LABEL,
 };
@@ -43,6 +44,8 @@ pub struct WorkloadSpec {
     pub ports: Vec<NamedPort>,
     /// Its service account.
     pub service_account: Option<String>,
+    /// What was observed about it and the host that it runs on.
+    pub facts: Facts,
 }
 
 /// `spec` of a Host.
@@ -52,6 +55,8 @@ pub struct HostSpec {
     pub agent_version: Option<String>,
     /// Its own addresses.
     pub addresses: Vec<IpAddr>,
+    /// What was observed about it.
+    pub facts: Facts,
 }
 
 /// `spec` of a HostEndpoint.
@@ -69,12 +74,12 @@ pub struct HostEndpointSpec {
     pub default_posture: Option<Verdict>,
 }
 
-/// What a selector is evaluated on: labels (the automatic ones included) and the addresses they stand for.
+/// What a selector is evaluated on: labels (facts and the automatic ones included) and the addresses they stand for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entity {
     /// `Kind/name` or `Kind/namespace/name`, followed by `#PART` where an object stands for several.
     pub name: Arc<str>,
-    /// Own and automatic labels.
+    /// Own labels, facts and automatic labels.
     pub labels: Labels,
     /// Addresses and blocks.
     pub prefixes: Vec<Prefix>,
@@ -106,23 +111,25 @@ impl Entity {
     /// The entity that one of Bulkhead's own resources is, before [`Entity::inherit`]; policies and the like are none.
     pub fn of(resource: &Resource) -> Option<Self> {
         let hosts = |addresses: &[IpAddr]| addresses.iter().copied().map(Prefix::host).collect();
-        let (prefixes, host, ports, account, posture): (_, _, &[NamedPort], _, _) = match resource {
+        let nothing = Facts::new();
+        let (prefixes, host, ports, account, posture, facts): (_, _, &[NamedPort], _, _, _) = match resource {
             Resource::Workload(workload) => {
                 let spec = &workload.spec;
-                (hosts(&spec.addresses), Some(&spec.host), &spec.ports, spec.service_account.as_ref(), None)
+                let account = spec.service_account.as_ref();
+                (hosts(&spec.addresses), Some(&spec.host), &spec.ports, account, None, &spec.facts)
             }
             Resource::HostEndpoint(endpoint) => {
                 let spec = &endpoint.spec;
-                (hosts(&spec.addresses), Some(&spec.host), &spec.ports, None, spec.default_posture)
+                (hosts(&spec.addresses), Some(&spec.host), &spec.ports, None, spec.default_posture, &nothing)
             }
-            Resource::NetworkSet(set) => (set.spec.cidrs.clone(), None, &[], None, None),
-            Resource::Host(host) => (hosts(&host.spec.addresses), None, &[], None, None),
+            Resource::NetworkSet(set) => (set.spec.cidrs.clone(), None, &[], None, None, &nothing),
+            Resource::Host(host) => (hosts(&host.spec.addresses), None, &[], None, None, &host.spec.facts),
             _ => return None,
         };
         let host = host.map(String::as_str).filter(|host| !host.is_empty());
         let metadata = resource.metadata();
         let key = resource.key();
-        let mut entity = Self::new(&key, key.kind, &metadata.labels, host);
+        let mut entity = Self::new(&key, key.kind, &facts.over(&metadata.labels), host);
         if key.kind == Kind::Workload {
             entity.host = host.map(Into::into);
         }
@@ -251,6 +258,7 @@ impl WorkloadSpec {
         let ports =
             fields.optional(decoder, "ports", |decoder, node| decoder.list(node, LIST_MAX, named_port));
         let service_account = fields.optional(decoder, "serviceAccount", crate::resource::name);
+        let facts = fields.optional(decoder, "facts", Facts::decode);
         fields.finish(decoder);
         Some(Self {
             host: host?,
@@ -259,11 +267,12 @@ impl WorkloadSpec {
             source,
             ports: ports.unwrap_or_default(),
             service_account,
+            facts: facts.unwrap_or_default(),
         })
     }
 
     pub(crate) fn to_json(&self) -> Json {
-        let Self { host, addresses, interface, source, ports, service_account } = self;
+        let Self { host, addresses, interface, source, ports, service_account, facts } = self;
         let mut spec = Map::new();
         spec.insert("host".into(), json!(host));
         spec.insert("addresses".into(), json!(addresses));
@@ -277,6 +286,9 @@ impl WorkloadSpec {
                 spec.insert(name.into(), json!(value));
             }
         }
+        if !facts.is_empty() {
+            spec.insert("facts".into(), facts.to_json());
+        }
         Json::Object(spec)
     }
 }
@@ -288,18 +300,26 @@ impl HostSpec {
         let addresses = fields.optional(decoder, "addresses", |decoder, node| {
             decoder.list(node, ADDRESSES_MAX, Decoder::parsed)
         });
+        let facts = fields.optional(decoder, "facts", Facts::decode);
         fields.finish(decoder);
-        Some(Self { agent_version, addresses: addresses.unwrap_or_default() })
+        Some(Self {
+            agent_version,
+            addresses: addresses.unwrap_or_default(),
+            facts: facts.unwrap_or_default(),
+        })
     }
 
     pub(crate) fn to_json(&self) -> Json {
-        let Self { agent_version, addresses } = self;
+        let Self { agent_version, addresses, facts } = self;
         let mut spec = Map::new();
         if let Some(version) = agent_version {
             spec.insert("agentVersion".into(), json!(version));
         }
         if !addresses.is_empty() {
             spec.insert("addresses".into(), json!(addresses));
+        }
+        if !facts.is_empty() {
+            spec.insert("facts".into(), facts.to_json());
         }
         Json::Object(spec)
     }

@@ -144,6 +144,14 @@ impl Labels {
         }
     }
 
+    /// These, and those of `others` whose keys are not among them.
+    #[must_use]
+    pub fn over(&self, others: &Self) -> Self {
+        let mut all = others.0.clone();
+        all.extend(self.0.iter().map(|(key, value)| (Arc::clone(key), Arc::clone(value))));
+        Self(all)
+    }
+
     /// These labels but for some keys.
     #[must_use]
     pub fn without(&self, keys: &[&str]) -> Self {

@@ -1,6 +1,6 @@
 //! The objects that people write and the repository keeps: `apiVersion: bulkhead.dev/v1`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
@@ -392,9 +392,10 @@ fn string_pairs(decoder: &mut Decoder, node: &Node) -> Option<Vec<(String, Strin
         return decoder.expected(node, "a mapping of texts to texts");
     };
     let mut pairs: Vec<(String, String)> = Vec::new();
+    let mut known = BTreeSet::new();
     for (key_node, value) in entries {
         let key = decoder.scalar_text(key_node)?;
-        if pairs.iter().any(|(known, _)| *known == key) {
+        if !known.insert(key.clone()) {
             decoder.problem(key_node, format!("{key:?} is given twice"));
             return None;
         }

@@ -1,7 +1,8 @@
 //! Selectors: expressions over labels.
 //!
 //! The grammar is Calico's, token for token (projectcalico/calico, `libcalico-go/lib/selector`), and so
-//! are canonical form and id, so that policies move over unchanged:
+//! are canonical form and id, so that policies move over unchanged. Beyond it there are typed comparisons, in
+//! places where Calico has an error:
 //!
 //! ```text
 //! selector := ε | or                      ε is all()
@@ -11,13 +12,17 @@
 //! primary  := "(" or ")" | "all()" | "global()" | "has(" LABEL ")"
 //!           | LABEL ("==" | "!=" | "contains" | "starts with" | "ends with") STRING
 //!           | LABEL ("in" | "not in") "{" [STRING ("," STRING)* [","]] "}"
+//!           | LABEL ("==" | "!=" | "<" | "<=" | ">" | ">=") ( NUMBER | "version(" STRING ")" )
 //! STRING   := '"' [^"]* '"' | "'" [^']* "'"
 //! LABEL    := [A-Za-z0-9_./-]{1,512}
+//! NUMBER   := ["-"] [0-9]+ ["." [0-9]+]     with no LABEL character behind it
 //! ```
 //!
-//! A label that is absent makes `==`, `in`, `contains`, `starts with`, `ends with` and `has` false and
-//! `!=` and `not in` true (DESIGN 4.7).
+//! A label that is absent makes `==`, `in`, `contains`, `starts with`, `ends with`, `has` and every comparison
+//! of size false and `!=` and `not in` true (DESIGN 4.7). To a typed comparison a value that is no number, no
+//! version is absent: `patches != 3` holds for `patches=many`, `patches < 3` and `patches >= 3` do not.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
@@ -30,14 +35,20 @@ use crate::labels::Labels;
 
 mod parse;
 mod restriction;
+mod typed;
 
 pub use parse::SelectorError;
 pub use restriction::Restriction;
+pub use typed::{TypedOp, TypedValue};
 
-/// Longest selector text, in bytes.
+/// Longest selector that people may write, in bytes; its canonical text too.
 pub const SELECTOR_LEN_MAX: usize = 8192;
-/// Deepest nesting of parentheses.
+/// Deepest nesting of parentheses in it; in its canonical text too.
 pub const SELECTOR_DEPTH_MAX: usize = 64;
+/// Longest selector that programs make of those, in bytes: several joined, and all labels with a prefix.
+pub const CANONICAL_LEN_MAX: usize = 1 << 20;
+/// Deepest nesting of parentheses in such a one.
+pub const CANONICAL_DEPTH_MAX: usize = SELECTOR_DEPTH_MAX + 8;
 
 /// A selector with its canonical text. Equal canonical text is equality.
 #[derive(Clone, Serialize, Deserialize)]
@@ -65,6 +76,15 @@ pub enum Expr {
         op: CompareOp,
         /// What it is compared with.
         value: Arc<str>,
+    },
+    /// A comparison with a number or a version.
+    Typed {
+        /// Label key.
+        label: Arc<str>,
+        /// How the value is compared.
+        op: TypedOp,
+        /// What it is compared with.
+        value: TypedValue,
     },
     /// `in` or `not in`.
     In {
@@ -111,12 +131,22 @@ impl CompareOp {
 }
 
 impl Selector {
-    /// Reads a selector.
+    /// Reads a selector that somebody wrote. Typed comparisons must fit the catalogue of facts
+    /// ([`crate::facts::CATALOGUE`]).
     ///
     /// # Errors
     /// With the byte offset, what was expected there and, where there is one, the likely right word.
     pub fn parse(text: &str) -> Result<Self, SelectorError> {
-        parse::parse(text).map(Self::from_expr)
+        parse::parse(text, parse::Limits::WRITTEN)
+    }
+
+    /// Reads the canonical text of a selector, from a peer or a disk. It was checked where it was written, by
+    /// a catalogue that may have been another: here only the grammar counts.
+    ///
+    /// # Errors
+    /// As [`Selector::parse`].
+    pub fn parse_canonical(text: &str) -> Result<Self, SelectorError> {
+        parse::parse(text, parse::Limits::CANONICAL)
     }
 
     /// `all()`: every known endpoint and network set.
@@ -138,8 +168,9 @@ impl Selector {
     /// True where all of `selectors` are; `all()` if there are none.
     pub fn all_of(selectors: impl IntoIterator<Item = Self>) -> Self {
         let mut operands: Vec<Expr> = Vec::new();
+        let mut known = BTreeSet::new();
         for selector in selectors {
-            if *selector.expr != Expr::All && !operands.contains(&selector.expr) {
+            if *selector.expr != Expr::All && known.insert(Arc::clone(&selector.canonical)) {
                 operands.push((*selector.expr).clone());
             }
         }
@@ -193,7 +224,10 @@ impl Expr {
     fn reads(&self, wanted: &str) -> bool {
         match self {
             Self::All | Self::Global => false,
-            Self::Has(label) | Self::Compare { label, .. } | Self::In { label, .. } => &**label == wanted,
+            Self::Has(label)
+            | Self::Compare { label, .. }
+            | Self::Typed { label, .. }
+            | Self::In { label, .. } => &**label == wanted,
             Self::Not(operand) => operand.reads(wanted),
             Self::And(operands) | Self::Or(operands) => operands.iter().any(|operand| operand.reads(wanted)),
         }
@@ -208,12 +242,31 @@ impl Expr {
             Self::Compare { label, op, value } => {
                 Self::Compare { label: named(label), op: *op, value: Arc::clone(value) }
             }
+            Self::Typed { label, op, value } => {
+                Self::Typed { label: named(label), op: *op, value: value.clone() }
+            }
             Self::In { label, negated, values } => {
                 Self::In { label: named(label), negated: *negated, values: values.clone() }
             }
             Self::Not(operand) => Self::Not(Box::new(operand.with_prefix(prefix))),
             Self::And(operands) => Self::And(operands.iter().map(|o| o.with_prefix(prefix)).collect()),
             Self::Or(operands) => Self::Or(operands.iter().map(|o| o.with_prefix(prefix)).collect()),
+        }
+    }
+
+    /// How deep the parentheses of its text are nested.
+    fn nesting(&self) -> usize {
+        match self {
+            Self::And(operands) | Self::Or(operands) => {
+                1 + operands.iter().map(Self::nesting).max().unwrap_or(0)
+            }
+            Self::Not(operand) => operand.nesting(),
+            Self::All
+            | Self::Global
+            | Self::Has(_)
+            | Self::Compare { .. }
+            | Self::Typed { .. }
+            | Self::In { .. } => 0,
         }
     }
 
@@ -229,6 +282,9 @@ impl Expr {
                 (Some(actual), CompareOp::StartsWith) => actual.starts_with(&**value),
                 (Some(actual), CompareOp::EndsWith) => actual.ends_with(&**value),
             },
+            Self::Typed { label, op, value } => {
+                op.holds(labels.get(label).and_then(|actual| value.compare_to(actual)))
+            }
             Self::In { label, negated, values } => match labels.get(label) {
                 None => *negated,
                 Some(actual) => values.binary_search_by(|value| (**value).cmp(actual)).is_ok() != *negated,
@@ -265,6 +321,7 @@ impl fmt::Display for Expr {
                 write!(f, "{label} {} ", op.text())?;
                 write_string(f, value)
             }
+            Self::Typed { label, op, value } => write!(f, "{label} {op} {value}"),
             Self::In { label, negated, values } => {
                 write!(f, "{label} {} {{", if *negated { "not in" } else { "in" })?;
                 for (index, value) in values.iter().enumerate() {
@@ -330,7 +387,7 @@ impl TryFrom<String> for Selector {
     type Error = SelectorError;
 
     fn try_from(text: String) -> Result<Self, SelectorError> {
-        Self::parse(&text)
+        Self::parse_canonical(&text)
     }
 }
 

@@ -6,10 +6,15 @@ pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) ->
     let limit = word.chars().count().div_ceil(3).max(2);
     candidates
         .into_iter()
-        .map(|candidate| (distance(&word.to_lowercase(), &candidate.to_lowercase()), candidate))
+        .map(|candidate| (edits(word, candidate), candidate))
         .filter(|(edits, candidate)| *edits <= limit && *edits < candidate.chars().count())
         .min_by_key(|(edits, _)| *edits)
         .map(|(_, candidate)| candidate)
+}
+
+/// How many typing errors lie between two words, whatever their case.
+pub(crate) fn edits(a: &str, b: &str) -> usize {
+    distance(&a.to_lowercase(), &b.to_lowercase())
 }
 
 fn distance(a: &str, b: &str) -> usize {

@@ -16,10 +16,10 @@ apiVersion: bulkhead.dev/v1
 kind: Policy
 metadata: {name: server}
 spec:
-  appliesTo: role == 'server'
+  appliesTo: role == 'server' && has(image.name) && host.kernel >= version('5.10')
   ingress:
   - action: Allow
-    from: {selector: role == 'client'}
+    from: {selector: role == 'client' && host.kernel >= version('5.10')}
     ports: [tcp/8000]
 ---
 apiVersion: bulkhead.dev/v1

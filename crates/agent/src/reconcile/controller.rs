@@ -413,6 +413,8 @@ mod tests {
     use bulkhead_wire::proto::{ControllerMessage, Synced};
     use tokio::sync::watch;
 
+    use bulkhead_model::Facts;
+
     use super::*;
     use crate::{Config, disk, flows};
 
@@ -432,7 +434,7 @@ mod tests {
         let session = (watch::channel(Progress::default()).0, tokio::spawn(async {}));
         let flows = flows::spawn(&config);
         let dataplane = Box::new(FakeDataplane::default());
-        let mut agent = Agent::new(config, dataplane, disk, remembered, session, flows);
+        let mut agent = Agent::new(config, Facts::new(), dataplane, disk, remembered, session, flows);
         let (outgoing, _sent) = mpsc::channel(8);
         agent.session_event(SessionEvent::Connected(outgoing));
         hears(

@@ -62,7 +62,7 @@ impl Pump {
         if self.subscriptions.contains_key(handle) {
             return Err(Status::invalid_argument(format!("handle {handle} is in use")));
         }
-        let selector = Selector::parse(selector)
+        let selector = Selector::parse_canonical(selector)
             .map_err(|error| Status::invalid_argument(format!("subscription {handle}: {error}")))?;
         let revision = view.revision;
         let selector = view.members.subscribe(&selector, &self.subscriber, revision);

@@ -9,9 +9,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bulkhead_model::Labels;
 use bulkhead_model::entity::HostSpec;
 use bulkhead_model::resource::{Host, Metadata, Resource, is_name};
+use bulkhead_model::{Facts, Labels};
 use bulkhead_wire::proto::agent_message::Body as Incoming;
 use bulkhead_wire::proto::controller_message::Body;
 use bulkhead_wire::proto::{AgentMessage, ControllerMessage, Hello, Welcome};
@@ -160,9 +160,15 @@ impl Session {
         if refused > 0 {
             tracing::warn!(host = %self.host, refused, "labels of a host cannot be used");
         }
+        let facts = hello.facts.iter().map(|(key, value)| (key.as_str(), value.as_str()));
+        let (facts, refused) = Facts::from_observed(facts);
+        if let Some(first) = refused.first() {
+            tracing::warn!(host = %self.host, refused = refused.len(), %first, "facts of a host cannot be used");
+        }
         let metadata = Metadata { name: hello.host.clone(), labels, ..Metadata::default() };
         let agent_version = (!hello.version.is_empty()).then(|| hello.version.clone());
-        let host = Resource::Host(Host { metadata, spec: HostSpec { agent_version, ..HostSpec::default() } });
+        let spec = HostSpec { agent_version, facts, ..HostSpec::default() };
+        let host = Resource::Host(Host { metadata, spec });
         self.context.repository.publish(vec![host], Vec::new()).await.map_err(unavailable)?;
         Ok(())
     }

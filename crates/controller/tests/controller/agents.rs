@@ -45,6 +45,34 @@ async fn everybody_hears_policies_and_only_subscribers_hear_members() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn facts_are_published_and_selected_on() {
+    let fixture = Fixture::new().await;
+    let facts = [("host.kernel", "5.10.0-21-amd64"), ("os.version", "not one"), ("rack", "7")];
+    let mut writer = fixture.agent_with("h2", "", 0, &facts).await;
+    writer.welcomed().await;
+    writer.batch().await;
+    // What is not of its type is left out; the host is there all the same.
+    let host = fixture.get("/apis/bulkhead.dev/v1/hosts/h2").await;
+    assert_eq!(host["spec"]["facts"], json!({ "host.kernel": "5.10.0-21-amd64", "rack": "7" }));
+
+    let mut reader = fixture.agent("h1").await;
+    let old = reader.subscribe("host.kernel < version(\"5.10.0-28\")", 0).await;
+    assert!(old.joins().is_empty(), "every workload does not mean hosts: {old:?}");
+    let observed = json!({ "host.kernel": "5.10.0-21-amd64", "vuln.critical": "2" });
+    assert_eq!(writer.publish_observed("web.h2", "h2", observed).await.refused, []);
+    assert_eq!(reader.batch().await.joins(), [("Workload/web.h2", "h2")]);
+    let patched = json!({ "host.kernel": "5.10.0-28-amd64", "vuln.critical": "0" });
+    assert_eq!(writer.publish_observed("web.h2", "h2", patched).await.refused, []);
+    assert_eq!(reader.batch().await.leaves(), ["Workload/web.h2"]);
+
+    let wrong = writer.publish_observed("web.h2", "h2", json!({ "vuln.critical": "few" })).await;
+    assert!(wrong.refused[0].reason.contains("vuln.critical is a number"), "{wrong:?}");
+    let (status, answer) =
+        fixture.try_apply("apply", &[("p.yaml", &POLICY.replace("role == 'db'", "host.kernal > 5"))]).await;
+    assert!(!status.is_success() && answer.to_string().contains("host.kernel"), "{answer}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn who_is_not_concerned_hears_nothing_at_all() {
     let fixture = Fixture::new().await;
     let mut other = fixture.agent("h1").await;

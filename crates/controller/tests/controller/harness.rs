@@ -100,6 +100,17 @@ impl Fixture {
     }
 
     pub(crate) async fn agent_at(&self, host: &str, epoch: &str, revision: u64) -> Agent {
+        self.agent_with(host, epoch, revision, &[]).await
+    }
+
+    /// An agent that publishes facts of its host.
+    pub(crate) async fn agent_with(
+        &self,
+        host: &str,
+        epoch: &str,
+        revision: u64,
+        facts: &[(&str, &str)],
+    ) -> Agent {
         let (up, messages) = mpsc::channel(64);
         let hello = Hello {
             protocol: bulkhead_wire::PROTOCOL,
@@ -107,6 +118,7 @@ impl Fixture {
             version: "0.1.0".into(),
             epoch: epoch.into(),
             revision,
+            facts: facts.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect(),
             ..Hello::default()
         };
         let agent = Agent { up, down: None, next_handle: 0 };
@@ -214,6 +226,27 @@ impl Agent {
         let batch = self.batch().await;
         assert!(batch.members.iter().all(|members| members.handle == handle), "{batch:?}");
         batch
+    }
+
+    /// Publishes one workload with facts.
+    pub(crate) async fn publish_observed(
+        &mut self,
+        name: &str,
+        host: &str,
+        facts: Value,
+    ) -> proto::InventoryAck {
+        let workload = json!({
+            "apiVersion": "bulkhead.dev/v1",
+            "kind": "Workload",
+            "metadata": { "name": name },
+            "spec": { "host": host, "addresses": ["10.0.0.9"], "facts": facts },
+        });
+        let upserts = vec![Bytes::from(workload.to_string())];
+        self.say(Up::Inventory(Inventory { generation: 8, upserts, ..Inventory::default() })).await;
+        match self.receive().await.unwrap() {
+            Down::InventoryAck(ack) => ack,
+            other => panic!("{other:?}"),
+        }
     }
 
     /// Publishes workloads given as (name, host, labels as JSON, address).

@@ -308,8 +308,13 @@ fn removal(op: &Op) -> Op {
 }
 
 fn any_labels() -> impl Strategy<Value = Labels> {
-    (prop::option::of(1..3u8), prop::option::of(1..3u8), any::<bool>()).prop_map(|(a, b, ns)| {
+    // Numbers, versions and what is neither.
+    let facts = prop::option::of(prop::sample::select(vec!["3", "5.0", "10", "5.0-rc1", "many"]));
+    (prop::option::of(1..3u8), prop::option::of(1..3u8), any::<bool>(), facts).prop_map(|(a, b, ns, fact)| {
         let mut labels = Labels::new();
+        if let Some(fact) = fact {
+            labels.insert("f", fact).unwrap();
+        }
         for (key, value) in [("a", a), ("b", b)] {
             if let Some(value) = value {
                 labels.insert(key, &value.to_string()).unwrap();
@@ -331,6 +336,11 @@ fn any_selector() -> impl Strategy<Value = Selector> {
         "a != '1'",
         "b in {'1'} || a == '2'",
         "bulkhead.dev/name == 'e2'",
+        "f > 3",
+        "f != 5",
+        "f == 5 || a == '1'",
+        "f >= version('5') && has(b)",
+        "!f < version('5')",
     ];
     prop::sample::select(texts.to_vec()).prop_map(|text| Selector::parse(text).unwrap())
 }

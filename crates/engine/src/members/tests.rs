@@ -49,7 +49,7 @@ fn a_new_address_is_told_and_a_new_label_that_nobody_reads_is_not() {
     assert_eq!(index.upsert(&entity("web", &[], 2))[0].change, Change::Leave);
 }
 
-const SELECTORS: [&str; 10] = [
+const SELECTORS: [&str; 14] = [
     "all()",
     "a == '1'",
     "a != '1'",
@@ -60,6 +60,10 @@ const SELECTORS: [&str; 10] = [
     "bulkhead.dev/name == 'e1'",
     "bulkhead.dev/name in {'e1', 'e2'} || a == '2'",
     "a in {}",
+    "a > 1",
+    "a != 2",
+    "a >= version('2') && b < 2",
+    "a == 1 || bulkhead.dev/name == 'e2'",
 ];
 
 #[derive(Debug, Clone)]

@@ -1,5 +1,6 @@
 //! Tools for turning nodes into typed values: each takes a node, answers a value or notes a problem.
 
+use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::str::FromStr;
 
@@ -125,12 +126,13 @@ impl Decoder {
             return self.expected(node, what);
         };
         let mut fields = Fields { position: node.position, entries: Vec::new(), asked: Vec::new() };
+        let mut names = BTreeSet::new();
         for (key, value) in entries {
             let Some(name) = key.as_str() else {
                 self.problem(key, format!("expected a field name, found {}", key.describe()));
                 continue;
             };
-            if fields.entries.iter().any(|entry| entry.name == name) {
+            if !names.insert(name) {
                 self.problem(key, format!("the field {name:?} is given twice"));
                 continue;
             }
@@ -200,6 +202,10 @@ impl<'n> Fields<'n> {
     /// Notes every field that nobody asked for.
     pub(crate) fn finish(self, decoder: &mut Decoder) {
         for entry in self.entries.iter().filter(|entry| !entry.taken) {
+            // No more would be told, and looking for the nearest word takes time.
+            if decoder.problems.len() >= PROBLEMS_MAX {
+                return;
+            }
             let suggestion = nearest(entry.name, self.asked.iter().copied()).map(Into::into);
             let known = self.asked.join(", ");
             let message = format!("unknown field {:?}, expected one of {known}", entry.name);

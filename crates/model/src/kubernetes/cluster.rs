@@ -1,7 +1,7 @@
 //! ClusterNetworkPolicy (v1alpha2), AdminNetworkPolicy and BaselineAdminNetworkPolicy (v1alpha1).
 
 use super::namespaced::protocol;
-use super::selector::label_selector;
+use super::selector::{label_key, label_selector};
 use super::spec;
 use crate::document::{Decoder, Fields, Node, Value};
 use crate::labels::{KIND_LABEL, NAMESPACE_LABEL, NAMESPACE_LABELS_PREFIX};
@@ -173,7 +173,7 @@ fn namespaced_peer(decoder: &mut Decoder, node: &Node) -> Option<Peer> {
     let mut fields = decoder.fields(node, "namespaces")?;
     let inherited = |decoder: &mut Decoder, node: &Node| {
         decoder.list(node, LIST_MAX, |decoder, node| {
-            decoder.string(node).map(|key| format!("{NAMESPACE_LABELS_PREFIX}{key}"))
+            label_key(decoder, node).map(|key| format!("{NAMESPACE_LABELS_PREFIX}{key}"))
         })
     };
     if node.child("sameLabels").is_none()

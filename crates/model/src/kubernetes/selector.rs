@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::document::{Decoder, Node, Value};
+use crate::labels::is_label_key;
 use crate::policy::LIST_MAX;
 use crate::selector::{CompareOp, Expr, Selector};
 
@@ -24,10 +25,27 @@ fn match_labels(decoder: &mut Decoder, node: &Node) -> Option<Vec<Expr>> {
     entries
         .iter()
         .map(|(key, value)| {
-            let (label, value) = (decoder.scalar_text(key)?.into(), decoder.scalar_text(value)?.into());
-            Some(Expr::Compare { label, op: CompareOp::Eq, value })
+            let (label, value) = (label_key(decoder, key), label_value(decoder, value));
+            Some(Expr::Compare { label: label?, op: CompareOp::Eq, value: value? })
         })
         .collect()
+}
+
+/// A key that a selector's text can name; Kubernetes' own are all such.
+pub(super) fn label_key(decoder: &mut Decoder, node: &Node) -> Option<Arc<str>> {
+    let key = decoder.scalar_text(node)?;
+    if is_label_key(&key) { Some(key.into()) } else { decoder.expected(node, "a label key") }
+}
+
+/// A value that a selector's text can name; Kubernetes' own are all such.
+fn label_value(decoder: &mut Decoder, node: &Node) -> Option<Arc<str>> {
+    let value = decoder.scalar_text(node)?;
+    let nameable = !(value.contains('"') && value.contains('\''));
+    if nameable {
+        Some(value.into())
+    } else {
+        decoder.expected(node, "a value with one kind of quote at most")
+    }
 }
 
 fn expression(decoder: &mut Decoder, node: &Node) -> Option<Expr> {
@@ -39,7 +57,7 @@ fn expression(decoder: &mut Decoder, node: &Node) -> Option<Expr> {
         DoesNotExist,
     }
     let mut fields = decoder.fields(node, "an expression with key, operator and values")?;
-    let label: Option<Arc<str>> = fields.required(decoder, "key", Decoder::string).map(Into::into);
+    let label = fields.required(decoder, "key", label_key);
     let operator = fields.required(decoder, "operator", |decoder, node| {
         let words = [
             ("In", Operator::In),
@@ -49,9 +67,8 @@ fn expression(decoder: &mut Decoder, node: &Node) -> Option<Expr> {
         ];
         decoder.word(node, &words)
     });
-    let values = fields.optional(decoder, "values", |decoder, node| {
-        decoder.list(node, LIST_MAX, |decoder, node| decoder.scalar_text(node).map(Arc::<str>::from))
-    });
+    let values =
+        fields.optional(decoder, "values", |decoder, node| decoder.list(node, LIST_MAX, label_value));
     fields.finish(decoder);
     let label = label?;
     let mut values = values.unwrap_or_default();

@@ -102,3 +102,24 @@ fn pods_on_the_nodes_network_are_no_workloads() {
     assert_eq!((&*entity.name, entity.is_endpoint()), ("Pod/n/p", true));
     assert_eq!(entity.labels.get("bulkhead.dev/namespace"), Some("n"));
 }
+
+/// The text of a selector is what is stored and sent: nothing may stand in it that ends a value early.
+#[test]
+fn label_selectors_that_no_text_could_name_are_refused() {
+    let with = |selector: &str| {
+        object(
+            &NETWORK_POLICY
+                .replace("podSelector: {matchLabels: {app: web}}", &format!("podSelector: {selector}")),
+        )
+    };
+    for selector in [
+        r#"{matchLabels: {a: "x'\" || all()"}}"#,
+        "{matchLabels: {'a == b': c}}",
+        "{matchLabels: {'': c}}",
+        r#"{matchExpressions: [{key: a, operator: In, values: ["'\""]}]}"#,
+        "{matchExpressions: [{key: 'has(a)', operator: Exists}]}",
+    ] {
+        assert!(with(selector).is_err(), "{selector}");
+    }
+    assert!(with("{matchLabels: {a.b/c: \"it's\"}}").is_ok());
+}

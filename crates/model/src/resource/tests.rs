@@ -51,8 +51,8 @@ fn a_typo_in_a_selector_is_found_at_its_place() {
     assert_eq!(problem.suggestion.as_deref(), Some("=="));
     assert_eq!(
         problem.to_string(),
-        "file.yaml:6:19: spec.appliesTo: in the selector \"role = 'creditStatus'\": expected ==, !=, in, not in, \
-         contains, starts with or ends with, found '='; did you mean ==?"
+        "file.yaml:6:19: spec.appliesTo: in the selector \"role = 'creditStatus'\": expected ==, !=, <, <=, >, >=, \
+         in, not in, contains, starts with or ends with, found '='; did you mean ==?"
     );
 }
 
@@ -159,4 +159,97 @@ fn kinds_are_found_under_any_spelling() {
         assert_eq!(Kind::parse(text), Some(Kind::Policy));
     }
     assert_eq!(Kind::parse("secret"), None);
+}
+
+#[test]
+fn a_comparison_that_does_not_fit_the_facts_type_is_refused_at_its_place() {
+    let applies_to = |selector: &str| POLICY.replace("role == 'creditStatus'", selector);
+    for (selector, column, suggestion) in [
+        ("host.kernel > 5", 28, Some("version('5')")),
+        ("role == 'a' && vuln.critical > version('1')", 45, Some("1")),
+        ("host.kernal >= version('5')", 14, Some("host.kernel")),
+        ("os.id == 5", 23, Some("'5'")),
+        ("os.id > version('5')", 22, None),
+    ] {
+        let problem = only_problem(&applies_to(selector));
+        assert_eq!((problem.line, problem.column), (6, column), "{selector}: {problem}");
+        assert_eq!(problem.suggestion.as_deref(), suggestion, "{selector}");
+    }
+    for fine in
+        ["host.kernel >= version('5.10')", "vuln.critical > 0", "team.size > 5", "host.kernel == '5.10'"]
+    {
+        parse("file.yaml", &applies_to(fine)).unwrap();
+    }
+}
+
+const HOST: &str = "\
+apiVersion: bulkhead.dev/v1
+kind: Host
+metadata: {name: h1, labels: {host.kernel: '9.9', zone: a}}
+spec:
+  facts: {host.kernel: 5.10.0-21-amd64, vuln.critical: 2.0, 'seen': yes, container.privileged: true}
+";
+
+#[test]
+fn facts_are_read_kept_and_selected_on_before_labels() {
+    let resource = parse("file.yaml", HOST).unwrap().remove(0).resource;
+    assert_eq!(Resource::from_json(&resource.to_json()).unwrap(), resource);
+    let labels = crate::Entity::of(&resource).unwrap().labels;
+    for (text, expected) in [
+        ("host.kernel >= version('5.10')", true),
+        ("host.kernel == '9.9'", false),
+        ("zone == 'a'", true),
+        ("vuln.critical == 2", true),
+        ("vuln.critical == '2'", true),
+        ("vuln.high > 0", false),
+        ("container.privileged == 'true'", true),
+        ("seen == 'yes'", true),
+    ] {
+        assert_eq!(crate::Selector::parse(text).unwrap().matches(&labels), expected, "{text}");
+    }
+}
+
+#[test]
+fn facts_that_are_not_of_their_type_are_refused_at_their_place() {
+    for (right, wrong, column, message, suggestion) in [
+        ("2.0", "few", 56, "the fact vuln.critical is a number, and \"few\" is not", None),
+        (
+            "5.10.0-21-amd64",
+            "5.10",
+            24,
+            "a version stands in quotes: as a number, 5.10 loses its zeros",
+            Some("'5.10'"),
+        ),
+        ("5.10.0-21-amd64", "new", 24, "the fact host.kernel is a version, and \"new\" is not", None),
+        (
+            "privileged: true",
+            "privileged: 1",
+            0,
+            "the fact container.privileged is true or false, and \"1\" is not",
+            None,
+        ),
+        ("5.10.0-21-amd64", "[]", 24, "expected a text, found a list", None),
+    ] {
+        let problem = only_problem(&HOST.replace(right, wrong));
+        assert_eq!(problem.message, message);
+        assert_eq!(problem.suggestion.as_deref(), suggestion);
+        if column > 0 {
+            assert_eq!((problem.line, problem.column), (5, column), "{problem}");
+        }
+    }
+    let twice = HOST.replace("'seen'", "vuln.critical");
+    assert_eq!(only_problem(&twice).message, "\"vuln.critical\" is given twice");
+}
+
+/// Quadratic, this would take minutes.
+#[test]
+fn long_mappings_are_read_in_time() {
+    let many = |prefix: &str| (0..100_000).map(|n| format!("{prefix}k{n}: v\n")).collect::<String>();
+    let started = std::time::Instant::now();
+    let unknown = problems(&format!("{}{}", POLICY, many("")));
+    assert_eq!(unknown.len(), crate::document::PROBLEMS_MAX);
+    let annotations =
+        POLICY.replace("{name: credit-status}", &format!("\n  name: a\n  annotations:\n{}", many("    ")));
+    parse("file.yaml", &annotations).unwrap();
+    assert!(started.elapsed() < std::time::Duration::from_secs(60), "{:?}", started.elapsed());
 }

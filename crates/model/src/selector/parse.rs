@@ -3,7 +3,11 @@
 
 use std::sync::Arc;
 
-use super::{CompareOp, Expr, SELECTOR_DEPTH_MAX, SELECTOR_LEN_MAX};
+use super::{
+    CANONICAL_DEPTH_MAX, CANONICAL_LEN_MAX, CompareOp, Expr, SELECTOR_DEPTH_MAX, SELECTOR_LEN_MAX, Selector,
+    TypedOp, TypedValue,
+};
+use crate::facts::{self, FactType, Number, Version};
 use crate::labels::{LABEL_KEY_LEN_MAX, is_label_byte};
 use crate::suggest::nearest;
 
@@ -21,13 +25,58 @@ pub struct SelectorError {
     pub suggestion: Option<String>,
 }
 
-const OPERATORS: &str = "==, !=, in, not in, contains, starts with or ends with";
+const OPERATORS: &str = "==, !=, <, <=, >, >=, in, not in, contains, starts with or ends with";
 
-pub(super) fn parse(text: &str) -> Result<Expr, SelectorError> {
-    let mut parser = Parser { text, at: 0 };
-    if text.len() > SELECTOR_LEN_MAX {
-        return Err(parser.error(&format!("at most {SELECTOR_LEN_MAX} bytes"), None));
+/// What a version begins with; the parenthesis is part of the word, as in `has(`.
+const VERSION_OPEN: &str = "version(";
+
+/// How much is accepted.
+#[derive(Clone, Copy)]
+pub(super) struct Limits {
+    length: usize,
+    depth: usize,
+    key_length: usize,
+    /// Whether typed comparisons must fit the catalogue of facts.
+    catalogue: bool,
+}
+
+impl Limits {
+    /// Of what people write.
+    pub(super) const WRITTEN: Self = Self {
+        length: SELECTOR_LEN_MAX,
+        depth: SELECTOR_DEPTH_MAX,
+        key_length: LABEL_KEY_LEN_MAX,
+        catalogue: true,
+    };
+    /// Of what programs make of it.
+    pub(super) const CANONICAL: Self = Self {
+        length: CANONICAL_LEN_MAX,
+        depth: CANONICAL_DEPTH_MAX,
+        // A key with a prefix; nothing has such a label, and the selector says so as it should.
+        key_length: 2 * LABEL_KEY_LEN_MAX,
+        catalogue: false,
+    };
+}
+
+pub(super) fn parse(text: &str, limits: Limits) -> Result<Selector, SelectorError> {
+    let parser = Parser { text, at: 0, limits };
+    if text.len() > limits.length {
+        return Err(parser.too_long());
     }
+    let selector = Selector::from_expr(expr(text, limits)?);
+    // The canonical text is what is stored and sent, so it must be readable in turn. It has parentheses around
+    // everything and blanks around operators, and may exceed what the text keeps to.
+    if selector.expr.nesting() > limits.depth {
+        return Err(parser.too_deep());
+    }
+    if selector.canonical.len() > limits.length {
+        return Err(parser.too_long());
+    }
+    Ok(selector)
+}
+
+fn expr(text: &str, limits: Limits) -> Result<Expr, SelectorError> {
+    let mut parser = Parser { text, at: 0, limits };
     parser.skip_blanks();
     if parser.rest().is_empty() {
         return Ok(Expr::All);
@@ -53,6 +102,7 @@ pub(super) fn parse(text: &str) -> Result<Expr, SelectorError> {
 struct Parser<'a> {
     text: &'a str,
     at: usize,
+    limits: Limits,
 }
 
 impl<'a> Parser<'a> {
@@ -93,6 +143,14 @@ impl<'a> Parser<'a> {
         SelectorError { offset: self.at, expected: expected.into(), found, suggestion }
     }
 
+    fn too_long(&self) -> SelectorError {
+        self.error(&format!("a selector of at most {} bytes in its canonical form", self.limits.length), None)
+    }
+
+    fn too_deep(&self) -> SelectorError {
+        self.error(&format!("at most {} nested parentheses", self.limits.depth), None)
+    }
+
     fn or(&mut self, depth: usize) -> Result<Expr, SelectorError> {
         let mut operands = vec![self.and(depth)?];
         while self.take("||") {
@@ -121,14 +179,19 @@ impl<'a> Parser<'a> {
             }
         }
         let operand = self.primary(depth)?;
-        Ok(if negated { Expr::Not(Box::new(operand)) } else { operand })
+        Ok(match (negated, operand) {
+            (false, operand) => operand,
+            // As with "!!": its text would be that, and would not parse to the same tree. Calico keeps both here.
+            (true, Expr::Not(inner)) => *inner,
+            (true, operand) => Expr::Not(Box::new(operand)),
+        })
     }
 
     fn primary(&mut self, depth: usize) -> Result<Expr, SelectorError> {
         self.skip_blanks();
         if self.rest().starts_with('(') {
-            if depth >= SELECTOR_DEPTH_MAX {
-                return Err(self.error(&format!("at most {SELECTOR_DEPTH_MAX} nested parentheses"), None));
+            if depth >= self.limits.depth {
+                return Err(self.too_deep());
             }
             self.at += 1;
             let inner = self.or(depth + 1)?;
@@ -151,8 +214,10 @@ impl<'a> Parser<'a> {
             }
             return Ok(Expr::Has(label));
         }
+        self.skip_blanks();
+        let start = self.at;
         let label = self.label("a label key, has(…), all(), ! or (")?;
-        self.operation(label)
+        self.operation(start, label)
     }
 
     fn label(&mut self, expected: &str) -> Result<Arc<str>, SelectorError> {
@@ -162,8 +227,9 @@ impl<'a> Parser<'a> {
             let hint = self.rest().starts_with(['"', '\'']).then(|| "a label key without quotes".into());
             return Err(self.error(expected, hint));
         }
-        if word.len() > LABEL_KEY_LEN_MAX {
-            return Err(self.error(&format!("a label key of at most {LABEL_KEY_LEN_MAX} bytes"), None));
+        if word.len() > self.limits.key_length {
+            let expected = format!("a label key of at most {} bytes", self.limits.key_length);
+            return Err(self.error(&expected, None));
         }
         let unknown_call = self.text.as_bytes().get(self.at + word.len()) == Some(&b'(');
         if unknown_call {
@@ -174,11 +240,28 @@ impl<'a> Parser<'a> {
         Ok(word.into())
     }
 
-    fn operation(&mut self, label: Arc<str>) -> Result<Expr, SelectorError> {
+    /// What follows a label, which stands at `start`.
+    fn operation(&mut self, start: usize, label: Arc<str>) -> Result<Expr, SelectorError> {
         self.skip_blanks();
-        for (token, op) in [("==", CompareOp::Eq), ("!=", CompareOp::Ne)] {
+        // The longer ones come first.
+        let operators = [
+            ("==", TypedOp::Eq, Some(CompareOp::Eq)),
+            ("!=", TypedOp::Ne, Some(CompareOp::Ne)),
+            ("<=", TypedOp::Le, None),
+            (">=", TypedOp::Ge, None),
+            ("<", TypedOp::Lt, None),
+            (">", TypedOp::Gt, None),
+        ];
+        for (token, typed, plain) in operators {
             if self.take(token) {
-                return self.compare(label, op);
+                self.skip_blanks();
+                let quoted = self.rest().starts_with(['"', '\'']);
+                return match plain {
+                    Some(op) if quoted || !(self.at_typed_value() || is_version(&label)) => {
+                        self.compare(label, op)
+                    }
+                    _ => self.typed(start, label, typed),
+                };
             }
         }
         let operators: [(&[&str], CompareOp); 3] = [
@@ -202,8 +285,10 @@ impl<'a> Parser<'a> {
 
     fn operator_hint(&self) -> Option<String> {
         let rest = self.rest();
-        if rest.starts_with('=') {
-            return Some("==".into());
+        for (wrong, right) in [("=<", "<="), ("=>", ">="), ("=", "==")] {
+            if rest.starts_with(wrong) {
+                return Some(right.into());
+            }
         }
         let words = ["contains", "startswith", "endswith", "in", "notin"];
         nearest(self.word(), words).map(|word| match word {
@@ -231,6 +316,84 @@ impl<'a> Parser<'a> {
     fn compare(&mut self, label: Arc<str>, op: CompareOp) -> Result<Expr, SelectorError> {
         let value = self.string()?;
         Ok(Expr::Compare { label, op, value })
+    }
+
+    /// Whether a number or a version comes next.
+    fn at_typed_value(&self) -> bool {
+        self.rest().starts_with(VERSION_OPEN) || Number::parse(self.word()).is_some()
+    }
+
+    /// What follows the operator of a typed comparison. Nothing but blanks stands before it.
+    fn typed(&mut self, start: usize, label: Arc<str>, op: TypedOp) -> Result<Expr, SelectorError> {
+        let value_start = self.at;
+        let value = if self.rest().starts_with(VERSION_OPEN) {
+            self.at += VERSION_OPEN.len();
+            self.skip_blanks();
+            let text_start = self.at;
+            let text = self.string()?;
+            let Some(value) = TypedValue::version(&text) else {
+                self.at = text_start;
+                return Err(self.error("a version, which begins with a digit", None));
+            };
+            if !self.take(")") {
+                return Err(self.error(")", None));
+            }
+            value
+        } else if let Some(number) = TypedValue::number(self.word()) {
+            self.at += self.word().len();
+            number
+        } else {
+            let hint = self.typed_hint(&label);
+            return Err(self.error("a number or version('…')", hint));
+        };
+        if self.limits.catalogue {
+            if let Some(known) = facts::find(&label)
+                && known.fact_type != value.fact_type()
+            {
+                self.at = value_start;
+                return Err(self.misfit(known, op, &value));
+            }
+            if facts::find(&label).is_none()
+                && let Some(meant) = facts::near_miss(&label)
+            {
+                self.at = start;
+                return Err(
+                    self.error("the key of a known fact or of a label unlike any", Some(meant.into()))
+                );
+            }
+        }
+        Ok(Expr::Typed { label, op, value })
+    }
+
+    /// What the thing that stands here was likely meant to be.
+    fn typed_hint(&self, label: &str) -> Option<String> {
+        let quoted = || {
+            let quote = self.rest().chars().next().filter(|c| matches!(c, '"' | '\''))?;
+            self.rest()[1..].split(quote).next()
+        };
+        let text = quoted().unwrap_or(self.word());
+        let known = facts::find(label).map(|fact| fact.fact_type);
+        if known != Some(FactType::Version)
+            && let Some(number) = Number::parse(text)
+        {
+            return Some(number.to_string());
+        }
+        Version::parse(text).map(|_| version_text(text))
+    }
+
+    /// The comparison does not fit what is known of the fact.
+    fn misfit(&self, known: &facts::KnownFact, op: TypedOp, value: &TypedValue) -> SelectorError {
+        let text = value.text();
+        let (expected, suggestion) = match known.fact_type {
+            FactType::Version => ("version('…')", Version::parse(text).map(|_| version_text(text))),
+            FactType::Number => ("a number", Number::parse(text).map(|number| number.to_string())),
+            FactType::Text | FactType::Boolean => {
+                let equality = matches!(op, TypedOp::Eq | TypedOp::Ne);
+                ("a comparison with a value in quotes", equality.then(|| format!("'{text}'")))
+            }
+        };
+        let expected = format!("{expected}, since the fact {} is {}", known.key, known.fact_type.describe());
+        self.error(&expected, suggestion)
     }
 
     fn string(&mut self) -> Result<Arc<str>, SelectorError> {
@@ -275,6 +438,15 @@ impl<'a> Parser<'a> {
         values.dedup();
         Ok(values)
     }
+}
+
+/// Whether a label is known to be a version.
+fn is_version(label: &str) -> bool {
+    facts::find(label).is_some_and(|fact| fact.fact_type == FactType::Version)
+}
+
+fn version_text(text: &str) -> String {
+    format!("version('{}')", text.trim())
 }
 
 fn single_or(mut operands: Vec<Expr>, many: impl FnOnce(Vec<Expr>) -> Expr) -> Expr {

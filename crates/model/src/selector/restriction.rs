@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{CompareOp, Expr};
+use super::{CompareOp, Expr, TypedOp};
 
 /// A necessary condition on one label.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -64,6 +64,9 @@ pub(super) fn of(expr: &Expr) -> Restriction {
                 Restriction::Present(Arc::clone(label))
             }
         },
+        // Numbers and versions have more texts than one, so equality names no values either.
+        Expr::Typed { op: TypedOp::Ne, .. } => Restriction::None,
+        Expr::Typed { label, .. } => Restriction::Present(Arc::clone(label)),
         Expr::In { negated: true, .. } => Restriction::None,
         Expr::In { values, .. } if values.is_empty() => Restriction::Nothing,
         Expr::In { label, values, .. } => Restriction::OneOf(Arc::clone(label), values.clone()),
