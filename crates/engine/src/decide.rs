@@ -11,7 +11,7 @@ use bulkhead_model::entity::matches;
 use bulkhead_model::labels::{
     DOMAIN_LABEL, KIND_LABEL, NAMESPACE_LABEL, NAMESPACE_LABELS_PREFIX, SERVICE_ACCOUNT_LABEL, SERVICE_LABEL,
 };
-use bulkhead_model::policy::{Action, DefaultAction, Mode, Order, Peer, PolicySpec, Rule, ServiceName};
+use bulkhead_model::policy::{Action, DefaultAction, Mode, Order, Own, Peer, PolicySpec, Rule, ServiceName};
 use bulkhead_model::ports::{PortKey, PortMatch};
 use bulkhead_model::{
     Builtin, Direction, Entity, Kind, Labels, ObjectKey, Prefix, RuleRef, Selector, Verdict,
@@ -91,6 +91,8 @@ pub struct Step {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Outcome {
+    /// The rule is not for this endpoint of its policy.
+    OtherEndpoint,
     /// The other end is not one that the rule names.
     OtherPeer,
     /// The port is not one that the rule names.
@@ -108,6 +110,7 @@ pub enum Outcome {
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::OtherEndpoint => "no match: other endpoint",
             Self::OtherPeer => "no match: other peer",
             Self::OtherPort => "no match: other port",
             Self::Allow => "allow",
@@ -225,7 +228,7 @@ impl Query<'_> {
                         Outcome::Deny => return (Verdict::Deny, author, log || rule.log),
                         Outcome::Pass => continue 'tiers,
                         Outcome::Log => log = true,
-                        Outcome::OtherPeer | Outcome::OtherPort => {}
+                        Outcome::OtherEndpoint | Outcome::OtherPeer | Outcome::OtherPort => {}
                     }
                 }
             }
@@ -263,6 +266,9 @@ impl Query<'_> {
     }
 
     fn outcome(&self, policy: &ObjectKey, rule: &Rule) -> Outcome {
+        if !self.own(rule) {
+            return Outcome::OtherEndpoint;
+        }
         let family = rule.ip_version.is_none_or(|version| version.block().contains_address(self.peer));
         let peer_matches = rule.peers.is_empty() || rule.peers.iter().any(|peer| self.peer(policy, peer));
         if !peer_matches || !family {
@@ -278,6 +284,24 @@ impl Query<'_> {
             Action::Pass => Outcome::Pass,
             Action::Log => Outcome::Log,
         }
+    }
+
+    /// What a rule asks of the endpoint itself. Its address is not known here, only that it has the peer's family: if
+    /// it has several of that family, all must fit, and to be refused one is enough.
+    fn own(&self, rule: &Rule) -> bool {
+        let Own { selector, not_selector, cidrs, not_cidrs } = &rule.own;
+        let labels = &self.endpoint.labels;
+        let selected = selector.as_ref().is_none_or(|selector| matches(selector, labels))
+            && !not_selector.as_ref().is_some_and(|selector| matches(selector, labels));
+        let of_family = self.endpoint.prefixes.iter().map(|prefix| prefix.address());
+        let mut of_family = of_family.filter(|own| own.is_ipv4() == self.peer.is_ipv4());
+        let fits = |own: IpAddr| {
+            let in_block = |blocks: &[Prefix]| blocks.iter().any(|block| block.contains_address(own));
+            (cidrs.is_empty() || in_block(cidrs)) && !in_block(not_cidrs)
+        };
+        let addressed = cidrs.is_empty() && not_cidrs.is_empty()
+            || if rule.action == Action::Deny { of_family.any(fits) } else { of_family.all(fits) };
+        selected && addressed
     }
 
     /// Named ports are those of the destination: the endpoint itself, or whoever has the other end's address.
@@ -367,7 +391,11 @@ impl Query<'_> {
                         let _ = labels.insert_any(key, value);
                     }
                 }
-                entity.labels.get(NAMESPACE_LABEL).is_some() && selector.matches(&labels)
+                if entity.labels.get(NAMESPACE_LABEL).is_some() {
+                    selector.holds_in_namespace(&labels)
+                } else {
+                    selector.holds_outside_namespaces()
+                }
             }
         }
     }

@@ -14,7 +14,7 @@ use crate::verdict::Direction;
 
 mod peer;
 
-pub use peer::{Peer, ServiceName, ServiceNameError};
+pub use peer::{Own, Peer, ServiceName, ServiceNameError};
 pub(crate) use peer::domains;
 use peer::peers;
 
@@ -192,6 +192,8 @@ pub struct Rule {
     pub not_ports: Vec<PortMatch>,
     /// Only connections of this family.
     pub ip_version: Option<IpVersion>,
+    /// Only at endpoints of the policy that match this.
+    pub own: Own,
     /// Whether a connection that this rule decides is always reported, however many there are.
     pub log: bool,
 }
@@ -308,6 +310,7 @@ impl Rule {
             ports: Vec::new(),
             not_ports: Vec::new(),
             ip_version: None,
+            own: Own::default(),
             log: false,
         }
     }
@@ -352,6 +355,7 @@ impl Rule {
                 _ => decoder.expected(node, "4 or 6"),
             }
         });
+        let own = fields.optional(decoder, "endpoint", Own::decode);
         let log = fields.optional(decoder, "log", boolean);
         for unsupported in ["sourcePorts", "http", "tls", "reject"] {
             fields.refuse(decoder, unsupported, "this field is not supported yet");
@@ -367,12 +371,13 @@ impl Rule {
             ports: ports.unwrap_or_default(),
             not_ports: not_ports.unwrap_or_default(),
             ip_version,
+            own: own.unwrap_or_default(),
             log: log.unwrap_or_default(),
         })
     }
 
     fn to_json(&self, peers_name: &str) -> Json {
-        let Self { action, peers, ports, not_ports, ip_version, log } = self;
+        let Self { action, peers, ports, not_ports, ip_version, own, log } = self;
         let mut rule = Map::new();
         let action = match action {
             Action::Allow => "Allow",
@@ -397,6 +402,9 @@ impl Rule {
         }
         if let Some(version) = ip_version {
             rule.insert("ipVersion".into(), json!(if *version == IpVersion::V4 { 4 } else { 6 }));
+        }
+        if *own != Own::default() {
+            rule.insert("endpoint".into(), own.to_json());
         }
         if *log {
             rule.insert("log".into(), json!(true));

@@ -31,7 +31,7 @@ use base64::Engine as _;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha224};
 
-use crate::labels::Labels;
+use crate::labels::{Labels, NAMESPACE_LABEL, NAMESPACE_LABELS_PREFIX};
 
 mod parse;
 mod restriction;
@@ -63,8 +63,7 @@ pub struct Selector {
 pub enum Expr {
     /// `all()`
     All,
-    /// `global()`: true wherever it is evaluated; kept for Calico policies, where it has a meaning of its
-    /// own in namespace selectors.
+    /// `global()`: true wherever it is evaluated, but in namespace selectors, where it means what is in no namespace.
     Global,
     /// `has(label)`
     Has(Arc<str>),
@@ -211,7 +210,39 @@ impl Selector {
     /// The same question asked of labels that carry `prefix` before their keys.
     #[must_use]
     pub fn with_prefix(&self, prefix: &str) -> Self {
-        Self::from_expr(self.expr.with_prefix(prefix))
+        self.map_labels(|label| format!("{prefix}{label}").into(), &Expr::Global)
+    }
+
+    /// The same question asked of other labels, with another expression in the place of `global()`.
+    #[must_use]
+    pub fn map_labels(&self, label: impl Fn(&str) -> Arc<str>, global: &Expr) -> Self {
+        Self::from_expr(self.expr.map(&label, global))
+    }
+
+    /// As a question about namespaces, asked of what is in them: true of an entity in a namespace whose labels match,
+    /// and of one in none if the selector asks for `global()` and holds where there are no labels.
+    #[must_use]
+    pub fn of_namespaces(&self) -> Self {
+        let inside = Expr::Has(NAMESPACE_LABEL.into());
+        let never = Expr::Not(Box::new(Expr::All));
+        let prefixed = |label: &str| -> Arc<str> { format!("{NAMESPACE_LABELS_PREFIX}{label}").into() };
+        let there = Self::all_of([Self::from_expr(inside.clone()), self.map_labels(prefixed, &never)]);
+        if !self.holds_outside_namespaces() {
+            return there;
+        }
+        let outside = Expr::Not(Box::new(inside));
+        Self::from_expr(Expr::Or(vec![outside, (*there.expr).clone()]))
+    }
+
+    /// Whether it is, as a question about namespaces, true of what is in none.
+    pub fn holds_outside_namespaces(&self) -> bool {
+        self.expr.asks_for_global() && self.matches(&Labels::new())
+    }
+
+    /// Whether it is, as a question about namespaces, true of what is in one with these labels.
+    pub fn holds_in_namespace(&self, labels: &Labels) -> bool {
+        let never = Expr::Not(Box::new(Expr::All));
+        self.map_labels(|label| label.into(), &never).matches(labels)
     }
 
     /// A condition on one label that every match fulfils, for indexing.
@@ -233,24 +264,32 @@ impl Expr {
         }
     }
 
-    fn with_prefix(&self, prefix: &str) -> Self {
-        let named = |label: &Arc<str>| -> Arc<str> { format!("{prefix}{label}").into() };
+    fn map(&self, label: &dyn Fn(&str) -> Arc<str>, global: &Self) -> Self {
         match self {
             Self::All => Self::All,
-            Self::Global => Self::Global,
-            Self::Has(label) => Self::Has(named(label)),
-            Self::Compare { label, op, value } => {
-                Self::Compare { label: named(label), op: *op, value: Arc::clone(value) }
+            Self::Global => global.clone(),
+            Self::Has(key) => Self::Has(label(key)),
+            Self::Compare { label: key, op, value } => {
+                Self::Compare { label: label(key), op: *op, value: Arc::clone(value) }
             }
-            Self::Typed { label, op, value } => {
-                Self::Typed { label: named(label), op: *op, value: value.clone() }
+            Self::Typed { label: key, op, value } => {
+                Self::Typed { label: label(key), op: *op, value: value.clone() }
             }
-            Self::In { label, negated, values } => {
-                Self::In { label: named(label), negated: *negated, values: values.clone() }
+            Self::In { label: key, negated, values } => {
+                Self::In { label: label(key), negated: *negated, values: values.clone() }
             }
-            Self::Not(operand) => Self::Not(Box::new(operand.with_prefix(prefix))),
-            Self::And(operands) => Self::And(operands.iter().map(|o| o.with_prefix(prefix)).collect()),
-            Self::Or(operands) => Self::Or(operands.iter().map(|o| o.with_prefix(prefix)).collect()),
+            Self::Not(operand) => Self::Not(Box::new(operand.map(label, global))),
+            Self::And(operands) => Self::And(operands.iter().map(|o| o.map(label, global)).collect()),
+            Self::Or(operands) => Self::Or(operands.iter().map(|o| o.map(label, global)).collect()),
+        }
+    }
+
+    fn asks_for_global(&self) -> bool {
+        match self {
+            Self::Global => true,
+            Self::Not(operand) => operand.asks_for_global(),
+            Self::And(operands) | Self::Or(operands) => operands.iter().any(Self::asks_for_global),
+            Self::All | Self::Has(_) | Self::Compare { .. } | Self::Typed { .. } | Self::In { .. } => false,
         }
     }
 

@@ -3,15 +3,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use bulkhead_model::entity::port_label;
+use bulkhead_model::entity::{matches, port_label};
 use bulkhead_model::host_policy::RuleId;
 use bulkhead_model::labels::{
-    DOMAIN_LABEL, KIND_LABEL, NAMESPACE_LABEL, NAMESPACE_LABELS_PREFIX, SERVICE_ACCOUNT_LABEL, SERVICE_LABEL,
+    DOMAIN_LABEL, KIND_LABEL, NAMESPACE_LABEL, SERVICE_ACCOUNT_LABEL, SERVICE_LABEL,
 };
-use bulkhead_model::policy::{Action, DefaultAction, Mode, Peer, PolicySpec, Rule, ServiceName, TierSpec};
+use bulkhead_model::policy::{
+    Action, DefaultAction, IpVersion, Mode, Own, Peer, PolicySpec, Rule, ServiceName, TierSpec,
+};
 use bulkhead_model::ports::{NamedPort, PortKey, PortMatch, Protocol};
 use bulkhead_model::selector::{CompareOp, Expr};
-use bulkhead_model::{Direction, Kind, ObjectKey, Prefix, RuleRef, Selector, Verdict};
+use bulkhead_model::{Direction, Entity, Kind, ObjectKey, Prefix, RuleRef, Selector, Verdict};
 
 use super::atoms::{AtomKind, Atoms};
 use super::rules::RuleTable;
@@ -77,6 +79,46 @@ impl Naming {
     }
 }
 
+/// Families of addresses.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub(super) struct Families {
+    v4: bool,
+    v6: bool,
+}
+
+/// For what each rule asks of the endpoint itself (and whether the rule denies), the families in which it is so.
+pub(super) fn own_families<'a>(
+    rules: impl Iterator<Item = &'a Rule>,
+    endpoint: &Entity,
+) -> BTreeMap<(Own, bool), Families> {
+    let asking = rules.filter(|rule| rule.own != Own::default());
+    asking
+        .map(|rule| {
+            let denies = rule.action == Action::Deny;
+            ((rule.own.clone(), denies), families_of(&rule.own, denies, endpoint))
+        })
+        .collect()
+}
+
+fn families_of(own: &Own, denies: bool, endpoint: &Entity) -> Families {
+    let holds = |selector: &Option<Selector>| selector.as_ref().map(|s| matches(s, &endpoint.labels));
+    if holds(&own.selector) == Some(false) || holds(&own.not_selector) == Some(true) {
+        return Families::default();
+    }
+    if own.cidrs.is_empty() && own.not_cidrs.is_empty() {
+        return Families { v4: true, v6: true };
+    }
+    let inside = |prefix: &Prefix| {
+        let within = |blocks: &[Prefix]| blocks.iter().any(|block| block.contains(*prefix));
+        (own.cidrs.is_empty() || within(&own.cidrs)) && !within(&own.not_cidrs)
+    };
+    let family = |v4: bool| {
+        let mut addresses = endpoint.prefixes.iter().filter(|prefix| prefix.address().is_ipv4() == v4);
+        if denies { addresses.any(inside) } else { addresses.all(inside) }
+    };
+    Families { v4: family(true), v6: family(false) }
+}
+
 /// What of an endpoint its compiled policies depend on, besides the policies themselves.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Subject {
@@ -85,6 +127,8 @@ pub(super) struct Subject {
     pub(super) labels: Vec<(Arc<str>, Option<Arc<str>>)>,
     /// What the names in use mean: for ingress at the endpoint itself, for egress at any of its peers.
     pub(super) named: BTreeMap<Naming, BTreeSet<NamedPort>>,
+    /// Where the rules that ask something of the endpoint itself count.
+    pub(super) own: BTreeMap<(Own, bool), Families>,
     /// What happens where no tier decides.
     pub(super) posture: Verdict,
     /// Whether it has fail-safe ports.
@@ -94,6 +138,14 @@ pub(super) struct Subject {
 impl Subject {
     fn label(&self, key: &str) -> Option<&Arc<str>> {
         self.labels.iter().find(|(known, _)| **known == *key).and_then(|(_, value)| value.as_ref())
+    }
+
+    fn families(&self, rule: &Rule) -> Families {
+        let everywhere = Families { v4: true, v6: true };
+        if rule.own == Own::default() {
+            return everywhere;
+        }
+        self.own.get(&(rule.own.clone(), rule.action == Action::Deny)).copied().unwrap_or_default()
     }
 
     fn meanings(&self, naming: &Naming) -> impl Iterator<Item = &NamedPort> {
@@ -181,7 +233,18 @@ impl Binder<'_> {
                 direction: subject.direction,
                 index,
             });
-            let family = rule.ip_version.map(|version| self.cidrs(&[version.block()]));
+            let own = subject.families(rule);
+            let version = match (own.v4, own.v6) {
+                (true, true) => None,
+                (true, false) => Some(IpVersion::V4),
+                (false, true) => Some(IpVersion::V6),
+                (false, false) => continue,
+            };
+            let families: Vec<AtomId> = [rule.ip_version, version]
+                .into_iter()
+                .flatten()
+                .map(|version| self.cidrs(&[version.block()]))
+                .collect();
             for (only, peers) in self.peer_groups(key, rule, subject) {
                 for case in &cases {
                     let ports = match only {
@@ -191,7 +254,7 @@ impl Binder<'_> {
                     if ports.is_empty() {
                         continue;
                     }
-                    let all: Vec<AtomId> = family.into_iter().chain(case.all).collect();
+                    let all: Vec<AtomId> = families.iter().copied().chain(case.all).collect();
                     bound.push(BoundRule {
                         id,
                         action: rule.action,
@@ -336,8 +399,7 @@ fn workload_parts(key: &ObjectKey, peer: &Peer, subject: &Subject) -> Option<Vec
     let Peer { selector, namespace_selector, service_accounts, same_labels, not_same_labels, .. } = peer;
     let mut parts: Vec<Selector> = Vec::new();
     if let Some(namespaces) = namespace_selector {
-        parts.push(Selector::from_expr(Expr::Has(NAMESPACE_LABEL.into())));
-        parts.push(namespaces.with_prefix(NAMESPACE_LABELS_PREFIX));
+        parts.push(namespaces.of_namespaces());
     }
     parts.extend(selector.clone());
     if !service_accounts.is_empty() {

@@ -79,9 +79,10 @@ impl HostEngine {
             Direction::Egress => meanings(&self.atoms, naming),
         };
         let named = names.iter().map(|naming| (naming.clone(), meaning(naming))).collect();
+        let own = bind::own_families(rules(), entity);
         let posture = entity.posture.unwrap_or(self.settings.default_posture);
         let subject = SubjectKey {
-            subject: Subject { direction, labels, named, posture, fail_safe: entity.is_host_endpoint() },
+            subject: Subject { direction, labels, named, own, posture, fail_safe: entity.is_host_endpoint() },
             settings_version: self.settings_version,
             tiers_version: self.tiers_version,
             policies: applicable.iter().map(|(_, stored)| stored.version).collect(),

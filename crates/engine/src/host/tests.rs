@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use bulkhead_model::host_policy::{ClassId, Row};
-use bulkhead_model::policy::{Action, DefaultAction, IpVersion, Mode, Order, Peer, Rule};
+use bulkhead_model::policy::{Action, DefaultAction, IpVersion, Mode, Order, Own, Peer, Rule};
 use bulkhead_model::labels::{DOMAIN_LABEL, SERVICE_LABEL};
 use bulkhead_model::meaning::Bequest;
 use bulkhead_model::ports::{PortKey, Protocol};
@@ -361,7 +361,7 @@ fn any_block() -> impl Strategy<Value = Prefix> {
 
 fn any_peer() -> impl Strategy<Value = Peer> {
     let same = || prop::option::weighted(0.2, prop::sample::select(vec!["a", "b"]));
-    let namespaces = prop::sample::select(vec!["all()", "team == 'red'", "team != 'red'", "!has(x)"]);
+    let namespaces = prop::sample::select(vec!["all()", "team == 'red'", "team != 'red'", "!has(x)", "global()", "!global() || has(x)"]);
     (
         prop::option::weighted(0.5, any_selector()),
         prop::option::weighted(0.15, any_selector()),
@@ -405,6 +405,17 @@ fn any_peer() -> impl Strategy<Value = Peer> {
         )
 }
 
+fn any_own() -> impl Strategy<Value = Own> {
+    let selectors = (prop::option::of(any_selector()), prop::option::weighted(0.3, any_selector()));
+    let blocks = (prop::collection::vec(any_block(), 0..2), prop::collection::vec(any_block(), 0..2));
+    (selectors, blocks).prop_map(|((selector, not_selector), (cidrs, not_cidrs))| Own {
+        selector,
+        not_selector,
+        cidrs,
+        not_cidrs,
+    })
+}
+
 fn any_rule() -> impl Strategy<Value = Rule> {
     let ports =
         ["any", "tcp", "tcp/80", "tcp/80-443", "udp", "icmp/8", "tcp/81-65535", "tcp/http", "any/http"];
@@ -418,15 +429,16 @@ fn any_rule() -> impl Strategy<Value = Rule> {
         prop::collection::vec(any_peer(), 0..3),
         prop::collection::vec(ports, 0..3),
         not_ports.prop_map(|text| text.map(|text| text.parse().unwrap()).into_iter().collect()),
-        versions,
+        (versions, prop::option::weighted(0.2, any_own())),
         any::<bool>(),
     )
-        .prop_map(|(action, peers, ports, not_ports, ip_version, log)| Rule {
+        .prop_map(|(action, peers, ports, not_ports, (ip_version, own), log)| Rule {
             action,
             peers,
             ports,
             not_ports,
             ip_version,
+            own: own.unwrap_or_default(),
             log,
         })
 }
@@ -453,7 +465,11 @@ fn any_op() -> impl Strategy<Value = Op> {
     let host = (0..8u8).prop_map(|last| Prefix::host([10, 0, 0, last].into()));
     let host6 = (1..3u16).prop_map(|last| Prefix::host([0x2001, 0xdb8, 0, 0, 0, 0, 0, last].into()));
     let hosts = prop::collection::vec(prop_oneof![3 => host, 1 => host6], 0..3);
-    let local_hosts = (0..8u8).prop_map(|last| vec![Prefix::host([10, 0, 0, last].into())]);
+    let local_hosts = (0..8u8, any::<bool>(), prop::option::weighted(0.2, 0..8u8)).prop_map(|(last, both, more)| {
+        let v6 = both.then(|| Prefix::host([0x2001, 0xdb8, 0, 0, 0, 0, 0, u16::from(last)].into()));
+        let v4 = [Some(last), more].into_iter().flatten().map(|last| Prefix::host([10, 0, 0, last].into()));
+        v4.chain(v6).collect()
+    });
     let entity = (0..8u8, any_labels(), hosts, prop::collection::vec(any_block(), 0..3), any::<u8>());
     prop_oneof![
         4 => (0..4u8, prop::option::weighted(0.8, any_policy())).prop_map(|(n, p)| Op::Policy(n, p)),

@@ -41,6 +41,52 @@ pub struct Peer {
     pub services: Vec<ServiceName>,
 }
 
+/// What a rule asks of the endpoint that it is evaluated at. All criteria that are given must hold.
+///
+/// An endpoint with several addresses of one family matches `cidrs` if all of them do, and for a rule that denies if
+/// any of them does: which of them a packet has is not looked at.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Own {
+    /// It matches this.
+    pub selector: Option<Selector>,
+    /// It does not match this.
+    pub not_selector: Option<Selector>,
+    /// Its address is in one of these blocks.
+    pub cidrs: Vec<Prefix>,
+    /// Its address is in none of these blocks.
+    pub not_cidrs: Vec<Prefix>,
+}
+
+impl Own {
+    pub(super) fn decode(decoder: &mut Decoder, node: &Node) -> Option<Self> {
+        let mut fields = decoder.fields(node, "what the endpoint must be, like {selector: role == 'web'}")?;
+        let own = Self {
+            selector: fields.optional(decoder, "selector", selector),
+            not_selector: fields.optional(decoder, "notSelector", selector),
+            cidrs: fields.optional(decoder, "cidrs", blocks).unwrap_or_default(),
+            not_cidrs: fields.optional(decoder, "notCidrs", blocks).unwrap_or_default(),
+        };
+        fields.finish(decoder);
+        Some(own)
+    }
+
+    pub(super) fn to_json(&self) -> Json {
+        let Self { selector, not_selector, cidrs, not_cidrs } = self;
+        let mut own = Map::new();
+        for (name, selector) in [("selector", selector), ("notSelector", not_selector)] {
+            if let Some(selector) = selector {
+                own.insert(name.into(), json!(selector));
+            }
+        }
+        for (name, blocks) in [("cidrs", cidrs), ("notCidrs", not_cidrs)] {
+            if !blocks.is_empty() {
+                own.insert(name.into(), json!(blocks));
+            }
+        }
+        Json::Object(own)
+    }
+}
+
 /// The name of a service, `NAMESPACE/NAME`, or `NAME` for one in the policy's own namespace.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ServiceName {
