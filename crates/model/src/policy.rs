@@ -7,14 +7,16 @@ use serde_json::{Map, Value as Json, json};
 use crate::address::Prefix;
 use crate::document::{Decoder, Node, Value};
 use crate::labels::is_label_key;
-use crate::ports::PortMatch;
+use crate::ports::{PortMatch, PortRange};
 use crate::selector::Selector;
 use crate::verdict::Direction;
 
 mod peer;
+mod source_ports;
 
 pub use peer::Peer;
 use peer::peers;
+pub use source_ports::{SOURCE_PORT_PARTS_MAX, SOURCE_PORTS_MAX, source_port_parts};
 
 /// Most rules in one direction of one policy.
 pub const RULES_MAX: usize = 200_000;
@@ -173,6 +175,10 @@ pub struct Rule {
     pub ports: Vec<PortMatch>,
     /// The destination port must be in none of these.
     pub not_ports: Vec<PortMatch>,
+    /// The port of whoever began must be in one of these; empty means any.
+    pub source_ports: Vec<PortRange>,
+    /// It must be in none of these.
+    pub not_source_ports: Vec<PortRange>,
     /// Only connections of this family.
     pub ip_version: Option<IpVersion>,
     /// Whether a connection that this rule decides is always reported, however many there are.
@@ -197,10 +203,14 @@ impl PolicySpec {
         });
         let applies_to = fields.required(decoder, "appliesTo", selector);
         let ingress = fields.optional(decoder, "ingress", |decoder, node| {
-            decoder.list(node, RULES_MAX, |decoder, node| Rule::decode(decoder, node, Direction::Ingress))
+            let rules =
+                decoder.list(node, RULES_MAX, |decoder, node| Rule::decode(decoder, node, Direction::Ingress));
+            source_ports::bounded(decoder, node, rules)
         });
         let egress = fields.optional(decoder, "egress", |decoder, node| {
-            decoder.list(node, RULES_MAX, |decoder, node| Rule::decode(decoder, node, Direction::Egress))
+            let rules =
+                decoder.list(node, RULES_MAX, |decoder, node| Rule::decode(decoder, node, Direction::Egress));
+            source_ports::bounded(decoder, node, rules)
         });
         for name in ["validFrom", "validUntil", "defaultPosture"] {
             fields.refuse(decoder, name, "this field is not supported yet");
@@ -269,6 +279,8 @@ impl Rule {
         let peers = fields.optional(decoder, name, peers);
         let ports = fields.optional(decoder, "ports", ports);
         let not_ports = fields.optional(decoder, "notPorts", self::ports);
+        let source_ports = fields.optional(decoder, "sourcePorts", source_ports::list);
+        let not_source_ports = fields.optional(decoder, "notSourcePorts", source_ports::list);
         let ip_version = fields.optional(decoder, "ipVersion", |decoder, node| {
             match decoder.number::<u8>(node, "4 or 6")? {
                 4 => Some(IpVersion::V4),
@@ -277,7 +289,7 @@ impl Rule {
             }
         });
         let log = fields.optional(decoder, "log", boolean);
-        for unsupported in ["sourcePorts", "http", "tls", "reject"] {
+        for unsupported in ["http", "tls", "reject"] {
             fields.refuse(decoder, unsupported, "this field is not supported yet");
         }
         fields.finish(decoder);
@@ -285,18 +297,22 @@ impl Rule {
         if decoder.problems.len() > before {
             return None;
         }
-        Some(Self {
+        let rule = Self {
             action: action?,
             peers: peers.unwrap_or_default(),
             ports: ports.unwrap_or_default(),
             not_ports: not_ports.unwrap_or_default(),
+            source_ports: source_ports.unwrap_or_default(),
+            not_source_ports: not_source_ports.unwrap_or_default(),
             ip_version,
             log: log.unwrap_or_default(),
-        })
+        };
+        source_ports::possible(decoder, node, &rule)?;
+        Some(rule)
     }
 
     fn to_json(&self, peers_name: &str) -> Json {
-        let Self { action, peers, ports, not_ports, ip_version, log } = self;
+        let Self { action, peers, ports, not_ports, source_ports, not_source_ports, ip_version, log } = self;
         let mut rule = Map::new();
         let action = match action {
             Action::Allow => "Allow",
@@ -317,6 +333,11 @@ impl Rule {
         for (name, ports) in [("ports", ports), ("notPorts", not_ports)] {
             if !ports.is_empty() {
                 rule.insert(name.into(), json!(ports));
+            }
+        }
+        for (name, ports) in [("sourcePorts", source_ports), ("notSourcePorts", not_source_ports)] {
+            if !ports.is_empty() {
+                rule.insert(name.into(), ports.iter().map(|ports| ports.to_json()).collect());
             }
         }
         if let Some(version) = ip_version {
