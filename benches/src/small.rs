@@ -82,6 +82,6 @@ fn world(policies_len: u32) -> anyhow::Result<(World, Flow)> {
         Ok(Endpoint { workload: Some(name), address: ip.into() })
     };
     let (source, destination) = (end("r1", 1)?, end("r0", 0)?);
-    let flow = Flow { source, destination, key: Protocol::TCP.key(443) };
+    let flow = Flow { source, destination, key: Protocol::TCP.key(443), source_port: 50_000 };
     Ok((world, flow))
 }

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0 OR Apache-2.0 */
 /* The three look-ups of bulkhead_model::host_policy: address -> class, (policy, class) -> row,
- * (row, port key) -> cell. */
+ * (row, source port, port key) -> cell. */
 #ifndef BULKHEAD_JUDGE_H
 #define BULKHEAD_JUDGE_H
 
@@ -11,10 +11,11 @@ struct question {
 	struct addr peer;
 	__u64 binding;
 	__u32 port_key;
+	__u16 source_port; /* of the side that began; 0 for protocols without ports */
 	__u8 direction;
 	__u8 from_host; /* began on this host, towards the workload */
 	__u8 self;	/* between the endpoint's own addresses */
-	__u8 pad;
+	__u8 pad[7];
 };
 
 struct answer {
@@ -86,6 +87,43 @@ static __always_inline struct row *row_of(__u32 bank, __u32 compiled, __u32 clas
 	return bpf_map_lookup_elem(table, &key);
 }
 
+/* The steps of a row for one source port. -1: the bank is not there. A global function, so that rows that
+ * do not ask for the source port pay one test, and the verifier looks at the search once. */
+__noinline int variant_of(__u32 bank, const struct row *row, __u32 source_port, struct row *found)
+{
+	__u32 first, low = 0, high, index;
+	struct variant *variant;
+	void *table;
+	int i;
+
+	if (!row || !found)
+		return -1;
+	table = bpf_map_lookup_elem(&variants, &bank);
+	if (!table)
+		return -1;
+	first = row->first;
+	high = row->len & ~ROW_BY_SOURCE_PORT;
+	for (i = 0; i < MAX_SOURCE_PROBES && high - low > 1; i++) {
+		__u32 middle = (low + high) / 2;
+
+		index = first + middle;
+		variant = bpf_map_lookup_elem(table, &index);
+		if (!variant)
+			return -1;
+		if (variant->first_source_port <= source_port)
+			low = middle;
+		else
+			high = middle;
+	}
+	index = first + low;
+	variant = bpf_map_lookup_elem(table, &index);
+	if (!variant)
+		return -1;
+	found->first = variant->first;
+	found->len = variant->len;
+	return 0;
+}
+
 static __always_inline struct cell *cell_of(__u32 bank, const struct row *row, __u32 port_key)
 {
 	void *table = bpf_map_lookup_elem(&steps, &bank);
@@ -130,7 +168,7 @@ __noinline int judge(const struct question *q, struct answer *a)
 {
 	__u32 bank, compiled, class = 0;
 	struct cell *cell;
-	struct row *row;
+	struct row *entry, row;
 
 	if (!q || !a)
 		return 0;
@@ -146,10 +184,17 @@ __noinline int judge(const struct question *q, struct answer *a)
 	}
 	if (class_of(bank, &q->peer, &class))
 		return 0;
-	row = row_of(bank, compiled, class);
-	if (!row)
+	entry = row_of(bank, compiled, class);
+	if (!entry)
 		return 0;
-	cell = cell_of(bank, row, q->port_key);
+	row = *entry;
+	if (row.len & ROW_BY_SOURCE_PORT) {
+		struct row whole = row;
+
+		if (variant_of(bank, &whole, q->source_port, &row))
+			return 0;
+	}
+	cell = cell_of(bank, &row, q->port_key);
 	if (!cell)
 		return 0;
 	a->rule = cell->rule;

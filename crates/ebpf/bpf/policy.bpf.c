@@ -17,6 +17,7 @@ __noinline int ask(const struct flow *f, int direction, struct answer *answer)
 		.peer = f->key.peer,
 		.binding = f->binding,
 		.port_key = port_key_of(&f->key, f->icmp, direction),
+		.source_port = source_port_of(&f->key, f->icmp, direction),
 		.direction = direction,
 		.from_host = f->from_host && direction == DIR_INGRESS,
 		.self = f->local_own && is_own(f->key.ifindex, &f->key.peer),

@@ -25,6 +25,7 @@ static __always_inline int quoted_allows(const struct flow *f, const struct quot
 		.peer = quoted->key.peer,
 		.binding = f->binding,
 		.port_key = port_key_of(&quoted->key, icmp, direction),
+		.source_port = source_port_of(&quoted->key, icmp, direction),
 		.direction = direction,
 		.from_host = from_host,
 	};
