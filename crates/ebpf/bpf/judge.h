@@ -7,16 +7,22 @@
 #include "maps.h"
 #include "packet.h"
 
+/* The address stands behind the first word of either key: room on the stack is scarce. */
 struct question {
-	struct addr peer;
 	__u64 binding;
+	union {
+		struct endpoint_addr_key own; /* for whoever fills in QUESTION_SELF */
+		struct lpm_key peer;	      /* for judge(): prefixlen is 128 */
+	};
 	__u32 port_key;
 	__u16 source_port; /* of the side that began; 0 for protocols without ports */
 	__u8 direction;
-	__u8 from_host; /* began on this host, towards the workload */
-	__u8 self;	/* between the endpoint's own addresses */
-	__u8 pad[7];
+	__u8 flags;
 };
+
+/* question.flags */
+#define QUESTION_FROM_HOST 1 /* began on this host, towards the workload */
+#define QUESTION_SELF 2	     /* between the endpoint's own addresses */
 
 struct answer {
 	__u32 rule;
@@ -36,12 +42,12 @@ static __always_inline __u32 addr_tag(const struct addr *a)
 }
 
 /* 0 and the class, or -1 if the bank is not there or is being overwritten under our eyes. */
-static __always_inline int class_of(__u32 bank, const struct addr *addr, __u32 *class)
+static __always_inline int class_of(__u32 bank, const struct lpm_key *key, __u32 *class)
 {
+	const struct addr *addr = &key->addr;
 	void *exact = bpf_map_lookup_elem(&addr_exact, &bank);
 	void *lpm = bpf_map_lookup_elem(&addr_lpm, &bank);
 	__u32 tag = addr_tag(addr);
-	struct lpm_key key;
 	__u64 *entry, word;
 	int i;
 
@@ -59,9 +65,7 @@ static __always_inline int class_of(__u32 bank, const struct addr *addr, __u32 *
 	}
 	if (i == 3)
 		return -1;
-	key.prefixlen = 128;
-	key.addr = *addr;
-	entry = bpf_map_lookup_elem(lpm, &key);
+	entry = bpf_map_lookup_elem(lpm, key);
 	*class = CLASS_NOBODY;
 	if (!entry)
 		return 0;
@@ -87,22 +91,16 @@ static __always_inline struct row *row_of(__u32 bank, __u32 compiled, __u32 clas
 	return bpf_map_lookup_elem(table, &key);
 }
 
-/* The steps of a row for one source port. -1: the bank is not there. A global function, so that rows that
- * do not ask for the source port pay one test, and the verifier looks at the search once. */
-__noinline int variant_of(__u32 bank, const struct row *row, __u32 source_port, struct row *found)
+/* Turns a row with variants into the steps for one source port. -1: the bank is not there. */
+static __always_inline int choose_variant(__u32 bank, struct row *row, __u32 source_port)
 {
-	__u32 first, low = 0, high, index;
+	void *table = bpf_map_lookup_elem(&variants, &bank);
+	__u32 first = row->first, low = 0, high = row->len & ~ROW_BY_SOURCE_PORT, index;
 	struct variant *variant;
-	void *table;
 	int i;
 
-	if (!row || !found)
-		return -1;
-	table = bpf_map_lookup_elem(&variants, &bank);
 	if (!table)
 		return -1;
-	first = row->first;
-	high = row->len & ~ROW_BY_SOURCE_PORT;
 	for (i = 0; i < MAX_SOURCE_PROBES && high - low > 1; i++) {
 		__u32 middle = (low + high) / 2;
 
@@ -119,8 +117,8 @@ __noinline int variant_of(__u32 bank, const struct row *row, __u32 source_port, 
 	variant = bpf_map_lookup_elem(table, &index);
 	if (!variant)
 		return -1;
-	found->first = variant->first;
-	found->len = variant->len;
+	row->first = variant->first;
+	row->len = variant->len;
 	return 0;
 }
 
@@ -178,7 +176,7 @@ __noinline int judge(const struct question *q, struct answer *a)
 	bank = q->binding >> BINDING_BANK_SHIFT & (BANKS - 1);
 	if (!(q->binding & BINDING_PRESENT) || !compiled)
 		return 0;
-	if (q->self) {
+	if (q->flags & QUESTION_SELF) {
 		answer_builtin(a, RULE_SELF_TRAFFIC, 1, REASON_NONE);
 		return 0;
 	}
@@ -188,12 +186,8 @@ __noinline int judge(const struct question *q, struct answer *a)
 	if (!entry)
 		return 0;
 	row = *entry;
-	if (row.len & ROW_BY_SOURCE_PORT) {
-		struct row whole = row;
-
-		if (variant_of(bank, &whole, q->source_port, &row))
-			return 0;
-	}
+	if (row.len & ROW_BY_SOURCE_PORT && choose_variant(bank, &row, q->source_port))
+		return 0;
 	cell = cell_of(bank, &row, q->port_key);
 	if (!cell)
 		return 0;
@@ -202,7 +196,7 @@ __noinline int judge(const struct question *q, struct answer *a)
 	a->allow = cell->verdict;
 	a->audit = cell->audit;
 	a->reason = a->allow ? REASON_NONE : REASON_POLICY;
-	if (!a->allow && q->from_host && !(cell->flags & CELL_WRITTEN)) {
+	if (!a->allow && q->flags & QUESTION_FROM_HOST && !(cell->flags & CELL_WRITTEN)) {
 		/* The host reaches its workloads unless a written rule forbids it (DESIGN 4.10). */
 		if (a->audit_rule == a->rule) {
 			a->audit = 1;

@@ -86,9 +86,8 @@ impl Interner {
     pub(crate) fn intern(&mut self, row: &Arc<Row>) -> Result<RowEntry, DataplaneError> {
         if !row.reads_source_port() {
             let mut only = row.variants();
-            let (_, columns) = only
-                .next()
-                .ok_or_else(|| DataplaneError::Inconsistent("a row without steps".to_owned()))?;
+            let (_, columns) =
+                only.next().ok_or_else(|| DataplaneError::Inconsistent("a row without steps".to_owned()))?;
             let Run { first, len } = self.intern_steps(columns)?;
             return Ok(RowEntry { first, len });
         }
@@ -228,12 +227,7 @@ impl Interner {
     }
 }
 
-fn allocate(
-    free: &mut Extents,
-    len: u32,
-    table: &'static str,
-    capacity: u32,
-) -> Result<Run, DataplaneError> {
+fn allocate(free: &mut Extents, len: u32, table: &'static str, capacity: u32) -> Result<Run, DataplaneError> {
     let needed = u64::from(free.used()) + u64::from(len);
     let first = free.allocate(len).ok_or(DataplaneError::Capacity {
         table,

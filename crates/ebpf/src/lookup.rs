@@ -80,14 +80,16 @@ impl Reader<'_> {
             None => row,
             Some((first, len)) => {
                 let source_port = u32::from(source_port);
-                let Some(found) = last_from(first, len, |at| variants.get(at), |v| v.first_source_port <= source_port)?
+                let Some(found) =
+                    last_from(first, len, |at| variants.get(at), |v| v.first_source_port <= source_port)?
                 else {
                     return Ok(None);
                 };
                 RowEntry { first: found.first, len: found.len }
             }
         };
-        let Some(step) = last_from(row.first, row.len, |at| steps.get(at), |step| step.first_key <= key)? else {
+        let Some(step) = last_from(row.first, row.len, |at| steps.get(at), |step| step.first_key <= key)?
+        else {
             return Ok(None);
         };
         Ok(cells.get(&step.cell)?.map(|cell| Cell {

@@ -286,9 +286,7 @@ impl Query<'_> {
             return true;
         }
         let among = |ranges: &[PortRange]| ranges.iter().any(|range| range.contains(self.source_port));
-        Protocol::of_key(self.key).has_ports()
-            && (wanted.is_empty() || among(wanted))
-            && !among(excluded)
+        Protocol::of_key(self.key).has_ports() && (wanted.is_empty() || among(wanted)) && !among(excluded)
     }
 
     /// Named ports are those of the destination: the endpoint itself, or whoever has the other end's address.

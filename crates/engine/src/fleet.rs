@@ -136,20 +136,19 @@ impl Fleet {
         let policy = self.engine.policy();
         let builtin = |builtin| RuleRef::Builtin { builtin };
         let rule = |id: RuleId| policy.rules.get(&id).cloned().unwrap_or(RuleRef::DefaultPosture);
-        let (verdict, author, audit_verdict, audit_author, log) =
-            match cell {
-                _ if own => {
-                    let author = builtin(Builtin::SelfTraffic);
-                    (Verdict::Allow, author.clone(), Verdict::Allow, author, false)
-                }
-                Some(cell) => {
-                    (cell.verdict, rule(cell.rule), cell.audit_verdict, rule(cell.audit_rule), cell.log)
-                }
-                None => {
-                    let author = builtin(Builtin::Unprogrammed);
-                    (Verdict::Deny, author.clone(), Verdict::Deny, author, false)
-                }
-            };
+        let (verdict, author, audit_verdict, audit_author, log) = match cell {
+            _ if own => {
+                let author = builtin(Builtin::SelfTraffic);
+                (Verdict::Allow, author.clone(), Verdict::Allow, author, false)
+            }
+            Some(cell) => {
+                (cell.verdict, rule(cell.rule), cell.audit_verdict, rule(cell.audit_rule), cell.log)
+            }
+            None => {
+                let author = builtin(Builtin::Unprogrammed);
+                (Verdict::Deny, author.clone(), Verdict::Deny, author, false)
+            }
+        };
         Judgement {
             workload: Arc::clone(name),
             verdict,

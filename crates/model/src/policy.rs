@@ -203,8 +203,8 @@ impl PolicySpec {
         });
         let applies_to = fields.required(decoder, "appliesTo", selector);
         let ingress = fields.optional(decoder, "ingress", |decoder, node| {
-            let rules =
-                decoder.list(node, RULES_MAX, |decoder, node| Rule::decode(decoder, node, Direction::Ingress));
+            let rules = decoder
+                .list(node, RULES_MAX, |decoder, node| Rule::decode(decoder, node, Direction::Ingress));
             source_ports::bounded(decoder, node, rules)
         });
         let egress = fields.optional(decoder, "egress", |decoder, node| {

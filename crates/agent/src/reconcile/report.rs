@@ -63,7 +63,8 @@ impl Agent {
             policy.addresses.iter().map(|(prefix, class)| (prefix.to_string(), json!(class))).collect();
         let rule = |id| policy.rules.get(&id).map(ToString::to_string);
         let row = |row: &bulkhead_model::host_policy::Row| -> Vec<Value> {
-            let variants = row.variants().flat_map(|(from, steps)| steps.iter().map(move |step| (from, step)));
+            let variants =
+                row.variants().flat_map(|(from, steps)| steps.iter().map(move |step| (from, step)));
             variants
                 .map(|(source_port, column)| {
                     let mut step = json!({

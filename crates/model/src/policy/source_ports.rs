@@ -46,8 +46,7 @@ pub(super) fn possible(decoder: &mut Decoder, node: &Node, rule: &Rule) -> Optio
     }
     let name = if rule.source_ports.is_empty() { "notSourcePorts" } else { "sourcePorts" };
     let at = node.child(name).unwrap_or(node);
-    let message =
-        "the rule would never match: nothing in its \"ports\" has source ports, only tcp, udp, sctp and udplite do";
+    let message = "the rule would never match: nothing in its \"ports\" has source ports, only tcp, udp, sctp and udplite do";
     decoder.within(name, |decoder| decoder.problem(at, message));
     None
 }

@@ -98,12 +98,16 @@ fn what_is_not_supported_yet_is_refused_by_name_and_never_dropped() {
 
 #[test]
 fn source_ports_survive_and_mistakes_in_them_are_found_at_their_place() {
-    let with = |field: &str| POLICY.replace("    ports: [tcp/5432", &format!("    {field}\n    ports: [tcp/5432"));
+    let with =
+        |field: &str| POLICY.replace("    ports: [tcp/5432", &format!("    {field}\n    ports: [tcp/5432"));
     let text = with("sourcePorts: [53, 1024-65535]\n    notSourcePorts: 5000-5010");
     let resource = &parse("f", &text).unwrap()[0].resource;
     let Resource::Policy(policy) = resource else { panic!("{resource:?}") };
     let rule = &policy.spec.ingress.as_ref().unwrap()[0];
-    assert_eq!(format!("{:?} {:?}", rule.source_ports, rule.not_source_ports), "[53, 1024-65535] [5000-5010]");
+    assert_eq!(
+        format!("{:?} {:?}", rule.source_ports, rule.not_source_ports),
+        "[53, 1024-65535] [5000-5010]"
+    );
     let json = resource.to_json();
     assert_eq!(json["spec"]["ingress"][0]["sourcePorts"], serde_json::json!([53, "1024-65535"]));
     assert_eq!(&Resource::from_json(&json).unwrap(), resource);
