@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use bulkhead_model::entity::matches;
 use bulkhead_model::labels::{KIND_LABEL, NAMESPACE_LABEL, NAMESPACE_LABELS_PREFIX, SERVICE_ACCOUNT_LABEL};
-use bulkhead_model::policy::{Action, DefaultAction, Mode, Order, Peer, PolicySpec, Rule};
+use bulkhead_model::policy::{Action, DefaultAction, Mode, Order, Peer, PolicySpec, Rule, SourcePorts};
 use bulkhead_model::ports::{PortKey, PortMatch, PortRange, Protocol};
 use bulkhead_model::{
     Builtin, Direction, Entity, Kind, Labels, ObjectKey, Prefix, RuleRef, Selector, Verdict,
@@ -281,10 +281,7 @@ impl Query<'_> {
 
     /// A rule that asks for the source port never matches what has none.
     fn source_port(&self, rule: &Rule) -> bool {
-        let Rule { source_ports: wanted, not_source_ports: excluded, .. } = rule;
-        if wanted.is_empty() && excluded.is_empty() {
-            return true;
-        }
+        let Some(SourcePorts { wanted, excluded }) = rule.source_ports.as_deref() else { return true };
         let among = |ranges: &[PortRange]| ranges.iter().any(|range| range.contains(self.source_port));
         Protocol::of_key(self.key).has_ports() && (wanted.is_empty() || among(wanted)) && !among(excluded)
     }

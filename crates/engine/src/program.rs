@@ -20,8 +20,8 @@ pub(crate) struct BoundRule {
     pub(crate) log: bool,
     /// Port key intervals.
     pub(crate) ports: Vec<(PortKey, PortKey)>,
-    /// Intervals of source ports; `None` means any, or none at all.
-    pub(crate) source_ports: Option<Vec<(u16, u16)>>,
+    /// Intervals of source ports; `None` means any, or that there is none.
+    pub(crate) source_ports: Option<Arc<[(u16, u16)]>>,
     /// Any of these; `None` means any address.
     pub(crate) peers: Option<Vec<BoundPeer>>,
 }

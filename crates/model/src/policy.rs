@@ -7,7 +7,7 @@ use serde_json::{Map, Value as Json, json};
 use crate::address::Prefix;
 use crate::document::{Decoder, Node, Value};
 use crate::labels::is_label_key;
-use crate::ports::{PortMatch, PortRange};
+use crate::ports::PortMatch;
 use crate::selector::Selector;
 use crate::verdict::Direction;
 
@@ -16,7 +16,7 @@ mod source_ports;
 
 pub use peer::Peer;
 use peer::peers;
-pub use source_ports::{SOURCE_PORT_PARTS_MAX, SOURCE_PORTS_MAX, source_port_parts};
+pub use source_ports::{SOURCE_PORT_PARTS_MAX, SOURCE_PORTS_MAX, SourcePorts, source_port_parts};
 
 /// Most rules in one direction of one policy.
 pub const RULES_MAX: usize = 200_000;
@@ -175,10 +175,8 @@ pub struct Rule {
     pub ports: Vec<PortMatch>,
     /// The destination port must be in none of these.
     pub not_ports: Vec<PortMatch>,
-    /// The port of whoever began must be in one of these; empty means any.
-    pub source_ports: Vec<PortRange>,
-    /// It must be in none of these.
-    pub not_source_ports: Vec<PortRange>,
+    /// What the port of whoever began must be; absent means any, or that there is none.
+    pub source_ports: Option<Box<SourcePorts>>,
     /// Only connections of this family.
     pub ip_version: Option<IpVersion>,
     /// Whether a connection that this rule decides is always reported, however many there are.
@@ -279,8 +277,7 @@ impl Rule {
         let peers = fields.optional(decoder, name, peers);
         let ports = fields.optional(decoder, "ports", ports);
         let not_ports = fields.optional(decoder, "notPorts", self::ports);
-        let source_ports = fields.optional(decoder, "sourcePorts", source_ports::list);
-        let not_source_ports = fields.optional(decoder, "notSourcePorts", source_ports::list);
+        let source_ports = SourcePorts::decode(decoder, &mut fields);
         let ip_version = fields.optional(decoder, "ipVersion", |decoder, node| {
             match decoder.number::<u8>(node, "4 or 6")? {
                 4 => Some(IpVersion::V4),
@@ -302,8 +299,7 @@ impl Rule {
             peers: peers.unwrap_or_default(),
             ports: ports.unwrap_or_default(),
             not_ports: not_ports.unwrap_or_default(),
-            source_ports: source_ports.unwrap_or_default(),
-            not_source_ports: not_source_ports.unwrap_or_default(),
+            source_ports,
             ip_version,
             log: log.unwrap_or_default(),
         };
@@ -312,7 +308,7 @@ impl Rule {
     }
 
     fn to_json(&self, peers_name: &str) -> Json {
-        let Self { action, peers, ports, not_ports, source_ports, not_source_ports, ip_version, log } = self;
+        let Self { action, peers, ports, not_ports, source_ports, ip_version, log } = self;
         let mut rule = Map::new();
         let action = match action {
             Action::Allow => "Allow",
@@ -335,10 +331,8 @@ impl Rule {
                 rule.insert(name.into(), json!(ports));
             }
         }
-        for (name, ports) in [("sourcePorts", source_ports), ("notSourcePorts", not_source_ports)] {
-            if !ports.is_empty() {
-                rule.insert(name.into(), ports.iter().map(|ports| ports.to_json()).collect());
-            }
+        if let Some(source_ports) = source_ports {
+            source_ports.write(&mut rule);
         }
         if let Some(version) = ip_version {
             rule.insert("ipVersion".into(), json!(if *version == IpVersion::V4 { 4 } else { 6 }));

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bulkhead_model::entity::port_label;
 use bulkhead_model::labels::{KIND_LABEL, NAMESPACE_LABEL, NAMESPACE_LABELS_PREFIX, SERVICE_ACCOUNT_LABEL};
-use bulkhead_model::policy::{Mode, Peer, PolicySpec, Rule, TierSpec};
+use bulkhead_model::policy::{Mode, Peer, PolicySpec, Rule, SourcePorts, TierSpec};
 use bulkhead_model::ports::{NamedPort, PortKey, PortMatch, PortRange, Protocol};
 use bulkhead_model::selector::{CompareOp, Expr};
 use bulkhead_model::{Direction, Kind, ObjectKey, Prefix, RuleRef, Selector};
@@ -98,8 +98,8 @@ impl Binder<'_> {
         let mut bound = Vec::with_capacity(rules.len());
         for (index, rule) in (0..).zip(rules) {
             let cases = self.port_cases(rule, subject);
-            let source_ports = source_ports(rule);
-            if cases.is_empty() || source_ports.as_ref().is_some_and(Vec::is_empty) {
+            let source_ports = rule.source_ports.as_deref().map(source_ports);
+            if cases.is_empty() || source_ports.as_ref().is_some_and(|ports| ports.is_empty()) {
                 continue;
             }
             let mut peers = if rule.peers.is_empty() || rule.peers.iter().any(Peer::is_any) {
@@ -149,7 +149,7 @@ impl Binder<'_> {
             for (first, last) in &excluded {
                 set.take(*first, *last);
             }
-            if rule.reads_source_port() { with_source_ports(&set) } else { set.iter().collect() }
+            if rule.source_ports.is_some() { with_source_ports(&set) } else { set.iter().collect() }
         };
         let mut cases = Vec::new();
         if rule.ports.is_empty() || !wanted.is_empty() {
@@ -205,17 +205,17 @@ impl Binder<'_> {
     }
 }
 
-/// The source ports that a rule asks for; `None` if it does not ask.
-fn source_ports(rule: &Rule) -> Option<Vec<(u16, u16)>> {
+/// The source ports that a rule asks for, as intervals.
+fn source_ports(asked: &SourcePorts) -> Arc<[(u16, u16)]> {
     let interval = |range: &PortRange| (PortKey::from(range.first), PortKey::from(range.last));
-    let every = PortRange { first: 0, last: u16::MAX };
-    let wanted = if rule.source_ports.is_empty() { &[every][..] } else { &rule.source_ports };
+    let every = [PortRange { first: 0, last: u16::MAX }];
+    let wanted = if asked.wanted.is_empty() { &every } else { asked.wanted.as_slice() };
     let mut set = Intervals::of(&wanted.iter().map(interval).collect::<Vec<_>>());
-    for (first, last) in rule.not_source_ports.iter().map(interval) {
+    for (first, last) in asked.excluded.iter().map(interval) {
         set.take(first, last);
     }
     let port = |port| u16::try_from(port).unwrap_or(u16::MAX);
-    rule.reads_source_port().then(|| set.iter().map(|(first, last)| (port(first), port(last))).collect())
+    set.iter().map(|(first, last)| (port(first), port(last))).collect()
 }
 
 /// What of these port keys is of protocols that have source ports.

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use bulkhead_model::host_policy::{ClassId, Row};
-use bulkhead_model::policy::{Action, DefaultAction, IpVersion, Mode, Order, Peer, Rule};
+use bulkhead_model::policy::{Action, DefaultAction, IpVersion, Mode, Order, Peer, Rule, SourcePorts};
 use bulkhead_model::ports::{PortKey, PortRange, Protocol};
 use bulkhead_model::{Direction, Kind, Labels, entity};
 use proptest::prelude::*;
@@ -357,7 +357,7 @@ fn any_rule() -> impl Strategy<Value = Rule> {
     let sources = || {
         let ranges = ["53", "0-1023", "54-60000", "1024-65535", "0-65535"];
         let range = prop::sample::select(ranges.to_vec()).prop_map(|text| text.parse().unwrap());
-        prop::option::weighted(0.2, prop::collection::vec(range, 1..3)).prop_map(Option::unwrap_or_default)
+        prop::option::weighted(0.3, prop::collection::vec(range, 1..3)).prop_map(Option::unwrap_or_default)
     };
     let actions = [Action::Allow, Action::Allow, Action::Deny, Action::Pass, Action::Log];
     (
@@ -374,11 +374,15 @@ fn any_rule() -> impl Strategy<Value = Rule> {
             peers,
             ports,
             not_ports,
-            source_ports: sources.0,
-            not_source_ports: sources.1,
+            source_ports: asked(sources.0, sources.1),
             ip_version,
             log,
         })
+}
+
+fn asked(wanted: Vec<PortRange>, excluded: Vec<PortRange>) -> Option<Box<SourcePorts>> {
+    let asked = !wanted.is_empty() || !excluded.is_empty();
+    asked.then(|| Box::new(SourcePorts { wanted, excluded }))
 }
 
 fn any_policy() -> impl Strategy<Value = PolicySpec> {
@@ -562,8 +566,7 @@ fn allow_from(applies_to: &str, from: Peer) -> PolicySpec {
             peers: vec![from],
             ports: vec![],
             not_ports: vec![],
-            source_ports: vec![],
-            not_source_ports: vec![],
+            source_ports: None,
             ip_version: None,
             log: false,
         }]),
@@ -640,9 +643,9 @@ fn source_ports_cost_their_boundaries_where_they_matter() {
     let mut fleet = Fleet::new();
     let mut spec = allow_from("all()", selector_peer("a == '1'"));
     let rule = &mut spec.ingress.as_mut().unwrap()[0];
-    rule.source_ports = vec!["53".parse().unwrap(), "65535".parse().unwrap()];
+    rule.source_ports = asked(vec!["53".parse().unwrap(), "65535".parse().unwrap()], vec![]);
     let mut plain = rule.clone();
-    (plain.peers, plain.source_ports) = (vec![selector_peer("b == '1'")], vec![]);
+    (plain.peers, plain.source_ports) = (vec![selector_peer("b == '1'")], None);
     spec.ingress.as_mut().unwrap().push(plain);
     fleet.run(&Op::Policy(0, Some(spec)));
     fleet.run(&Op::Local(0, Some((labels(&[]), vec![Prefix::host([10, 0, 0, 1].into())]))));
@@ -679,7 +682,7 @@ fn too_many_source_ports_leave_the_last_good_tables_and_are_told() {
         let mut spec = allow_from("all()", selector_peer("a == '1'"));
         let port = |port: u16| PortRange { first: port, last: port };
         spec.ingress.as_mut().unwrap()[0].source_ports =
-            (0..200).map(|each| port(1 + number * 1000 + each * 2)).collect();
+            asked((0..200).map(|each| port(1 + number * 1000 + each * 2)).collect(), vec![]);
         fleet.run(&Op::Policy(number.try_into().unwrap(), Some(spec)));
     }
     fleet.settle();

@@ -129,8 +129,7 @@ fn rule(decoder: &mut Decoder, node: &Node, peers_name: &'static str, names: &Na
         peers,
         ports,
         not_ports: Vec::new(),
-        source_ports: Vec::new(),
-        not_source_ports: Vec::new(),
+        source_ports: None,
         ip_version: None,
         log: false,
     })

@@ -2,8 +2,10 @@
 
 use std::collections::BTreeSet;
 
+use serde_json::{Map, Value as Json};
+
 use super::{Rule, non_empty};
-use crate::document::{Decoder, Node, Value};
+use crate::document::{Decoder, Fields, Node, Value};
 use crate::ports::{PortMatch, PortRange};
 
 /// Most entries in one list of source ports. The two lists of one rule together stay within [`SOURCE_PORT_PARTS_MAX`].
@@ -12,23 +14,45 @@ pub const SOURCE_PORTS_MAX: usize = 255;
 /// a peer class a list of steps of its own.
 pub const SOURCE_PORT_PARTS_MAX: usize = 1024;
 
-impl Rule {
-    /// Whether it asks for the source port, and so matches protocols with ports only.
-    pub fn reads_source_port(&self) -> bool {
-        !self.source_ports.is_empty() || !self.not_source_ports.is_empty()
+/// What a rule asks of the source port. Such a rule matches protocols with ports only.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct SourcePorts {
+    /// It must be in one of these; empty means any.
+    pub wanted: Vec<PortRange>,
+    /// It must be in none of these.
+    pub excluded: Vec<PortRange>,
+}
+
+impl SourcePorts {
+    /// `sourcePorts` and `notSourcePorts` of a rule, if it has either.
+    pub(super) fn decode(decoder: &mut Decoder, fields: &mut Fields<'_>) -> Option<Box<Self>> {
+        let wanted = fields.optional(decoder, "sourcePorts", list).unwrap_or_default();
+        let excluded = fields.optional(decoder, "notSourcePorts", list).unwrap_or_default();
+        // Neither list may be written empty.
+        let asked = !wanted.is_empty() || !excluded.is_empty();
+        asked.then(|| Box::new(Self { wanted, excluded }))
+    }
+
+    pub(super) fn write(&self, rule: &mut Map<String, Json>) {
+        for (name, ports) in [("sourcePorts", &self.wanted), ("notSourcePorts", &self.excluded)] {
+            if !ports.is_empty() {
+                rule.insert(name.into(), ports.iter().map(|ports| ports.to_json()).collect());
+            }
+        }
     }
 }
 
 /// Into how many parts these rules cut the source ports: within a part, they cannot tell one port from another.
 pub fn source_port_parts<'a>(rules: impl IntoIterator<Item = &'a Rule>) -> usize {
-    let ranges = rules.into_iter().flat_map(|rule| rule.source_ports.iter().chain(&rule.not_source_ports));
+    let asked = rules.into_iter().filter_map(|rule| rule.source_ports.as_deref());
+    let ranges = asked.flat_map(|asked| asked.wanted.iter().chain(&asked.excluded));
     let starts: BTreeSet<u16> =
         ranges.flat_map(|range| [Some(range.first), range.last.checked_add(1)]).flatten().collect();
     1 + starts.into_iter().filter(|start| *start > 0).count()
 }
 
 /// One entry or a list of them.
-pub(super) fn list(decoder: &mut Decoder, node: &Node) -> Option<Vec<PortRange>> {
+fn list(decoder: &mut Decoder, node: &Node) -> Option<Vec<PortRange>> {
     match &node.value {
         Value::Sequence(_) => {
             let ranges = decoder.list(node, SOURCE_PORTS_MAX, Decoder::parsed)?;
@@ -41,10 +65,8 @@ pub(super) fn list(decoder: &mut Decoder, node: &Node) -> Option<Vec<PortRange>>
 /// Refuses a rule that asks for the source port of what has none.
 pub(super) fn possible(decoder: &mut Decoder, node: &Node, rule: &Rule) -> Option<()> {
     let portless = !rule.ports.is_empty() && rule.ports.iter().all(PortMatch::is_portless);
-    if !rule.reads_source_port() || !portless {
-        return Some(());
-    }
-    let name = if rule.source_ports.is_empty() { "notSourcePorts" } else { "sourcePorts" };
+    let Some(asked) = rule.source_ports.as_ref().filter(|_| portless) else { return Some(()) };
+    let name = if asked.wanted.is_empty() { "notSourcePorts" } else { "sourcePorts" };
     let at = node.child(name).unwrap_or(node);
     let message = "the rule would never match: nothing in its \"ports\" has source ports, only tcp, udp, sctp and udplite do";
     decoder.within(name, |decoder| decoder.problem(at, message));
