@@ -282,6 +282,9 @@ pub(crate) struct ExplainArgs {
     /// What is called, e.g. tcp/80, udp/53, icmp/8
     #[arg(long, value_name = "PORT")]
     pub(crate) port: String,
+    /// The port that the connection comes from; without it, an ephemeral one (50000)
+    #[arg(long, value_name = "NUMBER")]
+    pub(crate) source_port: Option<u16>,
 }
 
 #[derive(Debug, Args)]
@@ -301,6 +304,9 @@ pub(crate) struct DecideArgs {
     /// TCP, UDP, SCTP, UDPLite, ICMP, ICMPv6 or a number
     #[arg(long, default_value = "TCP", conflicts_with = "batch")]
     pub(crate) protocol: String,
+    /// Port of whoever begins
+    #[arg(long, value_name = "PORT", conflicts_with = "batch")]
+    pub(crate) source_port: Option<u16>,
     /// An address of a DNS name
     #[arg(long, value_name = "NAME=ADDRESS", conflicts_with = "batch")]
     pub(crate) dns: Vec<String>,

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use bulkhead_engine::{Assembly, Endpoint, Explanation, Fleet, Flow};
-use bulkhead_model::ports::Protocol;
+use bulkhead_model::ports::{Protocol, USUAL_SOURCE_PORT};
 use bulkhead_model::resource::{Metadata, NameTable, nearest_name};
 use bulkhead_model::settings::{NameTableSpec, domain};
 use bulkhead_model::time::Timestamp;
@@ -25,6 +25,8 @@ pub(crate) struct Question<'a> {
     pub(crate) port: u16,
     /// Name or number.
     pub(crate) protocol: &'a str,
+    /// Port of whoever begins; absent: [`USUAL_SOURCE_PORT`].
+    pub(crate) source_port: Option<u16>,
 }
 
 /// Who is asked.
@@ -138,10 +140,16 @@ impl Scenario {
         let (source, destination) = pair.ok_or_else(|| {
             format!("{} and {} have no family of addresses in common", question.from, question.to)
         })?;
+        let source_port = match question.source_port {
+            Some(_) if !protocol.has_ports() => return Err(format!("{protocol} has no source ports")),
+            given if protocol.has_ports() => given.unwrap_or(USUAL_SOURCE_PORT),
+            _ => 0,
+        };
         Ok(Flow {
             source: Endpoint { workload: from.0, address: source },
             destination: Endpoint { workload: to.0, address: destination },
             key: protocol.key(question.port),
+            source_port,
         })
     }
 

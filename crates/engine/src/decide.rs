@@ -11,8 +11,10 @@ use bulkhead_model::entity::matches;
 use bulkhead_model::labels::{
     DOMAIN_LABEL, KIND_LABEL, NAMESPACE_LABEL, NAMESPACE_LABELS_PREFIX, SERVICE_ACCOUNT_LABEL, SERVICE_LABEL,
 };
-use bulkhead_model::policy::{Action, DefaultAction, Mode, Order, Own, Peer, PolicySpec, Rule, ServiceName};
-use bulkhead_model::ports::{PortKey, PortMatch};
+use bulkhead_model::policy::{
+    Action, DefaultAction, Mode, Order, Own, Peer, PolicySpec, Rule, ServiceName, SourcePorts,
+};
+use bulkhead_model::ports::{PortKey, PortMatch, PortRange, Protocol};
 use bulkhead_model::{
     Builtin, Direction, Entity, Kind, Labels, ObjectKey, Prefix, RuleRef, Selector, Verdict,
 };
@@ -39,6 +41,8 @@ pub struct Flow {
     pub destination: Endpoint,
     /// Protocol and destination port.
     pub key: PortKey,
+    /// The port of whoever begins; 0 for protocols without.
+    pub source_port: u16,
 }
 
 /// Why a connection passes or not, at both ends.
@@ -97,6 +101,8 @@ pub enum Outcome {
     OtherPeer,
     /// The port is not one that the rule names.
     OtherPort,
+    /// The source port is not one that the rule names, or there is none.
+    OtherSourcePort,
     /// It matched: allow.
     Allow,
     /// It matched: deny.
@@ -113,6 +119,7 @@ impl fmt::Display for Outcome {
             Self::OtherEndpoint => "no match: other endpoint",
             Self::OtherPeer => "no match: other peer",
             Self::OtherPort => "no match: other port",
+            Self::OtherSourcePort => "no match: other source port",
             Self::Allow => "allow",
             Self::Deny => "deny",
             Self::Pass => "pass",
@@ -128,14 +135,15 @@ pub fn decide(world: &World, flow: &Flow) -> Explanation {
         entity.filter(|entity| entity.is_endpoint())
     };
     let (source, destination) = (ours(&flow.source), ours(&flow.destination));
+    let ask = |entity, direction, peer| judge(world, entity, direction, peer, flow.key, flow.source_port);
     let (egress, ingress) = match (source, destination) {
         // 4.10: a workload may always reach itself.
         (Some(source), Some(destination)) if source.name == destination.name => {
             (Some(own_traffic(source)), Some(own_traffic(destination)))
         }
         _ => (
-            source.map(|entity| judge(world, entity, Direction::Egress, flow.destination.address, flow.key)),
-            destination.map(|entity| judge(world, entity, Direction::Ingress, flow.source.address, flow.key)),
+            source.map(|entity| ask(entity, Direction::Egress, flow.destination.address)),
+            destination.map(|entity| ask(entity, Direction::Ingress, flow.source.address)),
         ),
     };
     Explanation::of(egress, ingress)
@@ -165,9 +173,10 @@ pub fn judge(
     direction: Direction,
     peer: IpAddr,
     key: PortKey,
+    source_port: u16,
 ) -> Judgement {
     let mut trace = Vec::new();
-    let query = Query { world, endpoint, direction, peer, key };
+    let query = Query { world, endpoint, direction, peer, key, source_port };
     let (verdict, rule, log) = query.walk(false, &mut Vec::new());
     // 4.9: as if every Audit policy were Enforce. Its trace holds all that the first walk saw and more.
     let (audit_verdict, audit_rule, audit_log) = query.walk(true, &mut trace);
@@ -194,6 +203,7 @@ struct Query<'a> {
     direction: Direction,
     peer: IpAddr,
     key: PortKey,
+    source_port: u16,
 }
 
 impl Query<'_> {
@@ -228,7 +238,10 @@ impl Query<'_> {
                         Outcome::Deny => return (Verdict::Deny, author, log || rule.log),
                         Outcome::Pass => continue 'tiers,
                         Outcome::Log => log = true,
-                        Outcome::OtherEndpoint | Outcome::OtherPeer | Outcome::OtherPort => {}
+                        Outcome::OtherEndpoint
+                        | Outcome::OtherPeer
+                        | Outcome::OtherPort
+                        | Outcome::OtherSourcePort => {}
                     }
                 }
             }
@@ -278,6 +291,9 @@ impl Query<'_> {
         if (!rule.ports.is_empty() && !port(&rule.ports)) || port(&rule.not_ports) {
             return Outcome::OtherPort;
         }
+        if !self.source_port(rule) {
+            return Outcome::OtherSourcePort;
+        }
         match rule.action {
             Action::Allow => Outcome::Allow,
             Action::Deny => Outcome::Deny,
@@ -289,7 +305,7 @@ impl Query<'_> {
     /// What a rule asks of the endpoint itself. Its address is not known here, only that it has the peer's family: if
     /// it has several of that family, all must fit, and to be refused one is enough.
     fn own(&self, rule: &Rule) -> bool {
-        let Own { selector, not_selector, cidrs, not_cidrs } = &rule.own;
+        let Some(Own { selector, not_selector, cidrs, not_cidrs }) = rule.own.as_deref() else { return true };
         let labels = &self.endpoint.labels;
         let selected = selector.as_ref().is_none_or(|selector| matches(selector, labels))
             && !not_selector.as_ref().is_some_and(|selector| matches(selector, labels));
@@ -302,6 +318,13 @@ impl Query<'_> {
         let addressed = cidrs.is_empty() && not_cidrs.is_empty()
             || if rule.action == Action::Deny { of_family.any(fits) } else { of_family.all(fits) };
         selected && addressed
+    }
+
+    /// A rule that asks for the source port never matches what has none.
+    fn source_port(&self, rule: &Rule) -> bool {
+        let Some(SourcePorts { wanted, excluded }) = rule.source_ports.as_deref() else { return true };
+        let among = |ranges: &[PortRange]| ranges.iter().any(|range| range.contains(self.source_port));
+        Protocol::of_key(self.key).has_ports() && (wanted.is_empty() || among(wanted)) && !among(excluded)
     }
 
     /// Named ports are those of the destination: the endpoint itself, or whoever has the other end's address.

@@ -13,10 +13,12 @@ use crate::time::Timestamp;
 use crate::verdict::Direction;
 
 mod peer;
+mod source_ports;
 
 pub use peer::{Own, Peer, ServiceName, ServiceNameError};
 pub(crate) use peer::domains;
 use peer::peers;
+pub use source_ports::{SOURCE_PORT_PARTS_MAX, SOURCE_PORTS_MAX, SourcePorts, source_port_parts};
 
 /// Most rules in one direction of one policy.
 pub const RULES_MAX: usize = 200_000;
@@ -190,10 +192,12 @@ pub struct Rule {
     pub ports: Vec<PortMatch>,
     /// The destination port must be in none of these.
     pub not_ports: Vec<PortMatch>,
+    /// What the port of whoever began must be; absent means any, or that there is none.
+    pub source_ports: Option<Box<SourcePorts>>,
     /// Only connections of this family.
     pub ip_version: Option<IpVersion>,
     /// Only at endpoints of the policy that match this.
-    pub own: Own,
+    pub own: Option<Box<Own>>,
     /// Whether a connection that this rule decides is always reported, however many there are.
     pub log: bool,
 }
@@ -250,10 +254,14 @@ impl PolicySpec {
         });
         let applies_to = fields.required(decoder, "appliesTo", selector);
         let ingress = fields.optional(decoder, "ingress", |decoder, node| {
-            decoder.list(node, RULES_MAX, |decoder, node| Rule::decode(decoder, node, Direction::Ingress))
+            let rules = decoder
+                .list(node, RULES_MAX, |decoder, node| Rule::decode(decoder, node, Direction::Ingress));
+            source_ports::bounded(decoder, node, rules)
         });
         let egress = fields.optional(decoder, "egress", |decoder, node| {
-            decoder.list(node, RULES_MAX, |decoder, node| Rule::decode(decoder, node, Direction::Egress))
+            let rules =
+                decoder.list(node, RULES_MAX, |decoder, node| Rule::decode(decoder, node, Direction::Egress));
+            source_ports::bounded(decoder, node, rules)
         });
         let why = "the default posture is set in Settings, in a Namespace or in a HostEndpoint";
         fields.refuse(decoder, "defaultPosture", why);
@@ -309,8 +317,9 @@ impl Rule {
             peers: Vec::new(),
             ports: Vec::new(),
             not_ports: Vec::new(),
+            source_ports: None,
             ip_version: None,
-            own: Own::default(),
+            own: None,
             log: false,
         }
     }
@@ -348,6 +357,7 @@ impl Rule {
         });
         let ports = fields.optional(decoder, "ports", ports);
         let not_ports = fields.optional(decoder, "notPorts", self::ports);
+        let source_ports = SourcePorts::decode(decoder, &mut fields);
         let ip_version = fields.optional(decoder, "ipVersion", |decoder, node| {
             match decoder.number::<u8>(node, "4 or 6")? {
                 4 => Some(IpVersion::V4),
@@ -357,7 +367,7 @@ impl Rule {
         });
         let own = fields.optional(decoder, "endpoint", Own::decode);
         let log = fields.optional(decoder, "log", boolean);
-        for unsupported in ["sourcePorts", "http", "tls", "reject"] {
+        for unsupported in ["http", "tls", "reject"] {
             fields.refuse(decoder, unsupported, "this field is not supported yet");
         }
         fields.finish(decoder);
@@ -365,19 +375,22 @@ impl Rule {
         if decoder.problems.len() > before {
             return None;
         }
-        Some(Self {
+        let rule = Self {
             action: action?,
             peers: peers.unwrap_or_default(),
             ports: ports.unwrap_or_default(),
             not_ports: not_ports.unwrap_or_default(),
+            source_ports,
             ip_version,
-            own: own.unwrap_or_default(),
+            own: own.map(Box::new),
             log: log.unwrap_or_default(),
-        })
+        };
+        source_ports::possible(decoder, node, &rule)?;
+        Some(rule)
     }
 
     fn to_json(&self, peers_name: &str) -> Json {
-        let Self { action, peers, ports, not_ports, ip_version, own, log } = self;
+        let Self { action, peers, ports, not_ports, source_ports, ip_version, own, log } = self;
         let mut rule = Map::new();
         let action = match action {
             Action::Allow => "Allow",
@@ -400,10 +413,13 @@ impl Rule {
                 rule.insert(name.into(), json!(ports));
             }
         }
+        if let Some(source_ports) = source_ports {
+            source_ports.write(&mut rule);
+        }
         if let Some(version) = ip_version {
             rule.insert("ipVersion".into(), json!(if *version == IpVersion::V4 { 4 } else { 6 }));
         }
-        if *own != Own::default() {
+        if let Some(own) = own {
             rule.insert("endpoint".into(), own.to_json());
         }
         if *log {

@@ -43,6 +43,9 @@ struct Asked {
     port: u16,
     #[serde(default = "tcp")]
     protocol: String,
+    /// Absent: [`USUAL_SOURCE_PORT`].
+    #[serde(default, rename = "sourcePort")]
+    source_port: Option<u16>,
 }
 
 fn tcp() -> String {
@@ -51,7 +54,7 @@ fn tcp() -> String {
 
 impl Asked {
     fn question(&self) -> Question<'_> {
-        Question { from: &self.from, to: &self.to, port: self.port, protocol: &self.protocol }
+        Question { from: &self.from, to: &self.to, port: self.port, protocol: &self.protocol, source_port: self.source_port }
     }
 }
 
@@ -76,7 +79,7 @@ fn single(common: &Common, args: &DecideArgs, now: Timestamp) -> Result<(), Fail
     let expected = "which flow? Give --from and --to, like pod:shop/web, workload:web.host1 or ip:192.0.2.1";
     let end = |end: &Option<String>| end.clone().ok_or_else(|| Failure::Usage(expected.into()));
     let asked =
-        Asked { from: end(&args.from)?, to: end(&args.to)?, port: args.port, protocol: args.protocol.clone() };
+        Asked { from: end(&args.from)?, to: end(&args.to)?, port: args.port, protocol: args.protocol.clone(), source_port: args.source_port };
     let flow = scenario.flow(&asked.question()).map_err(Failure::Usage)?;
     let (chosen, reference) = ask(&mut scenario, args, &flow);
     // The tables know who decided, the reference also what it looked at on the way.
@@ -88,7 +91,7 @@ fn single(common: &Common, args: &DecideArgs, now: Timestamp) -> Result<(), Fail
         "explanation": explained,
         "result": result(&chosen),
     });
-    output::show(common.output, &answer, || Ok(explain::page(&answer)))?;
+    output::show(common.output, &answer, || Ok(explain::page(&answer, args.source_port)))?;
     if args.check && without_trace(explained) != without_trace(chosen.clone()) {
         return Err(Failure::Other("tables and reference differ on this flow".into()));
     }

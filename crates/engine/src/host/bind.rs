@@ -9,9 +9,9 @@ use bulkhead_model::labels::{
     DOMAIN_LABEL, KIND_LABEL, NAMESPACE_LABEL, SERVICE_ACCOUNT_LABEL, SERVICE_LABEL,
 };
 use bulkhead_model::policy::{
-    Action, DefaultAction, IpVersion, Mode, Own, Peer, PolicySpec, Rule, ServiceName, TierSpec,
+    Action, DefaultAction, IpVersion, Mode, Own, Peer, PolicySpec, Rule, ServiceName, SourcePorts, TierSpec,
 };
-use bulkhead_model::ports::{NamedPort, PortKey, PortMatch, Protocol};
+use bulkhead_model::ports::{NamedPort, PortKey, PortMatch, PortRange, Protocol};
 use bulkhead_model::selector::{CompareOp, Expr};
 use bulkhead_model::{Direction, Entity, Kind, ObjectKey, Prefix, RuleRef, Selector, Verdict};
 
@@ -91,12 +91,9 @@ pub(super) fn own_families<'a>(
     rules: impl Iterator<Item = &'a Rule>,
     endpoint: &Entity,
 ) -> BTreeMap<(Own, bool), Families> {
-    let asking = rules.filter(|rule| rule.own != Own::default());
+    let asking = rules.filter_map(|rule| Some((rule.own.as_deref()?, rule.action == Action::Deny)));
     asking
-        .map(|rule| {
-            let denies = rule.action == Action::Deny;
-            ((rule.own.clone(), denies), families_of(&rule.own, denies, endpoint))
-        })
+        .map(|(own, denies)| ((own.clone(), denies), families_of(own, denies, endpoint)))
         .collect()
 }
 
@@ -142,10 +139,8 @@ impl Subject {
 
     fn families(&self, rule: &Rule) -> Families {
         let everywhere = Families { v4: true, v6: true };
-        if rule.own == Own::default() {
-            return everywhere;
-        }
-        self.own.get(&(rule.own.clone(), rule.action == Action::Deny)).copied().unwrap_or_default()
+        let Some(own) = rule.own.as_deref() else { return everywhere };
+        self.own.get(&(own.clone(), rule.action == Action::Deny)).copied().unwrap_or_default()
     }
 
     fn meanings(&self, naming: &Naming) -> impl Iterator<Item = &NamedPort> {
@@ -185,6 +180,7 @@ pub(super) fn fail_safe(id: RuleId, ports: &[PortMatch]) -> BoundTier {
         audit: false,
         log: false,
         ports: ports.iter().filter_map(PortMatch::interval).collect(),
+        source_ports: None,
         peers: None,
     };
     BoundTier { default_rule: id, default_action: DefaultAction::Pass, enforced: true, rules: vec![rule] }
@@ -224,7 +220,8 @@ impl Binder<'_> {
         let mut bound = Vec::with_capacity(rules.len());
         for (index, rule) in (0..).zip(rules) {
             let cases = self.port_cases(rule, subject);
-            if cases.is_empty() {
+            let source_ports = rule.source_ports.as_deref().map(source_ports);
+            if cases.is_empty() || source_ports.as_ref().is_some_and(|ports| ports.is_empty()) {
                 continue;
             }
             let id = self.rules.id(RuleRef::Rule {
@@ -261,6 +258,7 @@ impl Binder<'_> {
                         audit: spec.mode == Mode::Audit,
                         log: rule.log,
                         ports,
+                        source_ports: source_ports.clone(),
                         peers: and(peers.clone(), &all, &case.none),
                     });
                 }
@@ -327,7 +325,9 @@ impl Binder<'_> {
             for (first, last) in &excluded {
                 set.take(*first, *last);
             }
-            cases.push(PortCase { ports: set.iter().collect(), all, none: Vec::new() });
+            let ports =
+                if rule.source_ports.is_some() { with_source_ports(&set) } else { set.iter().collect() };
+            cases.push(PortCase { ports, all, none: Vec::new() });
         };
         if rule.ports.is_empty() || !wanted.is_empty() {
             push(&wanted, None);
@@ -392,6 +392,25 @@ impl Binder<'_> {
         blocks.dedup();
         self.atoms.id(self.classes, AtomKind::Cidrs(blocks.into()))
     }
+}
+
+/// The source ports that a rule asks for, as intervals.
+fn source_ports(asked: &SourcePorts) -> Arc<[(u16, u16)]> {
+    let interval = |range: &PortRange| (PortKey::from(range.first), PortKey::from(range.last));
+    let every = [PortRange { first: 0, last: u16::MAX }];
+    let wanted = if asked.wanted.is_empty() { &every } else { asked.wanted.as_slice() };
+    let mut set = Intervals::of(&wanted.iter().map(interval).collect::<Vec<_>>());
+    for (first, last) in asked.excluded.iter().map(interval) {
+        set.take(first, last);
+    }
+    let port = |port| u16::try_from(port).unwrap_or(u16::MAX);
+    set.iter().map(|(first, last)| (port(first), port(last))).collect()
+}
+
+/// What of these port keys is of protocols that have source ports.
+fn with_source_ports(keys: &Intervals) -> Vec<(PortKey, PortKey)> {
+    let protocols = Protocol::NAMES.into_iter().map(|(_, protocol)| protocol).filter(|one| one.has_ports());
+    protocols.flat_map(|protocol| keys.within(protocol.key(0), protocol.key(u16::MAX))).collect()
 }
 
 /// Everything that a peer asks of one and the same workload; `None` if nobody can fulfil it, empty if it asks nothing.
