@@ -165,7 +165,7 @@ fn snapshot() -> anyhow::Result<Outcome> {
         (fixtures::policy_key(&format!("p{number}")), fixtures::allow_from(at(number), &from))
     };
     timed(|| {
-        let mut engine = HostEngine::new(&here, Verdict::Allow);
+        let mut engine = HostEngine::new(&here);
         for (key, spec) in (0..POLICIES).map(policy) {
             engine.set_policy(&key, Some(&spec));
         }
@@ -227,7 +227,7 @@ fn customer(number: u32) -> anyhow::Result<Selector> {
 fn customers() -> anyhow::Result<Outcome> {
     let here: Arc<str> = "here".into();
     timed(|| {
-        let mut engine = HostEngine::new(&here, Verdict::Allow);
+        let mut engine = HostEngine::new(&here);
         for number in 0..CUSTOMERS {
             let own = customer(number)?;
             let key = fixtures::policy_key(&format!("isolate-{number}"));

@@ -30,7 +30,7 @@ impl Fleet {
     fn new(hosts: usize) -> Self {
         let host = |number| {
             let name: Arc<str> = format!("h{number}").into();
-            let engine = HostEngine::new(&name, Verdict::Allow);
+            let engine = HostEngine::new(&name);
             Host { name, engine, subscribed: HashMap::new(), written: 0 }
         };
         let hosts = (0..hosts).map(host).collect();

@@ -80,22 +80,10 @@ pub(crate) fn policy_key(name: &str) -> ObjectKey {
 /// A policy that lets the members of each of `from` call, and nobody else.
 pub(crate) fn allow_from(applies_to: Selector, from: &[Selector]) -> PolicySpec {
     let rule = |selector: &Selector| Rule {
-        action: Action::Allow,
         peers: vec![Peer { selector: Some(selector.clone()), ..Peer::default() }],
-        ports: Vec::new(),
-        not_ports: Vec::new(),
-        source_ports: None,
-        ip_version: None,
-        log: false,
+        ..Rule::new(Action::Allow)
     };
-    PolicySpec {
-        tier: DEFAULT_TIER.into(),
-        order: Order::LAST,
-        mode: Mode::Enforce,
-        applies_to,
-        ingress: Some(from.iter().map(rule).collect()),
-        egress: None,
-    }
+    PolicySpec { ingress: Some(from.iter().map(rule).collect()), ..PolicySpec::new(applies_to) }
 }
 
 /// A workload as selectors see it.
@@ -114,6 +102,6 @@ pub(crate) fn workload(
         labels: with_automatic_labels(&own, Kind::Workload, None, name, Some(host)),
         prefixes: vec![Prefix::host(IpAddr::V4(ip))],
         host: Some(Arc::clone(host)),
-        ports: Vec::new(),
+        ..Entity::default()
     })
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::anyhow;
-use bulkhead_engine::{Endpoint, Flow, World, decide};
+use bulkhead_engine::{Assembly, Endpoint, Flow, World, decide};
 use bulkhead_model::ports::{Protocol, USUAL_SOURCE_PORT};
 use bulkhead_model::{Labels, Selector, document};
 
@@ -69,9 +69,11 @@ fn policies(count: u32) -> anyhow::Result<String> {
 /// Policies of which two concern the flow, and its two ends.
 fn world(policies_len: u32) -> anyhow::Result<(World, Flow)> {
     let mut world = World::new();
+    let mut assembly = Assembly::default();
     let problems = |problems: Vec<bulkhead_model::Problem>| anyhow!("{problems:?}");
     for document in document::parse("bench", &policies(policies_len)?).map_err(problems)? {
-        world.insert(&document.resource);
+        let key = document.resource.key();
+        world.change(&assembly.set(&key, Some(document.resource)));
     }
     let host: Arc<str> = "h".into();
     let mut end = |role: &str, number| -> anyhow::Result<Endpoint> {

@@ -124,7 +124,7 @@ mod tests {
         workload.facts.insert("os.id", "alpine").unwrap();
         // Nobody talks a host's kernel newer than it is.
         workload.labels.insert("host.kernel", "9.9").unwrap();
-        let locals = assemble("h", &host, &sources);
+        let locals = assemble("h", &host, &sources, &Heritage::default());
         let endpoint = &locals.endpoints["Workload/web.h"].entity;
         for text in ["host.kernel < version('5.11')", "os.id == 'alpine'", "image.tag == '1.25'"] {
             assert!(Selector::parse(text).unwrap().matches(&endpoint.labels), "{text}: {}", endpoint.labels);

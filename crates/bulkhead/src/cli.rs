@@ -290,7 +290,13 @@ pub(crate) struct ExplainArgs {
 #[derive(Debug, Args)]
 pub(crate) struct DecideArgs {
     /// Manifests of any kind: files, directories, or - for standard input
-    #[arg(short = 'f', long, required_unless_present = "batch", conflicts_with = "batch", value_name = "FILE")]
+    #[arg(
+        short = 'f',
+        long,
+        required_unless_present = "batch",
+        conflicts_with = "batch",
+        value_name = "FILE"
+    )]
     pub(crate) filename: Vec<PathBuf>,
     /// Who begins: pod:NAMESPACE/NAME, workload:NAME, host:NAME or ip:ADDRESS
     #[arg(long, value_name = "END", conflicts_with = "batch")]

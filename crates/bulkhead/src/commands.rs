@@ -59,6 +59,7 @@ fn query(parameters: &[(&str, Option<&str>)]) -> String {
 /// Texts of files as the API takes them.
 fn sources(names: &[PathBuf]) -> Result<Value, Failure> {
     let sources = manifests::sources(names)?;
-    let sources: Vec<_> = sources.iter().map(|source| json!({ "name": source.name, "text": source.text })).collect();
+    let sources: Vec<_> =
+        sources.iter().map(|source| json!({ "name": source.name, "text": source.text })).collect();
     Ok(json!({ "sources": sources }))
 }

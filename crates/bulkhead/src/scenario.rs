@@ -217,8 +217,11 @@ impl Scenario {
         let ends = [&flow.source, &flow.destination];
         let named = |name: &Arc<str>| ends.iter().any(|end| end.workload.as_ref() == Some(name));
         let taken = ends.iter().filter(|end| end.workload.is_some()).map(|end| end.address);
-        let holders: BTreeSet<&Arc<str>> =
-            taken.filter_map(|address| self.holders.get(&address)).flatten().filter(|name| !named(name)).collect();
+        let holders: BTreeSet<&Arc<str>> = taken
+            .filter_map(|address| self.holders.get(&address))
+            .flatten()
+            .filter(|name| !named(name))
+            .collect();
         holders.into_iter().filter_map(|name| self.fleet.world().entities.get(name).cloned()).collect()
     }
 }

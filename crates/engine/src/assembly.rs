@@ -54,7 +54,7 @@ impl Heritage {
         let gone = before.entities.iter().filter(|entity| !kept.contains(&entity.name));
         changes.entities.extend(gone.map(|entity| (Arc::clone(&entity.name), None)));
         changes.entities.extend(after.entities.iter().map(|entity| self.completed(entity.clone())));
-        for heir in self.set_bequest(key, before.bequest.as_ref(), after.bequest.as_ref()) {
+        for heir in self.set_bequests(key, &before.bequests, &after.bequests) {
             let entities = meaning_of(&heir).map(|meaning| meaning.entities.clone()).unwrap_or_default();
             changes.entities.extend(entities.into_iter().map(|entity| self.completed(entity)));
         }
@@ -73,12 +73,17 @@ impl Heritage {
             let bequests = self.bequests.get(parent);
             if let Parent::Profile(name) = parent {
                 // A profile that is missing denies everything, so those after it are never asked.
-                if bequests.is_none() {
-                    break;
-                }
+                let Some(profile) = bequests.and_then(|bequests| bequests.values().next()) else { break };
                 // A name that the repository took is an acceptable value.
                 let _ = entity.labels.insert_any(&profile_label(profiles), name);
                 profiles += 1;
+                entity.labels.inherit(&profile.labels);
+                // One that allows everything has the last word too.
+                if let Some(posture) = profile.posture {
+                    entity.posture = Some(posture);
+                    break;
+                }
+                continue;
             }
             for bequest in bequests.into_iter().flat_map(BTreeMap::values) {
                 entity.inherit(bequest);
@@ -105,28 +110,28 @@ impl Heritage {
     }
 
     /// Answers the objects whose entities are others than before.
-    fn set_bequest(
+    fn set_bequests(
         &mut self,
         key: &ObjectKey,
-        before: Option<&Bequest>,
-        after: Option<&Bequest>,
+        before: &[Bequest],
+        after: &[Bequest],
     ) -> BTreeSet<ObjectKey> {
-        if before == after {
-            return BTreeSet::new();
-        }
-        if let Some(before) = before
-            && let Some(bequests) = self.bequests.get_mut(&before.from)
-        {
-            bequests.remove(key);
-            if bequests.is_empty() {
-                self.bequests.remove(&before.from);
+        let mut heirs = BTreeSet::new();
+        let gone = before.iter().filter(|bequest| !after.contains(bequest));
+        for bequest in gone {
+            if let Some(bequests) = self.bequests.get_mut(&bequest.from) {
+                bequests.remove(key);
+                if bequests.is_empty() {
+                    self.bequests.remove(&bequest.from);
+                }
             }
+            heirs.extend(self.heirs.get(&bequest.from).into_iter().flatten().cloned());
         }
-        if let Some(after) = after {
-            self.bequests.entry(after.from.clone()).or_default().insert(key.clone(), after.clone());
+        for bequest in after.iter().filter(|bequest| !before.contains(bequest)) {
+            self.bequests.entry(bequest.from.clone()).or_default().insert(key.clone(), bequest.clone());
+            heirs.extend(self.heirs.get(&bequest.from).into_iter().flatten().cloned());
         }
-        let parents = [before, after].into_iter().flatten().map(|bequest| &bequest.from);
-        parents.filter_map(|parent| self.heirs.get(parent)).flatten().cloned().collect()
+        heirs
     }
 }
 

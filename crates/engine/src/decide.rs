@@ -399,7 +399,8 @@ impl Query<'_> {
         let namespace = service.namespace.as_deref().or(policy.namespace.as_deref());
         entity.labels.get(SERVICE_LABEL) == Some(&service.name)
             && entity.labels.get(NAMESPACE_LABEL) == namespace
-            && (self.direction == Direction::Ingress || entity.ports.iter().any(|port| port.key() == self.key))
+            && (self.direction == Direction::Ingress
+                || entity.ports.iter().any(|port| port.key() == self.key))
     }
 
     /// In a namespace that the peer asks for; else in the policy's own, if it has one.

@@ -8,13 +8,13 @@ use serde_json::{Map, Value as Json, json};
 use crate::address::Prefix;
 use crate::document::{Decoder, Node};
 use crate::facts::Facts;
+use crate::kind::Kind;
 use crate::labels::{
     HOST_LABEL, KIND_LABEL, Labels, NAME_LABEL, NAMESPACE_LABEL, PORT_LABELS_PREFIX, SERVICE_ACCOUNT_LABEL,
 };
 use crate::meaning::{Bequest, Parent};
 use crate::policy::{LIST_MAX, blocks};
 use crate::ports::{NamedPort, Protocol, is_port_name};
-use crate::kind::Kind;
 use crate::resource::{ObjectKey, Resource};
 use crate::selector::Selector;
 use crate::verdict::Verdict;
@@ -195,9 +195,8 @@ const SELECTED: [Kind; 3] = [Kind::Workload, Kind::HostEndpoint, Kind::NetworkSe
 /// (hosts, backends of services, DNS names) is matched only by selectors that ask about `bulkhead.dev/kind`: "every
 /// workload" does not mean the machines they run on.
 pub fn matches(selector: &Selector, labels: &Labels) -> bool {
-    let plain = labels
-        .get(KIND_LABEL)
-        .is_none_or(|kind| SELECTED.iter().any(|selected| selected.as_str() == kind));
+    let plain =
+        labels.get(KIND_LABEL).is_none_or(|kind| SELECTED.iter().any(|selected| selected.as_str() == kind));
     (plain || selector.reads(KIND_LABEL)) && selector.matches(labels)
 }
 

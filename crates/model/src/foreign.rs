@@ -42,7 +42,8 @@ impl Foreign {
     /// The manifest as it was written, with what the repository set.
     pub(crate) fn to_json(&self) -> Json {
         let mut manifest = self.manifest.clone();
-        let Metadata { namespace, resource_version, uid, generation, creation_timestamp, .. } = &self.metadata;
+        let Metadata { namespace, resource_version, uid, generation, creation_timestamp, .. } =
+            &self.metadata;
         let set = [
             ("namespace", json!(namespace)),
             ("resourceVersion", json!(resource_version)),

@@ -25,7 +25,7 @@ pub struct Meaning {
     /// Things with addresses, before [`Entity::inherit`].
     pub entities: Vec<Entity>,
     /// What others inherit from it.
-    pub bequest: Option<Bequest>,
+    pub bequests: Vec<Bequest>,
     /// What holds for the whole repository.
     pub settings: Option<SettingsSpec>,
 }
@@ -57,6 +57,18 @@ impl Bequest {
     pub fn of_namespace(name: &str, labels: &Labels, posture: Option<Verdict>) -> Self {
         let labels = labels.with_prefix(NAMESPACE_LABELS_PREFIX);
         Self { from: Parent::Namespace(name.into()), labels, posture }
+    }
+
+    /// What Calico makes of every namespace: a profile that allows everything. Its labels come with the namespace.
+    pub(crate) fn of_namespace_profile(name: &str) -> Self {
+        let from = Parent::Profile(format!("kns.{name}"));
+        Self { from, labels: Labels::new(), posture: Some(Verdict::Allow) }
+    }
+
+    /// What Calico makes of every service account: a profile without rules.
+    pub(crate) fn of_service_account_profile(namespace: &str, name: &str) -> Self {
+        let from = Parent::Profile(format!("ksa.{namespace}.{name}"));
+        Self { from, labels: Labels::new(), posture: None }
     }
 
     /// The labels of a service account, for what runs under it.
@@ -94,13 +106,11 @@ impl Resource {
             Self::Tier(tier) => {
                 Meaning { tiers: vec![(tier.metadata.name.clone(), tier.spec.clone())], ..nothing }
             }
-            Self::Policy(policy) => {
-                Meaning { policies: vec![(self.key(), policy.spec.clone())], ..nothing }
-            }
+            Self::Policy(policy) => Meaning { policies: vec![(self.key(), policy.spec.clone())], ..nothing },
             Self::Namespace(namespace) => {
                 let (name, labels) = (&namespace.metadata.name, &namespace.metadata.labels);
                 let bequest = Bequest::of_namespace(name, labels, namespace.spec.default_posture);
-                Meaning { bequest: Some(bequest), ..nothing }
+                Meaning { bequests: vec![bequest], ..nothing }
             }
             Self::Settings(settings) => Meaning { settings: Some(settings.spec.clone()), ..nothing },
             Self::NameTable(table) => {

@@ -15,9 +15,10 @@ use crate::verdict::Direction;
 mod peer;
 mod source_ports;
 
-pub use peer::{Own, Peer, ServiceName, ServiceNameError};
 pub(crate) use peer::domains;
 use peer::peers;
+pub use peer::{Own, Peer, ServiceName, ServiceNameError};
+pub(crate) use source_ports::bounded as bounded_source_ports;
 pub use source_ports::{SOURCE_PORT_PARTS_MAX, SOURCE_PORTS_MAX, SourcePorts, source_port_parts};
 
 /// Most rules in one direction of one policy.

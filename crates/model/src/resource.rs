@@ -9,8 +9,8 @@ use serde_json::{Value as Json, json};
 use crate::document::{Decoder, Fields, Node, Problem, Value};
 use crate::entity::{HostEndpointSpec, HostSpec, NetworkSetSpec, WorkloadSpec};
 use crate::foreign::{self, Foreign};
-pub use crate::kind::{API_VERSION, Kind};
 use crate::kind::Scope;
+pub use crate::kind::{API_VERSION, Kind};
 use crate::labels::{LABELS_MAX, Labels};
 use crate::policy::{PolicySpec, TierSpec};
 use crate::settings::{NameTableSpec, NamespaceSpec, SETTINGS_NAME, SettingsSpec};
@@ -35,7 +35,9 @@ impl ObjectKey {
     /// What a policy of this key is called in verdicts: like [`ObjectKey::qualified_name`] if it is one of ours, with the
     /// kind before it if it is another system's.
     pub fn policy_name(&self) -> String {
-        if self.kind == Kind::Policy { self.qualified_name() } else { self.to_string() }
+        let name = if self.kind == Kind::Policy { self.qualified_name() } else { self.to_string() };
+        // Several policies of one object bear its name.
+        name.split('#').next().unwrap_or_default().to_owned()
     }
 
     /// `namespace/name`, or just the name.
@@ -236,10 +238,12 @@ pub(crate) fn decode(decoder: &mut Decoder, node: &Node) -> Option<Resource> {
     let kind = fields.required(decoder, "kind", |decoder, node| {
         let version = version.as_deref()?;
         let text = decoder.string(node)?;
-        let words: Vec<_> =
-            Kind::of_api_version(version).map(|kind| (kind.manifest_kind(), kind)).collect();
-        let elsewhere: Vec<_> =
-            Kind::ALL.iter().filter(|kind| kind.manifest_kind() == text).map(|kind| kind.api_version()).collect();
+        let words: Vec<_> = Kind::of_api_version(version).map(|kind| (kind.manifest_kind(), kind)).collect();
+        let elsewhere: Vec<_> = Kind::ALL
+            .iter()
+            .filter(|kind| kind.manifest_kind() == text)
+            .map(|kind| kind.api_version())
+            .collect();
         let here = words.iter().any(|(word, _)| *word == text);
         if let (false, Some(first)) = (here, elsewhere.first()) {
             let message = format!("{text} is a kind of {}, not of {version:?}", elsewhere.join(" and of "));

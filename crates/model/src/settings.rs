@@ -168,7 +168,8 @@ impl NameTableSpec {
                 return decoder.expected(node, "a mapping of DNS names to lists of addresses");
             };
             if entries.len() > LIST_MAX {
-                decoder.problem(node, format!("at most {LIST_MAX} names are allowed, found {}", entries.len()));
+                decoder
+                    .problem(node, format!("at most {LIST_MAX} names are allowed, found {}", entries.len()));
                 return None;
             }
             let mut names = BTreeMap::new();

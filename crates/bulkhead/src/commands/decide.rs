@@ -54,7 +54,13 @@ fn tcp() -> String {
 
 impl Asked {
     fn question(&self) -> Question<'_> {
-        Question { from: &self.from, to: &self.to, port: self.port, protocol: &self.protocol, source_port: self.source_port }
+        Question {
+            from: &self.from,
+            to: &self.to,
+            port: self.port,
+            protocol: &self.protocol,
+            source_port: self.source_port,
+        }
     }
 }
 
@@ -78,8 +84,13 @@ fn single(common: &Common, args: &DecideArgs, now: Timestamp) -> Result<(), Fail
     scenario.set(resources).map_err(|errors| Failure::no(errors.join("\n")))?;
     let expected = "which flow? Give --from and --to, like pod:shop/web, workload:web.host1 or ip:192.0.2.1";
     let end = |end: &Option<String>| end.clone().ok_or_else(|| Failure::Usage(expected.into()));
-    let asked =
-        Asked { from: end(&args.from)?, to: end(&args.to)?, port: args.port, protocol: args.protocol.clone(), source_port: args.source_port };
+    let asked = Asked {
+        from: end(&args.from)?,
+        to: end(&args.to)?,
+        port: args.port,
+        protocol: args.protocol.clone(),
+        source_port: args.source_port,
+    };
     let flow = scenario.flow(&asked.question()).map_err(Failure::Usage)?;
     let (chosen, reference) = ask(&mut scenario, args, &flow);
     // The tables know who decided, the reference also what it looked at on the way.

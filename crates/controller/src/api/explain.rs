@@ -101,7 +101,9 @@ fn world(view: &View, now: Timestamp) -> World {
             world.set_tier(name, Some(spec.clone()));
         }
         world.policies.extend(meaning.policies.iter().cloned());
-        world.entities.extend(view.entities_of(key).into_iter().map(|entity| (Arc::clone(&entity.name), entity)));
+        world
+            .entities
+            .extend(view.entities_of(key).into_iter().map(|entity| (Arc::clone(&entity.name), entity)));
         if let Some(settings) = &meaning.settings {
             world.settings = settings.clone();
         }

@@ -23,7 +23,11 @@ type Variables = Path<BTreeMap<String, String>>;
 
 fn kind(variables: &Variables) -> Result<Kind, Refusal> {
     let plural = variables.get("plural").map_or("", String::as_str);
-    Kind::ALL.iter().find(|kind| kind.plural() == plural).copied().ok_or_else(|| Refusal::no_such_kind(plural))
+    Kind::ALL
+        .iter()
+        .find(|kind| kind.plural() == plural)
+        .copied()
+        .ok_or_else(|| Refusal::no_such_kind(plural))
 }
 
 fn key(variables: &Variables) -> Result<ObjectKey, Refusal> {

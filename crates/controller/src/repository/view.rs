@@ -66,7 +66,10 @@ fn is_for_all_agents(kind: Kind) -> bool {
 
 /// Whether a change of it changes one entity, the one that is named like it, and nobody else's.
 fn is_one_entity(kind: Kind) -> bool {
-    matches!(kind, Kind::NetworkSet | Kind::HostEndpoint | Kind::Host | Kind::Workload | Kind::Node | Kind::Pod)
+    matches!(
+        kind,
+        Kind::NetworkSet | Kind::HostEndpoint | Kind::Host | Kind::Workload | Kind::Node | Kind::Pod
+    )
 }
 
 /// What a subscriber is to be told.
@@ -217,7 +220,8 @@ impl View {
         for (name, entity) in changes.entities {
             // Of a workload that inherits something else, the host is still the same.
             let own = key.to_string() == *name;
-            let host = if own { host_before } else { entity.as_ref().and_then(|entity| entity.host.as_deref()) };
+            let host =
+                if own { host_before } else { entity.as_ref().and_then(|entity| entity.host.as_deref()) };
             let host = host.map(ToOwned::to_owned);
             match &entity {
                 Some(entity) => self.members.upsert(entity, host.as_deref(), revision),

@@ -92,9 +92,7 @@ pub(super) fn own_families<'a>(
     endpoint: &Entity,
 ) -> BTreeMap<(Own, bool), Families> {
     let asking = rules.filter_map(|rule| Some((rule.own.as_deref()?, rule.action == Action::Deny)));
-    asking
-        .map(|(own, denies)| ((own.clone(), denies), families_of(own, denies, endpoint)))
-        .collect()
+    asking.map(|(own, denies)| ((own.clone(), denies), families_of(own, denies, endpoint))).collect()
 }
 
 fn families_of(own: &Own, denies: bool, endpoint: &Entity) -> Families {

@@ -69,9 +69,9 @@ impl HostEngine {
             .collect();
         let labels = label_keys.into_iter().map(|key| (key.into(), entity.labels.get(key).map(Into::into)));
         let labels = labels.collect();
-        let with_rules = applicable
-            .iter()
-            .flat_map(|((.., key), stored)| stored.spec.rules(direction).unwrap_or_default().iter().map(move |r| (*key, r)));
+        let with_rules = applicable.iter().flat_map(|((.., key), stored)| {
+            stored.spec.rules(direction).unwrap_or_default().iter().map(move |r| (*key, r))
+        });
         let names: BTreeSet<Naming> = bind::namings(with_rules, direction);
         let mut name_atoms = Vec::new();
         if direction == Direction::Egress {

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use bulkhead_model::host_policy::{ClassId, Row};
-use bulkhead_model::policy::{Action, DefaultAction, IpVersion, Mode, Order, Own, Peer, Rule, SourcePorts};
 use bulkhead_model::labels::{DOMAIN_LABEL, SERVICE_LABEL};
 use bulkhead_model::meaning::Bequest;
+use bulkhead_model::policy::{Action, DefaultAction, IpVersion, Mode, Order, Own, Peer, Rule, SourcePorts};
 use bulkhead_model::ports::{PortKey, PortRange, Protocol};
 use bulkhead_model::settings::FailSafe;
 use bulkhead_model::{Direction, Kind, Labels, Verdict, entity};
@@ -367,7 +367,14 @@ fn any_block() -> impl Strategy<Value = Prefix> {
 
 fn any_peer() -> impl Strategy<Value = Peer> {
     let same = || prop::option::weighted(0.2, prop::sample::select(vec!["a", "b"]));
-    let namespaces = prop::sample::select(vec!["all()", "team == 'red'", "team != 'red'", "!has(x)", "global()", "!global() || has(x)"]);
+    let namespaces = prop::sample::select(vec![
+        "all()",
+        "team == 'red'",
+        "team != 'red'",
+        "!has(x)",
+        "global()",
+        "!global() || has(x)",
+    ]);
     (
         prop::option::weighted(0.5, any_selector()),
         prop::option::weighted(0.15, any_selector()),
@@ -378,7 +385,10 @@ fn any_peer() -> impl Strategy<Value = Peer> {
         prop::option::weighted(0.15, any_selector()),
         (
             prop::option::weighted(0.1, any_selector()),
-            prop::option::weighted(0.1, prop::sample::select(vec!["*.example.com", "x.example.com", "y.org"])),
+            prop::option::weighted(
+                0.1,
+                prop::sample::select(vec!["*.example.com", "x.example.com", "y.org"]),
+            ),
             prop::option::weighted(0.15, prop::sample::select(vec!["n/s", "m/s", "s"])),
         ),
     )
@@ -483,11 +493,13 @@ fn any_op() -> impl Strategy<Value = Op> {
     let host = (0..8u8).prop_map(|last| Prefix::host([10, 0, 0, last].into()));
     let host6 = (1..3u16).prop_map(|last| Prefix::host([0x2001, 0xdb8, 0, 0, 0, 0, 0, last].into()));
     let hosts = prop::collection::vec(prop_oneof![3 => host, 1 => host6], 0..3);
-    let local_hosts = (0..8u8, any::<bool>(), prop::option::weighted(0.2, 0..8u8)).prop_map(|(last, both, more)| {
-        let v6 = both.then(|| Prefix::host([0x2001, 0xdb8, 0, 0, 0, 0, 0, u16::from(last)].into()));
-        let v4 = [Some(last), more].into_iter().flatten().map(|last| Prefix::host([10, 0, 0, last].into()));
-        v4.chain(v6).collect()
-    });
+    let local_hosts =
+        (0..8u8, any::<bool>(), prop::option::weighted(0.2, 0..8u8)).prop_map(|(last, both, more)| {
+            let v6 = both.then(|| Prefix::host([0x2001, 0xdb8, 0, 0, 0, 0, 0, u16::from(last)].into()));
+            let v4 =
+                [Some(last), more].into_iter().flatten().map(|last| Prefix::host([10, 0, 0, last].into()));
+            v4.chain(v6).collect()
+        });
     let entity = (0..8u8, any_labels(), hosts, prop::collection::vec(any_block(), 0..3), any::<u8>());
     prop_oneof![
         4 => (0..4u8, prop::option::weighted(0.8, any_policy())).prop_map(|(n, p)| Op::Policy(n, p)),

@@ -4,11 +4,11 @@ use super::namespaced::protocol;
 use super::selector::{label_key, label_selector};
 use super::spec;
 use crate::document::{Decoder, Fields, Node, Value};
-use crate::labels::{KIND_LABEL, NAMESPACE_LABEL, NAMESPACE_LABELS_PREFIX};
 use crate::kind::Kind;
+use crate::labels::{KIND_LABEL, NAMESPACE_LABEL, NAMESPACE_LABELS_PREFIX};
 use crate::policy::{
-    Action, KUBERNETES_ADMIN_TIER, KUBERNETES_BASELINE_TIER, LIST_MAX, Order, Peer, PolicySpec, RULES_MAX, Rule,
-    blocks, domains,
+    Action, KUBERNETES_ADMIN_TIER, KUBERNETES_BASELINE_TIER, LIST_MAX, Order, Peer, PolicySpec, RULES_MAX,
+    Rule, blocks, domains,
 };
 use crate::ports::{PortMatch, Protocol};
 use crate::selector::{Expr, Selector};
@@ -100,9 +100,7 @@ fn rule(decoder: &mut Decoder, node: &Node, peers_name: &'static str) -> Option<
         ];
         decoder.word(node, &words)
     });
-    let peers = fields.required(decoder, peers_name, |decoder, node| {
-        decoder.list(node, LIST_MAX, peer)
-    });
+    let peers = fields.required(decoder, peers_name, |decoder, node| decoder.list(node, LIST_MAX, peer));
     let protocols =
         fields.optional(decoder, "protocols", |decoder, node| decoder.list(node, LIST_MAX, protocol_match));
     let ports = fields.optional(decoder, "ports", |decoder, node| decoder.list(node, LIST_MAX, port));

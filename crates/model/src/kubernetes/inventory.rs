@@ -26,11 +26,13 @@ pub(super) fn meaning(node: &Node, key: &ObjectKey) -> Option<Meaning> {
             let mut labels = labels(node);
             // The API server sets it and nobody can change it.
             let _ = labels.insert(NAME_OF_NAMESPACE, &key.name);
-            meaning.bequest = Some(Bequest::of_namespace(&key.name, &labels, None));
+            meaning.bequests.push(Bequest::of_namespace(&key.name, &labels, None));
+            meaning.bequests.push(Bequest::of_namespace_profile(&key.name));
         }
         Kind::ServiceAccount => {
             let namespace = key.namespace.as_deref().unwrap_or_default();
-            meaning.bequest = Some(Bequest::of_service_account(namespace, &key.name, &labels(node)));
+            meaning.bequests.push(Bequest::of_service_account(namespace, &key.name, &labels(node)));
+            meaning.bequests.push(Bequest::of_service_account_profile(namespace, &key.name));
         }
         Kind::Node => meaning.entities.push(self::node(node, key)),
         Kind::Pod => meaning.entities.push(pod(node, key)),
@@ -68,7 +70,10 @@ fn pod(node: &Node, key: &ObjectKey) -> Entity {
     }
     // On its node's network it is no workload (N14, C7): its address is the node's.
     let kind = if on_host { Kind::Pod } else { Kind::Workload };
-    let mut entity = Entity::new(key, kind, &labels(node), text("nodeName"));
+    let mut own = labels(node);
+    // As Calico labels it.
+    let _ = own.insert("projectcalico.org/orchestrator", "k8s");
+    let mut entity = Entity::new(key, kind, &own, text("nodeName"));
     entity.prefixes = addresses.into_iter().map(Prefix::host).collect();
     entity.set_service_account(text("serviceAccountName").or(Some("default")));
     entity.set_ports(ports(spec));
@@ -90,7 +95,8 @@ fn backends(node: &Node, key: &ObjectKey) -> Option<Entity> {
     let addresses = endpoints.flat_map(|endpoint| items(endpoint.child("addresses")));
     entity.prefixes = addresses.filter_map(|text| address(Some(text))).map(Prefix::host).collect();
     let ports = items(node.child("ports")).iter().filter_map(|port| {
-        let port = NamedPort { name: String::new(), protocol: protocol(port)?, port: number(port.child("port"))? };
+        let port =
+            NamedPort { name: String::new(), protocol: protocol(port)?, port: number(port.child("port"))? };
         Some(NamedPort { name: port.port.to_string(), ..port })
     });
     entity.set_ports(ports.collect());

@@ -24,35 +24,34 @@ pub(crate) fn network_policy_spec(
     node: &Node,
     mut fields: Fields<'_>,
 ) -> Option<PolicySpec> {
-        // N6: absent is {}.
-        let pods = fields.optional(decoder, "podSelector", label_selector).unwrap_or_else(Selector::all);
-        let types = fields.optional(decoder, "policyTypes", |decoder, node| {
-            decoder.list(node, 2, |decoder, node| {
-                decoder.word(node, &[("Ingress", Direction::Ingress), ("Egress", Direction::Egress)])
-            })
-        });
-        let ingress = fields.optional(decoder, "ingress", |decoder, node| {
-            decoder.list(node, RULES_MAX, |decoder, node| rule(decoder, node, "from"))
-        });
-        let egress = fields.optional(decoder, "egress", |decoder, node| {
-            decoder.list(node, RULES_MAX, |decoder, node| rule(decoder, node, "to"))
-        });
-        fields.finish(decoder);
-        // N3: absent means ingress, and egress if there are rules for it.
-        let types = types.filter(|types| !types.is_empty()).unwrap_or_else(|| {
-            let egress = (!items(node.child("egress")).is_empty()).then_some(Direction::Egress);
-            [Direction::Ingress].into_iter().chain(egress).collect()
-        });
-        let rules = |direction, rules: Option<Vec<Rule>>| {
-            types.contains(&direction).then(|| rules.unwrap_or_default())
-        };
-        let applies_to = Selector::all_of([pods, Selector::equals(KIND_LABEL, Kind::Workload.as_str())]);
-        Some(PolicySpec {
-            order: Order::new(NETWORK_POLICY_ORDER),
-            ingress: rules(Direction::Ingress, ingress),
-            egress: rules(Direction::Egress, egress),
-            ..PolicySpec::new(applies_to)
+    // N6: absent is {}.
+    let pods = fields.optional(decoder, "podSelector", label_selector).unwrap_or_else(Selector::all);
+    let types = fields.optional(decoder, "policyTypes", |decoder, node| {
+        decoder.list(node, 2, |decoder, node| {
+            decoder.word(node, &[("Ingress", Direction::Ingress), ("Egress", Direction::Egress)])
         })
+    });
+    let ingress = fields.optional(decoder, "ingress", |decoder, node| {
+        decoder.list(node, RULES_MAX, |decoder, node| rule(decoder, node, "from"))
+    });
+    let egress = fields.optional(decoder, "egress", |decoder, node| {
+        decoder.list(node, RULES_MAX, |decoder, node| rule(decoder, node, "to"))
+    });
+    fields.finish(decoder);
+    // N3: absent means ingress, and egress if there are rules for it.
+    let types = types.filter(|types| !types.is_empty()).unwrap_or_else(|| {
+        let egress = (!items(node.child("egress")).is_empty()).then_some(Direction::Egress);
+        [Direction::Ingress].into_iter().chain(egress).collect()
+    });
+    let rules =
+        |direction, rules: Option<Vec<Rule>>| types.contains(&direction).then(|| rules.unwrap_or_default());
+    let applies_to = Selector::all_of([pods, Selector::equals(KIND_LABEL, Kind::Workload.as_str())]);
+    Some(PolicySpec {
+        order: Order::new(NETWORK_POLICY_ORDER),
+        ingress: rules(Direction::Ingress, ingress),
+        egress: rules(Direction::Egress, egress),
+        ..PolicySpec::new(applies_to)
+    })
 }
 
 fn rule(decoder: &mut Decoder, node: &Node, peers_name: &'static str) -> Option<Rule> {

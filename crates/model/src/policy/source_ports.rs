@@ -74,7 +74,7 @@ pub(super) fn possible(decoder: &mut Decoder, node: &Node, rule: &Rule) -> Optio
 }
 
 /// Refuses rules that alone ask for more than tables can tell apart.
-pub(super) fn bounded(decoder: &mut Decoder, node: &Node, rules: Option<Vec<Rule>>) -> Option<Vec<Rule>> {
+pub(crate) fn bounded(decoder: &mut Decoder, node: &Node, rules: Option<Vec<Rule>>) -> Option<Vec<Rule>> {
     let rules = rules?;
     let parts = source_port_parts(&rules);
     if parts > SOURCE_PORT_PARTS_MAX {
