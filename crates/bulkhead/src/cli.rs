@@ -273,18 +273,26 @@ pub(crate) struct DeleteArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct ExplainArgs {
+    /// What to explain, if not a connection
+    #[arg(value_name = "workload|policy", requires = "name", value_parser = ["workload", "policy"])]
+    pub(crate) kind: Option<String>,
+    /// Its name
+    pub(crate) name: Option<String>,
     /// Who begins the connection: a workload or an address
-    #[arg(long, value_name = "WORKLOAD|ADDRESS")]
-    pub(crate) from: String,
+    #[arg(long, value_name = "WORKLOAD|ADDRESS", required_unless_present = "kind", conflicts_with = "kind")]
+    pub(crate) from: Option<String>,
     /// Who is called: a workload or an address
-    #[arg(long, value_name = "WORKLOAD|ADDRESS")]
-    pub(crate) to: String,
+    #[arg(long, value_name = "WORKLOAD|ADDRESS", required_unless_present = "kind", conflicts_with = "kind")]
+    pub(crate) to: Option<String>,
     /// What is called, e.g. tcp/80, udp/53, icmp/8
-    #[arg(long, value_name = "PORT")]
-    pub(crate) port: String,
+    #[arg(long, value_name = "PORT", required_unless_present = "kind", conflicts_with = "kind")]
+    pub(crate) port: Option<String>,
     /// The port that the connection comes from; without it, an ephemeral one (50000)
-    #[arg(long, value_name = "NUMBER")]
+    #[arg(long, value_name = "NUMBER", conflicts_with = "kind")]
     pub(crate) source_port: Option<u16>,
+    /// Explain from manifests instead of asking the controller: files, directories, or - for standard input
+    #[arg(short = 'f', long, value_name = "FILE", requires = "kind")]
+    pub(crate) filename: Vec<PathBuf>,
 }
 
 #[derive(Debug, Args)]

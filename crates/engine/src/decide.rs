@@ -197,6 +197,31 @@ fn own_traffic(endpoint: &Entity) -> Judgement {
     }
 }
 
+/// Whether a policy is for an endpoint (4.2).
+pub(crate) fn selects(key: &ObjectKey, policy: &PolicySpec, endpoint: &Entity) -> bool {
+    in_namespace(key, endpoint) && matches(&policy.applies_to, &endpoint.labels)
+}
+
+/// Whether the peers of a rule match an address of an entity, at an endpoint of the rule's policy.
+pub(crate) fn matched_by(
+    world: &World,
+    policy: &ObjectKey,
+    rule: &Rule,
+    endpoint: &Entity,
+    direction: Direction,
+    other: &Entity,
+) -> bool {
+    let mut addresses = other.prefixes.iter().map(|prefix| prefix.address());
+    addresses.any(|peer| {
+        // Of services one port is enough: any that the other end serves on.
+        let mut keys = other.ports.iter().map(|port| port.key()).chain([0]);
+        keys.any(|key| {
+            let query = Query { world, endpoint, direction, peer, key, source_port: 0 };
+            rule.peers.iter().any(|one| query.peer(policy, one))
+        })
+    })
+}
+
 struct Query<'a> {
     world: &'a World,
     endpoint: &'a Entity,
@@ -270,9 +295,7 @@ impl Query<'_> {
             .filter(|(_, policy)| with_audit || policy.mode == Mode::Enforce)
             .filter(|(_, policy)| policy.is_valid_at(self.world.now))
             .filter(|(_, policy)| policy.rules(self.direction).is_some())
-            .filter(|(key, policy)| {
-                in_namespace(key, self.endpoint) && matches(&policy.applies_to, &self.endpoint.labels)
-            })
+            .filter(|(key, policy)| selects(key, policy, self.endpoint))
             .collect();
         policies.sort_by_key(|(key, policy)| -> (Order, &ObjectKey) { (policy.order, key) });
         policies

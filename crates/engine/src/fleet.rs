@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bulkhead_model::host_policy::{Cell, HostPolicy, RuleId};
+use bulkhead_model::labels::HOST_LABEL;
 use bulkhead_model::policy::{PolicySpec, TierSpec};
 use bulkhead_model::settings::SettingsSpec;
 use bulkhead_model::time::Timestamp;
@@ -28,6 +29,8 @@ pub struct Fleet {
     engine: HostEngine,
     interfaces: BTreeMap<Arc<str>, u32>,
     next_interface: u32,
+    /// The only host whose endpoints are ours, if it is not all of them.
+    host: Option<String>,
 }
 
 impl Default for Fleet {
@@ -46,7 +49,18 @@ impl Fleet {
             engine: HostEngine::new(HOST),
             interfaces: BTreeMap::new(),
             next_interface: 1,
+            host: None,
         }
+    }
+
+    /// A fleet of which only what runs on one host gets tables.
+    pub(crate) fn of_host(host: &str) -> Self {
+        Self { host: Some(host.to_owned()), ..Self::new() }
+    }
+
+    fn is_ours(&self, entity: &Entity) -> bool {
+        let host = entity.labels.get(HOST_LABEL).unwrap_or_default();
+        entity.is_endpoint() && self.host.as_ref().is_none_or(|ours| ours == host)
     }
 
     /// Takes in what has changed. Call [`Fleet::settle`] afterwards.
@@ -104,7 +118,7 @@ impl Fleet {
 
     /// Adds, replaces or removes an entity.
     pub fn set_entity(&mut self, name: &Arc<str>, entity: Option<&Entity>) {
-        let endpoint = entity.filter(|entity| entity.is_endpoint()).map(|entity| LocalEndpoint {
+        let endpoint = entity.filter(|entity| self.is_ours(entity)).map(|entity| LocalEndpoint {
             // It runs here whatever its labels say, so that no membership of it comes from elsewhere.
             entity: Entity { host: Some(HOST.into()), ..entity.clone() },
             ifindex: *self.interfaces.entry(Arc::clone(name)).or_insert_with(|| {

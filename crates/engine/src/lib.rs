@@ -12,6 +12,8 @@
 mod assembly;
 mod classes;
 mod decide;
+mod explain;
+mod find;
 mod fleet;
 mod host;
 mod intervals;
@@ -22,6 +24,11 @@ mod world;
 
 pub use assembly::{Assembly, Changes, Heritage};
 pub use decide::{Endpoint, Explanation, Flow, Judgement, Outcome, Step, decide, judge};
+pub use explain::{
+    COST_HOSTS_MAX, HostCost, Isolation, PolicyExplanation, PolicyUse, RuleExplanation, TierExplanation,
+    WorkloadExplanation, explain_policy, explain_workload,
+};
+pub use find::{FindError, find_end, find_endpoint, find_policy};
 pub use fleet::Fleet;
 pub use host::{HostEngine, LocalEndpoint, Member, NotReady};
 pub use members::{Change, MemberChange, MemberIndex, MemberRef, SelectorId};
