@@ -111,7 +111,8 @@ pub fn find(key: &str) -> Option<&'static KnownFact> {
 /// part (`host.`). Closer than suggestions usually are, since `app.version` is a fine label and no `os.version`.
 pub fn near_miss(key: &str) -> Option<&'static str> {
     let first = |key: &str| key.split_once('.').map(|(first, _)| first.to_ascii_lowercase());
-    let keys = CATALOGUE.iter().map(|fact| fact.key);
+    // Two edits bridge two bytes of length at most; most keys need no closer look.
+    let keys = CATALOGUE.iter().map(|fact| fact.key).filter(|known| known.len().abs_diff(key.len()) <= 2);
     nearest(key, keys)
         .filter(|known| *known != key && edits(key, known) <= if first(key) == first(known) { 2 } else { 1 })
 }
