@@ -16,7 +16,7 @@ export BULKHEAD_BIN ?= $(abspath $(TARGET)/release/bulkhead)
 FUZZ_SECONDS ?= 60
 FUZZ_TARGETS := selector document port_match kubernetes wire
 FUZZ_HOST = $(shell rustc -vV | sed -n 's/^host: //p')
-FUZZ_FLAGS := --cfg fuzzing -Cpasses=sancov-module -Ccodegen-units=1 -Cllvm-args=-sanitizer-coverage-level=4 \
+FUZZ_FLAGS := --cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
   -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
   -Cllvm-args=-sanitizer-coverage-trace-compares -Cllvm-args=-simplifycfg-branch-fold-threshold=0
 

@@ -1,5 +1,10 @@
 //! Generates the protocol's types; needs `protoc` (Debian: protobuf-compiler).
 
 fn main() -> std::io::Result<()> {
-    tonic_prost_build::configure().bytes(".").compile_protos(&["proto/distribution.proto"], &["proto"])
+    let service = "#[cfg(feature = \"service\")]";
+    tonic_prost_build::configure()
+        .bytes(".")
+        .client_mod_attribute(".", service)
+        .server_mod_attribute(".", service)
+        .compile_protos(&["proto/distribution.proto"], &["proto"])
 }

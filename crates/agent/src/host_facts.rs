@@ -29,8 +29,8 @@ pub(crate) fn observe() -> Facts {
 
 /// Value of a name in the format of os-release: `NAME=value`, in quotes or not. Of two the later counts.
 fn value<'a>(os_release: &'a str, name: &str) -> Option<&'a str> {
-    let values = os_release.lines().filter_map(|line| line.trim().strip_prefix(name)?.strip_prefix('='));
-    let value = values.last()?;
+    let mut values = os_release.lines().filter_map(|line| line.trim().strip_prefix(name)?.strip_prefix('='));
+    let value = values.next_back()?;
     let unquoted = ['"', '\''].iter().find_map(|quote| value.strip_prefix(*quote)?.strip_suffix(*quote));
     Some(unquoted.unwrap_or(value)).filter(|value| !value.is_empty())
 }

@@ -15,7 +15,7 @@
     reason = "generated code"
 )]
 pub mod proto {
-    tonic::include_proto!("bulkhead.wire.v1");
+    include!(concat!(env!("OUT_DIR"), "/bulkhead.wire.v1.rs"));
 }
 
 mod convert;

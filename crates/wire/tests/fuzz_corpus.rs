@@ -1,6 +1,8 @@
 //! The committed corpus of the fuzzer, and every beginning of each file of it, through the fuzzer's own functions.
 //! It stands here since this is the lowest crate that sees all readers of foreign bytes.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::fs;
 use std::path::Path;
 
