@@ -4,7 +4,7 @@
 //!
 //! 1. address → [`ClassId`] (exact address first, then the longest prefix, else [`ClassId::NOBODY`]),
 //! 2. ([`CompiledId`], class) → [`Row`] (the policy's default row where none is written),
-//! 3. (row, port key) → [`Cell`].
+//! 3. (row, source port, port key) → [`Cell`]; nearly every row is the same for all source ports.
 //!
 //! INVARIANT: an id never changes its meaning. A class id stands for one set of matching peer
 //! selectors and CIDR lists, a compiled id for one content, a rule id for one [`RuleRef`], for as
@@ -80,51 +80,122 @@ pub struct Column {
     pub cell: Cell,
 }
 
-/// The answers for one peer class: a step function over the port keys.
+/// The answers for one peer class: a step function over the port keys; or several, each for a range of source ports.
 ///
 /// Columns belong to the row and not to the whole policy, so a port range costs its two boundaries
-/// only in the rows that it touches.
+/// only in the rows that it touches. Likewise, source ports cost only the rows whose rules ask for them.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Row {
-    columns: Vec<Column>,
+    /// From source port 0 on.
+    columns: Arc<[Column]>,
+    /// From other source ports on, ascending. Usually empty.
+    later: Box<[Variant]>,
+}
+
+/// What a [`Row`] says from one source port up to the next variant's.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Variant {
+    /// The lowest source port.
+    pub first: u16,
+    /// The steps, ascending, the first at key 0; neighbours differ. Variants with equal steps may share them.
+    pub columns: Arc<[Column]>,
 }
 
 impl Row {
-    /// A row from its steps. Neighbours with equal cells are merged.
+    /// A row from its steps, the same for every source port. Neighbours with equal cells are merged.
     ///
     /// # Panics
     /// If the steps do not start at key 0 or do not ascend: only the compiler makes rows.
     pub fn new(columns: impl IntoIterator<Item = Column>) -> Self {
-        let mut merged: Vec<Column> = Vec::new();
-        for column in columns {
-            match merged.last() {
-                None => assert_eq!(column.first, 0, "a row covers every port key"),
-                Some(last) => assert!(last.first < column.first, "columns ascend"),
-            }
-            assert!(column.first < PORT_KEY_END, "port keys have 24 bits");
-            if merged.last().is_none_or(|last| last.cell != column.cell) {
-                merged.push(column);
+        Self { columns: merged(columns), later: Box::default() }
+    }
+
+    /// A row from what it says from each of these source ports on. Neighbours with equal steps are merged.
+    ///
+    /// # Panics
+    /// If the variants do not start at source port 0 or do not ascend: only the compiler makes rows.
+    pub fn by_source_port(variants: impl IntoIterator<Item = Variant>) -> Self {
+        let mut variants = variants.into_iter();
+        let first = variants.next().filter(|variant| variant.first == 0);
+        let columns = first.expect("a row covers every source port").columns;
+        let mut later: Vec<Variant> = Vec::new();
+        let mut before = 0;
+        for variant in variants {
+            assert!(before < variant.first, "variants ascend");
+            before = variant.first;
+            if later.last().map_or(&columns, |last| &last.columns) != &variant.columns {
+                later.push(variant);
             }
         }
-        assert!(!merged.is_empty(), "a row covers every port key");
-        Self { columns: merged }
+        Self { columns, later: later.into() }
     }
 
     /// A row with one answer for everything.
     pub fn uniform(cell: Cell) -> Self {
-        Self { columns: vec![Column { first: 0, cell }] }
+        Self::new([Column { first: 0, cell }])
     }
 
-    /// The steps, ascending, the first at key 0; neighbours differ.
-    pub fn columns(&self) -> &[Column] {
-        &self.columns
+    /// What it says from source port 0 on, and from each source port at which that changes. Usually one variant.
+    pub fn variants(&self) -> impl ExactSizeIterator<Item = (u16, &Arc<[Column]>)> {
+        Variants { first: Some(&self.columns), later: self.later.iter() }
     }
 
-    /// The answer for one port key.
-    pub fn cell(&self, key: PortKey) -> Cell {
-        let after = self.columns.partition_point(|column| column.first <= key);
-        self.columns[after - 1].cell
+    /// Whether source ports matter.
+    pub fn reads_source_port(&self) -> bool {
+        !self.later.is_empty()
     }
+
+    /// The answer for one port key and source port (0 for protocols without).
+    pub fn cell(&self, key: PortKey, source_port: u16) -> Cell {
+        let after = self.later.partition_point(|variant| variant.first <= source_port);
+        let later = after.checked_sub(1).and_then(|index| self.later.get(index));
+        let columns = later.map_or(&self.columns, |variant| &variant.columns);
+        let after = columns.partition_point(|column| column.first <= key);
+        columns[after - 1].cell
+    }
+}
+
+struct Variants<'a> {
+    first: Option<&'a Arc<[Column]>>,
+    later: std::slice::Iter<'a, Variant>,
+}
+
+impl<'a> Iterator for Variants<'a> {
+    type Item = (u16, &'a Arc<[Column]>);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        match self.first.take() {
+            Some(columns) => Some((0, columns)),
+            None => self.later.next().map(|variant| (variant.first, &variant.columns)),
+        }
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        let len = usize::from(self.first.is_some()) + self.later.len();
+        (len, Some(len))
+    }
+}
+
+impl ExactSizeIterator for Variants<'_> {}
+
+/// Steps with equal neighbours merged.
+///
+/// # Panics
+/// If they do not start at key 0 or do not ascend: only the compiler makes them.
+pub fn merged(columns: impl IntoIterator<Item = Column>) -> Arc<[Column]> {
+    let mut merged: Vec<Column> = Vec::new();
+    for column in columns {
+        match merged.last() {
+            None => assert_eq!(column.first, 0, "a row covers every port key"),
+            Some(last) => assert!(last.first < column.first, "columns ascend"),
+        }
+        assert!(column.first < PORT_KEY_END, "port keys have 24 bits");
+        if merged.last().is_none_or(|last| last.cell != column.cell) {
+            merged.push(column);
+        }
+    }
+    assert!(!merged.is_empty(), "a row covers every port key");
+    merged.into()
 }
 
 /// Everything that applies to one subject class in one direction, resolved.
@@ -139,9 +210,9 @@ pub struct CompiledPolicy {
 }
 
 impl CompiledPolicy {
-    /// The answer for a peer class and a port key.
-    pub fn cell(&self, class: ClassId, key: PortKey) -> Cell {
-        self.rows.get(&class).unwrap_or(&self.default_row).cell(key)
+    /// The answer for a peer class, a port key and a source port (0 for protocols without).
+    pub fn cell(&self, class: ClassId, key: PortKey, source_port: u16) -> Cell {
+        self.rows.get(&class).unwrap_or(&self.default_row).cell(key, source_port)
     }
 }
 
@@ -194,13 +265,14 @@ impl HostPolicy {
         direction: crate::verdict::Direction,
         peer: IpAddr,
         key: PortKey,
+        source_port: u16,
     ) -> Option<Cell> {
         let binding = self.endpoints.get(endpoint)?;
         let compiled = match direction {
             crate::verdict::Direction::Ingress => binding.ingress,
             crate::verdict::Direction::Egress => binding.egress,
         };
-        Some(self.policies.get(&compiled)?.cell(self.class_of(peer), key))
+        Some(self.policies.get(&compiled)?.cell(self.class_of(peer), key, source_port))
     }
 }
 

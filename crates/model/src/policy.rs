@@ -12,9 +12,11 @@ use crate::selector::Selector;
 use crate::verdict::Direction;
 
 mod peer;
+mod source_ports;
 
 pub use peer::Peer;
 use peer::peers;
+pub use source_ports::{SOURCE_PORT_PARTS_MAX, SOURCE_PORTS_MAX, SourcePorts, source_port_parts};
 
 /// Most rules in one direction of one policy.
 pub const RULES_MAX: usize = 200_000;
@@ -173,6 +175,8 @@ pub struct Rule {
     pub ports: Vec<PortMatch>,
     /// The destination port must be in none of these.
     pub not_ports: Vec<PortMatch>,
+    /// What the port of whoever began must be; absent means any, or that there is none.
+    pub source_ports: Option<Box<SourcePorts>>,
     /// Only connections of this family.
     pub ip_version: Option<IpVersion>,
     /// Whether a connection that this rule decides is always reported, however many there are.
@@ -197,10 +201,14 @@ impl PolicySpec {
         });
         let applies_to = fields.required(decoder, "appliesTo", selector);
         let ingress = fields.optional(decoder, "ingress", |decoder, node| {
-            decoder.list(node, RULES_MAX, |decoder, node| Rule::decode(decoder, node, Direction::Ingress))
+            let rules = decoder
+                .list(node, RULES_MAX, |decoder, node| Rule::decode(decoder, node, Direction::Ingress));
+            source_ports::bounded(decoder, node, rules)
         });
         let egress = fields.optional(decoder, "egress", |decoder, node| {
-            decoder.list(node, RULES_MAX, |decoder, node| Rule::decode(decoder, node, Direction::Egress))
+            let rules =
+                decoder.list(node, RULES_MAX, |decoder, node| Rule::decode(decoder, node, Direction::Egress));
+            source_ports::bounded(decoder, node, rules)
         });
         for name in ["validFrom", "validUntil", "defaultPosture"] {
             fields.refuse(decoder, name, "this field is not supported yet");
@@ -269,6 +277,7 @@ impl Rule {
         let peers = fields.optional(decoder, name, peers);
         let ports = fields.optional(decoder, "ports", ports);
         let not_ports = fields.optional(decoder, "notPorts", self::ports);
+        let source_ports = SourcePorts::decode(decoder, &mut fields);
         let ip_version = fields.optional(decoder, "ipVersion", |decoder, node| {
             match decoder.number::<u8>(node, "4 or 6")? {
                 4 => Some(IpVersion::V4),
@@ -277,7 +286,7 @@ impl Rule {
             }
         });
         let log = fields.optional(decoder, "log", boolean);
-        for unsupported in ["sourcePorts", "http", "tls", "reject"] {
+        for unsupported in ["http", "tls", "reject"] {
             fields.refuse(decoder, unsupported, "this field is not supported yet");
         }
         fields.finish(decoder);
@@ -285,18 +294,21 @@ impl Rule {
         if decoder.problems.len() > before {
             return None;
         }
-        Some(Self {
+        let rule = Self {
             action: action?,
             peers: peers.unwrap_or_default(),
             ports: ports.unwrap_or_default(),
             not_ports: not_ports.unwrap_or_default(),
+            source_ports,
             ip_version,
             log: log.unwrap_or_default(),
-        })
+        };
+        source_ports::possible(decoder, node, &rule)?;
+        Some(rule)
     }
 
     fn to_json(&self, peers_name: &str) -> Json {
-        let Self { action, peers, ports, not_ports, ip_version, log } = self;
+        let Self { action, peers, ports, not_ports, source_ports, ip_version, log } = self;
         let mut rule = Map::new();
         let action = match action {
             Action::Allow => "Allow",
@@ -318,6 +330,9 @@ impl Rule {
             if !ports.is_empty() {
                 rule.insert(name.into(), json!(ports));
             }
+        }
+        if let Some(source_ports) = source_ports {
+            source_ports.write(&mut rule);
         }
         if let Some(version) = ip_version {
             rule.insert("ipVersion".into(), json!(if *version == IpVersion::V4 { 4 } else { 6 }));

@@ -14,6 +14,10 @@ pub type PortKey = u32;
 /// One past the largest port key.
 pub const PORT_KEY_END: PortKey = 1 << 24;
 
+/// What a question about a connection means if it does not say where the connection comes from: an ephemeral port, so
+/// that rules on well-known source ports do not match by accident.
+pub const USUAL_SOURCE_PORT: u16 = 50_000;
+
 /// An IP protocol number (IANA "Assigned Internet Protocol Numbers").
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -51,6 +55,11 @@ impl Protocol {
     /// Whether its packets carry a type and a code.
     pub fn is_icmp(self) -> bool {
         matches!(self, Self::ICMP | Self::ICMPV6)
+    }
+
+    /// The protocol that a port key is of.
+    pub fn of_key(key: PortKey) -> Self {
+        Self(u8::try_from(key >> 16).unwrap_or(u8::MAX))
     }
 
     /// The key of a destination port (or ICMP `type << 8 | code`) under this protocol.
@@ -166,6 +175,15 @@ impl PortMatch {
         }
     }
 
+    /// Whether nothing that has a source port can match.
+    pub fn is_portless(&self) -> bool {
+        match self {
+            Self::Icmp { .. } => true,
+            Self::Protocol(protocol) => !protocol.has_ports(),
+            Self::Any | Self::Ports { .. } | Self::Named { .. } => false,
+        }
+    }
+
     /// Whether it is this port's name and protocol.
     pub fn names(&self, port: &NamedPort) -> bool {
         match self {
@@ -174,6 +192,70 @@ impl PortMatch {
             }
             Self::Any | Self::Protocol(_) | Self::Ports { .. } | Self::Icmp { .. } => false,
         }
+    }
+}
+
+/// One entry of a rule's `sourcePorts`: `53` or `1024-65535`, of any protocol that has ports.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PortRange {
+    /// Lowest port.
+    pub first: u16,
+    /// Highest port, never below `first`.
+    pub last: u16,
+}
+
+/// Why a text is not a range of source ports. `expected` completes "expected …".
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{text:?} is not a source port: expected {expected}")]
+pub struct PortRangeError {
+    /// What was written.
+    pub text: String,
+    /// What would have been right.
+    pub expected: String,
+}
+
+impl PortRange {
+    /// Whether a port lies in it.
+    pub fn contains(self, port: u16) -> bool {
+        self.first <= port && port <= self.last
+    }
+
+    /// A number if it is a single port, else a text.
+    pub(crate) fn to_json(self) -> serde_json::Value {
+        if self.first == self.last { self.first.into() } else { self.to_string().into() }
+    }
+}
+
+impl fmt::Display for PortRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { first, last } = self;
+        if first == last { write!(f, "{first}") } else { write!(f, "{first}-{last}") }
+    }
+}
+
+impl fmt::Debug for PortRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl FromStr for PortRange {
+    type Err = PortRangeError;
+
+    fn from_str(text: &str) -> Result<Self, PortRangeError> {
+        let fail = |expected: &str| PortRangeError { text: text.into(), expected: expected.into() };
+        let (first, last) = text.split_once('-').unwrap_or((text, text));
+        let port = |text: &str| {
+            // The parser of numbers would take a sign.
+            let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+            let port = text.parse::<u16>().ok().filter(|_| digits);
+            port.ok_or_else(|| fail("a port from 0 to 65535 or a range of them like 1024-65535, no protocol"))
+        };
+        let (first, last) = (port(first)?, port(last)?);
+        if first > last {
+            return Err(fail(&format!("the lower port first, like {last}-{first}")));
+        }
+        Ok(Self { first, last })
     }
 }
 
@@ -329,6 +411,19 @@ mod tests {
         assert!(error("icmp/300").contains("0 to 255"));
         assert!(error("47/1").contains("has none"));
         assert!(error("tcp/0").contains("1 to 65535"));
+    }
+
+    #[test]
+    fn source_ports_are_numbers_and_ranges_of_them() {
+        for text in ["0", "53", "1024-65535", "0-65535"] {
+            assert_eq!(text.parse::<PortRange>().unwrap().to_string(), text);
+        }
+        assert_eq!("53-53".parse::<PortRange>().unwrap().to_string(), "53");
+        let error = |text: &str| text.parse::<PortRange>().unwrap_err().expected;
+        assert!(error("90-80").contains("80-90"));
+        for text in ["65536", "tcp/53", "", "-", "+5", "1-2-3", "dns"] {
+            assert!(error(text).contains("0 to 65535"), "{text}");
+        }
     }
 
     #[test]

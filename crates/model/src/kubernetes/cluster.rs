@@ -124,7 +124,15 @@ fn rule(decoder: &mut Decoder, node: &Node, peers_name: &'static str, names: &Na
         _ => (action, known),
     };
     let ports = protocols.into_iter().chain(ports).flatten().collect();
-    Some(Rule { action, peers, ports, not_ports: Vec::new(), ip_version: None, log: false })
+    Some(Rule {
+        action,
+        peers,
+        ports,
+        not_ports: Vec::new(),
+        source_ports: None,
+        ip_version: None,
+        log: false,
+    })
 }
 
 fn nobody() -> Peer {

@@ -64,6 +64,7 @@ fn rule(decoder: &mut Decoder, node: &Node, peers_name: &'static str) -> Option<
         peers: peers.unwrap_or_default(),
         ports: ports.unwrap_or_default(),
         not_ports: Vec::new(),
+        source_ports: None,
         ip_version: None,
         log: false,
     })

@@ -87,13 +87,55 @@ fn all_problems_of_a_text_are_reported_at_once() {
 
 #[test]
 fn what_is_not_supported_yet_is_refused_by_name_and_never_dropped() {
-    for field in ["http: {}", "tls: {}", "sourcePorts: [tcp/1]"] {
+    for field in ["http: {}", "tls: {}"] {
         let problem =
             only_problem(&POLICY.replace("  - action: Allow", &format!("  - {field}\n    action: Allow")));
         assert!(problem.message.contains("not supported yet"), "{problem}");
     }
     let problem = only_problem(&POLICY.replace("cidrs: [10.0.0.0/8]", "domains: [example.org]"));
     assert_eq!(problem.path, "spec.ingress[1].from[0].domains");
+}
+
+#[test]
+fn source_ports_survive_and_mistakes_in_them_are_found_at_their_place() {
+    let with =
+        |field: &str| POLICY.replace("    ports: [tcp/5432", &format!("    {field}\n    ports: [tcp/5432"));
+    let text = with("sourcePorts: [53, 1024-65535]\n    notSourcePorts: 5000-5010");
+    let resource = &parse("f", &text).unwrap()[0].resource;
+    let Resource::Policy(policy) = resource else { panic!("{resource:?}") };
+    let rule = &policy.spec.ingress.as_ref().unwrap()[0];
+    let asked = rule.source_ports.as_ref().unwrap();
+    assert_eq!(format!("{:?} {:?}", asked.wanted, asked.excluded), "[53, 1024-65535] [5000-5010]");
+    let json = resource.to_json();
+    assert_eq!(json["spec"]["ingress"][0]["sourcePorts"], serde_json::json!([53, "1024-65535"]));
+    assert_eq!(&Resource::from_json(&json).unwrap(), resource);
+
+    let problem = only_problem(&with("sourcePorts: [53, 70000]"));
+    let place = (problem.line, problem.column, problem.path.as_str());
+    assert_eq!(place, (10, 23, "spec.ingress[0].sourcePorts[1]"));
+    assert!(problem.message.contains("0 to 65535"), "{problem}");
+    assert!(only_problem(&with("notSourcePorts: tcp/53")).message.contains("no protocol"));
+    assert!(only_problem(&with("sourcePorts: []")).message.contains("at least one"));
+    let many: Vec<_> = (0..256).map(|port| port.to_string()).collect();
+    only_problem(&with(&format!("sourcePorts: [{}]", many.join(", "))));
+
+    let icmp = with("sourcePorts: 53").replace("tcp/5432, icmp/8", "icmp/8, '47'");
+    let problem = only_problem(&icmp);
+    assert_eq!((problem.line, problem.path.as_str()), (10, "spec.ingress[0].sourcePorts"));
+    assert!(problem.message.contains("never match"), "{problem}");
+}
+
+#[test]
+fn rules_that_tell_too_many_source_ports_apart_are_refused() {
+    let rule = |base: u32| {
+        let ports: Vec<_> = (0..250u32).map(|port| (base + 2 * port).to_string()).collect();
+        format!("  - {{action: Deny, sourcePorts: [{}]}}\n", ports.join(", "))
+    };
+    let text = format!("{POLICY}{}{}", rule(1), rule(1001));
+    assert!(parse("f", &text).is_ok());
+    let problem = only_problem(&format!("{text}{}", rule(2001)));
+    assert_eq!((problem.line, problem.path.as_str()), (8, "spec.ingress"));
+    assert!(problem.message.contains("1024"), "{problem}");
 }
 
 #[test]
