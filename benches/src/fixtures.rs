@@ -84,6 +84,7 @@ pub(crate) fn allow_from(applies_to: Selector, from: &[Selector]) -> PolicySpec 
         peers: vec![Peer { selector: Some(selector.clone()), ..Peer::default() }],
         ports: Vec::new(),
         not_ports: Vec::new(),
+        source_ports: None,
         ip_version: None,
         log: false,
     };

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use anyhow::anyhow;
 use bulkhead_engine::{Endpoint, Flow, World, decide};
-use bulkhead_model::ports::Protocol;
+use bulkhead_model::ports::{Protocol, USUAL_SOURCE_PORT};
 use bulkhead_model::{Labels, Selector, document};
 
 use crate::report::Line;
@@ -82,6 +82,6 @@ fn world(policies_len: u32) -> anyhow::Result<(World, Flow)> {
         Ok(Endpoint { workload: Some(name), address: ip.into() })
     };
     let (source, destination) = (end("r1", 1)?, end("r0", 0)?);
-    let flow = Flow { source, destination, key: Protocol::TCP.key(443) };
+    let flow = Flow { source, destination, key: Protocol::TCP.key(443), source_port: USUAL_SOURCE_PORT };
     Ok((world, flow))
 }

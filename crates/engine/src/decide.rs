@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use bulkhead_model::entity::matches;
 use bulkhead_model::labels::{KIND_LABEL, NAMESPACE_LABEL, NAMESPACE_LABELS_PREFIX, SERVICE_ACCOUNT_LABEL};
-use bulkhead_model::policy::{Action, DefaultAction, Mode, Order, Peer, PolicySpec, Rule};
-use bulkhead_model::ports::{PortKey, PortMatch};
+use bulkhead_model::policy::{Action, DefaultAction, Mode, Order, Peer, PolicySpec, Rule, SourcePorts};
+use bulkhead_model::ports::{PortKey, PortMatch, PortRange, Protocol};
 use bulkhead_model::{
     Builtin, Direction, Entity, Kind, Labels, ObjectKey, Prefix, RuleRef, Selector, Verdict,
 };
@@ -37,6 +37,8 @@ pub struct Flow {
     pub destination: Endpoint,
     /// Protocol and destination port.
     pub key: PortKey,
+    /// The port of whoever begins; 0 for protocols without.
+    pub source_port: u16,
 }
 
 /// Why a connection passes or not, at both ends.
@@ -93,6 +95,8 @@ pub enum Outcome {
     OtherPeer,
     /// The port is not one that the rule names.
     OtherPort,
+    /// The source port is not one that the rule names, or there is none.
+    OtherSourcePort,
     /// It matched: allow.
     Allow,
     /// It matched: deny.
@@ -108,6 +112,7 @@ impl fmt::Display for Outcome {
         f.write_str(match self {
             Self::OtherPeer => "no match: other peer",
             Self::OtherPort => "no match: other port",
+            Self::OtherSourcePort => "no match: other source port",
             Self::Allow => "allow",
             Self::Deny => "deny",
             Self::Pass => "pass",
@@ -120,14 +125,15 @@ impl fmt::Display for Outcome {
 pub fn decide(world: &World, flow: &Flow) -> Explanation {
     let ours = |end: &Endpoint| end.workload.as_ref().and_then(|name| world.entities.get(name));
     let (source, destination) = (ours(&flow.source), ours(&flow.destination));
+    let ask = |entity, direction, peer| judge(world, entity, direction, peer, flow.key, flow.source_port);
     let (egress, ingress) = match (source, destination) {
         // 4.10: a workload may always reach itself.
         (Some(source), Some(destination)) if source.name == destination.name => {
             (Some(own_traffic(source)), Some(own_traffic(destination)))
         }
         _ => (
-            source.map(|entity| judge(world, entity, Direction::Egress, flow.destination.address, flow.key)),
-            destination.map(|entity| judge(world, entity, Direction::Ingress, flow.source.address, flow.key)),
+            source.map(|entity| ask(entity, Direction::Egress, flow.destination.address)),
+            destination.map(|entity| ask(entity, Direction::Ingress, flow.source.address)),
         ),
     };
     Explanation::of(egress, ingress)
@@ -157,9 +163,10 @@ pub fn judge(
     direction: Direction,
     peer: IpAddr,
     key: PortKey,
+    source_port: u16,
 ) -> Judgement {
     let mut trace = Vec::new();
-    let query = Query { world, endpoint, direction, peer, key };
+    let query = Query { world, endpoint, direction, peer, key, source_port };
     let (verdict, rule, log) = query.walk(false, &mut Vec::new());
     // 4.9: as if every Audit policy were Enforce. Its trace holds all that the first walk saw and more.
     let (audit_verdict, audit_rule, audit_log) = query.walk(true, &mut trace);
@@ -186,6 +193,7 @@ struct Query<'a> {
     direction: Direction,
     peer: IpAddr,
     key: PortKey,
+    source_port: u16,
 }
 
 impl Query<'_> {
@@ -215,7 +223,7 @@ impl Query<'_> {
                         Outcome::Deny => return (Verdict::Deny, author, log || rule.log),
                         Outcome::Pass => continue 'tiers,
                         Outcome::Log => log = true,
-                        Outcome::OtherPeer | Outcome::OtherPort => {}
+                        Outcome::OtherPeer | Outcome::OtherPort | Outcome::OtherSourcePort => {}
                     }
                 }
             }
@@ -260,12 +268,22 @@ impl Query<'_> {
         if (!rule.ports.is_empty() && !port(&rule.ports)) || port(&rule.not_ports) {
             return Outcome::OtherPort;
         }
+        if !self.source_port(rule) {
+            return Outcome::OtherSourcePort;
+        }
         match rule.action {
             Action::Allow => Outcome::Allow,
             Action::Deny => Outcome::Deny,
             Action::Pass => Outcome::Pass,
             Action::Log => Outcome::Log,
         }
+    }
+
+    /// A rule that asks for the source port never matches what has none.
+    fn source_port(&self, rule: &Rule) -> bool {
+        let Some(SourcePorts { wanted, excluded }) = rule.source_ports.as_deref() else { return true };
+        let among = |ranges: &[PortRange]| ranges.iter().any(|range| range.contains(self.source_port));
+        Protocol::of_key(self.key).has_ports() && (wanted.is_empty() || among(wanted)) && !among(excluded)
     }
 
     /// Named ports are those of the destination: the endpoint itself, or whoever has the other end's address.

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use bulkhead_model::host_policy::RuleId;
+use bulkhead_model::host_policy::{Cell, RuleId};
 use bulkhead_model::labels::KIND_LABEL;
 use bulkhead_model::policy::{PolicySpec, TierSpec};
 use bulkhead_model::{Builtin, Direction, Entity, Kind, ObjectKey, RuleRef, Selector, Verdict};
@@ -115,11 +115,12 @@ impl Fleet {
 
     /// What the tables say of a new connection. Call [`Fleet::settle`] after changes.
     pub fn decide_by_tables(&self, flow: &Flow) -> Explanation {
-        let Flow { source, destination, key } = flow;
+        let Flow { source, destination, key, source_port } = flow;
         let own = source.workload.is_some() && source.workload == destination.workload;
         let side = |end: &Option<Arc<str>>, direction, peer| {
             let name = end.as_ref().filter(|name| self.interfaces.contains_key(*name))?;
-            Some(self.judge(name, direction, peer, *key, own))
+            let cell = self.engine.policy().lookup(name, direction, peer, *key, *source_port);
+            Some(self.judge(name, cell, own))
         };
         let egress = side(&source.workload, Direction::Egress, destination.address);
         let ingress = side(&destination.workload, Direction::Ingress, source.address);
@@ -131,31 +132,23 @@ impl Fleet {
         decide(&self.world, flow)
     }
 
-    fn judge(
-        &self,
-        name: &Arc<str>,
-        direction: Direction,
-        peer: std::net::IpAddr,
-        key: bulkhead_model::ports::PortKey,
-        own: bool,
-    ) -> Judgement {
+    fn judge(&self, name: &Arc<str>, cell: Option<Cell>, own: bool) -> Judgement {
         let policy = self.engine.policy();
         let builtin = |builtin| RuleRef::Builtin { builtin };
         let rule = |id: RuleId| policy.rules.get(&id).cloned().unwrap_or(RuleRef::DefaultPosture);
-        let (verdict, author, audit_verdict, audit_author, log) =
-            match policy.lookup(name, direction, peer, key) {
-                _ if own => {
-                    let author = builtin(Builtin::SelfTraffic);
-                    (Verdict::Allow, author.clone(), Verdict::Allow, author, false)
-                }
-                Some(cell) => {
-                    (cell.verdict, rule(cell.rule), cell.audit_verdict, rule(cell.audit_rule), cell.log)
-                }
-                None => {
-                    let author = builtin(Builtin::Unprogrammed);
-                    (Verdict::Deny, author.clone(), Verdict::Deny, author, false)
-                }
-            };
+        let (verdict, author, audit_verdict, audit_author, log) = match cell {
+            _ if own => {
+                let author = builtin(Builtin::SelfTraffic);
+                (Verdict::Allow, author.clone(), Verdict::Allow, author, false)
+            }
+            Some(cell) => {
+                (cell.verdict, rule(cell.rule), cell.audit_verdict, rule(cell.audit_rule), cell.log)
+            }
+            None => {
+                let author = builtin(Builtin::Unprogrammed);
+                (Verdict::Deny, author.clone(), Verdict::Deny, author, false)
+            }
+        };
         Judgement {
             workload: Arc::clone(name),
             verdict,

@@ -1,10 +1,10 @@
 //! One subject class and direction: its rules bound to atoms, and the rows that come of them.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use bulkhead_model::Verdict;
-use bulkhead_model::host_policy::{Cell, Column, Row, RuleId};
+use bulkhead_model::host_policy::{Cell, Column, Row, RuleId, Variant, merged};
 use bulkhead_model::policy::{Action, DefaultAction};
 use bulkhead_model::ports::PortKey;
 
@@ -20,6 +20,8 @@ pub(crate) struct BoundRule {
     pub(crate) log: bool,
     /// Port key intervals.
     pub(crate) ports: Vec<(PortKey, PortKey)>,
+    /// Intervals of source ports; `None` means any, or that there is none.
+    pub(crate) source_ports: Option<Arc<[(u16, u16)]>>,
     /// Any of these; `None` means any address.
     pub(crate) peers: Option<Vec<BoundPeer>>,
 }
@@ -146,7 +148,34 @@ impl Program {
         &self.tiers[tier as usize].rules[rule as usize]
     }
 
+    /// The source ports fall into parts that no candidate tells apart. Each part is painted with the rules that cover
+    /// it; parts that the same rules cover share the result. Nearly always there is one part and nothing to leave out.
     fn compile(&self, candidates: &[u32]) -> Row {
+        let intervals = |position: u32| self.rule(position).source_ports.as_deref();
+        let mut starts = BTreeSet::from([0u16]);
+        for (first, last) in candidates.iter().filter_map(|position| intervals(*position)).flatten() {
+            starts.insert(*first);
+            starts.extend(last.checked_add(1));
+        }
+        if starts.len() == 1 {
+            // Whoever asks for the source port here asks for every one.
+            return Row::by_source_port([Variant { first: 0, columns: self.columns(candidates) }]);
+        }
+        let mut painted: HashMap<Vec<u32>, Arc<[Column]>> = HashMap::new();
+        let variants = starts.into_iter().map(|first| {
+            let covers = |intervals: &[(u16, u16)]| intervals.iter().any(|(a, b)| *a <= first && first <= *b);
+            let out = |position: &u32| intervals(*position).is_some_and(|intervals| !covers(intervals));
+            let left_out: Vec<u32> = candidates.iter().copied().filter(out).collect();
+            let columns = painted.entry(left_out).or_insert_with_key(|left_out| {
+                let stays = |position: &u32| left_out.binary_search(position).is_err();
+                self.columns(&candidates.iter().copied().filter(stays).collect::<Vec<_>>())
+            });
+            Variant { first, columns: Arc::clone(columns) }
+        });
+        Row::by_source_port(variants)
+    }
+
+    fn columns(&self, candidates: &[u32]) -> Arc<[Column]> {
         let enforced = self.paint(candidates, false);
         let audit = self.paint(candidates, true);
         let mut audit = audit.into_iter().peekable();
@@ -168,7 +197,7 @@ impl Program {
             }
             steps.push((next, current, shadow));
         }
-        Row::new(steps.into_iter().filter_map(|(first, enforced, audit)| {
+        merged(steps.into_iter().filter_map(|(first, enforced, audit)| {
             let (enforced, audit) = (enforced?, audit?);
             let cell = Cell {
                 verdict: enforced.verdict,

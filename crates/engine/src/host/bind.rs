@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use bulkhead_model::entity::port_label;
 use bulkhead_model::labels::{KIND_LABEL, NAMESPACE_LABEL, NAMESPACE_LABELS_PREFIX, SERVICE_ACCOUNT_LABEL};
-use bulkhead_model::policy::{Mode, Peer, PolicySpec, Rule, TierSpec};
-use bulkhead_model::ports::{NamedPort, PortKey, PortMatch, Protocol};
+use bulkhead_model::policy::{Mode, Peer, PolicySpec, Rule, SourcePorts, TierSpec};
+use bulkhead_model::ports::{NamedPort, PortKey, PortMatch, PortRange, Protocol};
 use bulkhead_model::selector::{CompareOp, Expr};
 use bulkhead_model::{Direction, Kind, ObjectKey, Prefix, RuleRef, Selector};
 
@@ -98,7 +98,8 @@ impl Binder<'_> {
         let mut bound = Vec::with_capacity(rules.len());
         for (index, rule) in (0..).zip(rules) {
             let cases = self.port_cases(rule, subject);
-            if cases.is_empty() {
+            let source_ports = rule.source_ports.as_deref().map(source_ports);
+            if cases.is_empty() || source_ports.as_ref().is_some_and(|ports| ports.is_empty()) {
                 continue;
             }
             let mut peers = if rule.peers.is_empty() || rule.peers.iter().any(Peer::is_any) {
@@ -123,6 +124,7 @@ impl Binder<'_> {
                     audit: spec.mode == Mode::Audit,
                     log: rule.log,
                     ports,
+                    source_ports: source_ports.clone(),
                     peers: atom.map_or_else(|| peers.clone(), |atom| Some(and(peers.clone(), atom))),
                 });
             }
@@ -147,7 +149,7 @@ impl Binder<'_> {
             for (first, last) in &excluded {
                 set.take(*first, *last);
             }
-            set.iter().collect::<Vec<_>>()
+            if rule.source_ports.is_some() { with_source_ports(&set) } else { set.iter().collect() }
         };
         let mut cases = Vec::new();
         if rule.ports.is_empty() || !wanted.is_empty() {
@@ -201,6 +203,25 @@ impl Binder<'_> {
         blocks.dedup();
         self.atoms.id(self.classes, AtomKind::Cidrs(blocks.into()))
     }
+}
+
+/// The source ports that a rule asks for, as intervals.
+fn source_ports(asked: &SourcePorts) -> Arc<[(u16, u16)]> {
+    let interval = |range: &PortRange| (PortKey::from(range.first), PortKey::from(range.last));
+    let every = [PortRange { first: 0, last: u16::MAX }];
+    let wanted = if asked.wanted.is_empty() { &every } else { asked.wanted.as_slice() };
+    let mut set = Intervals::of(&wanted.iter().map(interval).collect::<Vec<_>>());
+    for (first, last) in asked.excluded.iter().map(interval) {
+        set.take(first, last);
+    }
+    let port = |port| u16::try_from(port).unwrap_or(u16::MAX);
+    set.iter().map(|(first, last)| (port(first), port(last))).collect()
+}
+
+/// What of these port keys is of protocols that have source ports.
+fn with_source_ports(keys: &Intervals) -> Vec<(PortKey, PortKey)> {
+    let protocols = Protocol::NAMES.into_iter().map(|(_, protocol)| protocol).filter(|one| one.has_ports());
+    protocols.flat_map(|protocol| keys.within(protocol.key(0), protocol.key(u16::MAX))).collect()
 }
 
 /// Everything that a peer asks of one and the same workload; `None` if nobody can fulfil it, empty if it asks nothing.

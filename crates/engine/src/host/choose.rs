@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use bulkhead_model::host_policy::CompiledId;
+use bulkhead_model::policy::{SOURCE_PORT_PARTS_MAX, source_port_parts};
 use bulkhead_model::ports::{NamedPort, PortMatch};
 use bulkhead_model::{Direction, Entity, ObjectKey, RuleRef};
 
@@ -57,6 +58,10 @@ impl HostEngine {
         applicable.sort_unstable_by_key(|(a, _)| *a);
         let rules =
             || applicable.iter().flat_map(|(_, stored)| stored.spec.rules(direction).unwrap_or_default());
+        let parts = source_port_parts(rules());
+        if parts > SOURCE_PORT_PARTS_MAX {
+            return Err(NotReady::TooManySourcePorts { direction, parts });
+        }
         let label_keys: BTreeSet<&str> = rules()
             .flat_map(|rule| &rule.peers)
             .flat_map(|peer| peer.same_labels.iter().chain(&peer.not_same_labels))

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use bulkhead_model::Selector;
+use bulkhead_model::{Direction, Selector};
 
 use super::HostEngine;
 
@@ -18,6 +18,14 @@ pub enum NotReady {
         policy: String,
         /// The tier.
         tier: String,
+    },
+    /// All policies for it together cut the source ports into more parts than
+    /// [`bulkhead_model::policy::SOURCE_PORT_PARTS_MAX`].
+    TooManySourcePorts {
+        /// In rules for this direction.
+        direction: Direction,
+        /// Into how many.
+        parts: usize,
     },
 }
 

@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use bulkhead_model::host_policy::{ClassId, Row};
-use bulkhead_model::policy::{Action, DefaultAction, IpVersion, Mode, Order, Peer, Rule};
-use bulkhead_model::ports::{PortKey, Protocol};
+use bulkhead_model::policy::{Action, DefaultAction, IpVersion, Mode, Order, Peer, Rule, SourcePorts};
+use bulkhead_model::ports::{PortKey, PortRange, Protocol};
 use bulkhead_model::{Direction, Kind, Labels, entity};
 use proptest::prelude::*;
 
@@ -148,10 +148,10 @@ impl Fleet {
             let entity = &self.world.entities[name];
             for direction in Direction::BOTH {
                 for peer in addresses() {
-                    for key in keys() {
-                        let cell =
-                            policy.lookup(name, direction, peer, key).expect("every endpoint is bound");
-                        let judged = judge(&self.world, entity, direction, peer, key);
+                    for (key, source) in questions() {
+                        let cell = policy.lookup(name, direction, peer, key, source);
+                        let cell = cell.expect("every endpoint is bound");
+                        let judged = judge(&self.world, entity, direction, peer, key, source);
                         let found = (
                             cell.verdict,
                             &policy.rules[&cell.rule],
@@ -166,7 +166,10 @@ impl Fleet {
                             &judged.audit_rule,
                             judged.log,
                         );
-                        assert_eq!(found, expected, "{name} {direction} {peer} {key:#x}\n{judged:#?}");
+                        assert_eq!(
+                            found, expected,
+                            "{name} {direction} {peer} {key:#x} from {source}\n{judged:#?}"
+                        );
                     }
                 }
             }
@@ -182,10 +185,12 @@ fn addresses() -> Vec<IpAddr> {
     addresses
 }
 
-fn keys() -> [PortKey; 6] {
-    let tcp = Protocol::TCP;
-    let udp = Protocol::UDP;
-    [tcp.key(80), tcp.key(81), tcp.key(443), udp.key(80), Protocol::ICMP.key(0x0800), 0]
+/// Port keys, each with the source ports that rules may tell apart; protocols without have 0.
+fn questions() -> impl Iterator<Item = (PortKey, u16)> {
+    let (tcp, udp) = (Protocol::TCP, Protocol::UDP);
+    let keys = [tcp.key(80), tcp.key(81), tcp.key(443), udp.key(80)];
+    let questions = keys.into_iter().flat_map(|key| [53, 54, 1024].map(|source| (key, source)));
+    questions.chain([(Protocol::ICMP.key(0x0800), 0), (0, 0)])
 }
 
 /// A host policy with ids replaced by what they stand for.
@@ -200,9 +205,10 @@ fn canonical(policy: &HostPolicy) -> Canonical {
     }
     let row = |row: &Row| {
         let cell = |id| policy.rules.get(&id).map(ToString::to_string);
-        let columns = row.columns().iter().map(|c| {
+        let variants = row.variants().flat_map(|(from, columns)| columns.iter().map(move |c| (from, c)));
+        let columns = variants.map(|(from, c)| {
             (
-                c.first,
+                (from, c.first),
                 c.cell.verdict,
                 cell(c.cell.rule),
                 c.cell.audit_verdict,
@@ -348,23 +354,35 @@ fn any_rule() -> impl Strategy<Value = Rule> {
     let not_ports = prop::sample::select(vec!["tcp", "tcp/81", "udp/80", "icmp"]);
     let not_ports = prop::option::weighted(0.2, not_ports);
     let versions = prop::option::weighted(0.2, prop::sample::select(vec![IpVersion::V4, IpVersion::V6]));
+    let sources = || {
+        let ranges = ["53", "0-1023", "54-60000", "1024-65535", "0-65535"];
+        let range = prop::sample::select(ranges.to_vec()).prop_map(|text| text.parse().unwrap());
+        prop::option::weighted(0.3, prop::collection::vec(range, 1..3)).prop_map(Option::unwrap_or_default)
+    };
     let actions = [Action::Allow, Action::Allow, Action::Deny, Action::Pass, Action::Log];
     (
         prop::sample::select(actions.to_vec()),
         prop::collection::vec(any_peer(), 0..3),
         prop::collection::vec(ports, 0..3),
         not_ports.prop_map(|text| text.map(|text| text.parse().unwrap()).into_iter().collect()),
+        (sources(), sources()),
         versions,
         any::<bool>(),
     )
-        .prop_map(|(action, peers, ports, not_ports, ip_version, log)| Rule {
+        .prop_map(|(action, peers, ports, not_ports, sources, ip_version, log)| Rule {
             action,
             peers,
             ports,
             not_ports,
+            source_ports: asked(sources.0, sources.1),
             ip_version,
             log,
         })
+}
+
+fn asked(wanted: Vec<PortRange>, excluded: Vec<PortRange>) -> Option<Box<SourcePorts>> {
+    let asked = !wanted.is_empty() || !excluded.is_empty();
+    asked.then(|| Box::new(SourcePorts { wanted, excluded }))
 }
 
 fn any_policy() -> impl Strategy<Value = PolicySpec> {
@@ -516,12 +534,12 @@ fn assert_between(before: &HostPolicy, now: &HostPolicy, after: &HostPolicy) {
         };
         for direction in Direction::BOTH {
             for peer in addresses().into_iter().filter(|peer| !own(peer)) {
-                for key in keys() {
-                    let answer = |policy: &HostPolicy| policy.lookup(name, direction, peer, key);
+                for (key, source) in questions() {
+                    let answer = |policy: &HostPolicy| policy.lookup(name, direction, peer, key, source);
                     let found = answer(now);
                     assert!(
                         found == answer(before) || found == answer(after),
-                        "{name} {direction} {peer} {key:#x}: {found:?} is neither {:?} nor {:?}",
+                        "{name} {direction} {peer} {key:#x} from {source}: {found:?} is neither {:?} nor {:?}",
                         answer(before),
                         answer(after)
                     );
@@ -548,6 +566,7 @@ fn allow_from(applies_to: &str, from: Peer) -> PolicySpec {
             peers: vec![from],
             ports: vec![],
             not_ports: vec![],
+            source_ports: None,
             ip_version: None,
             log: false,
         }]),
@@ -616,6 +635,67 @@ fn a_policy_in_an_unknown_tier_leaves_the_last_good_tables_and_is_named() {
     assert_eq!(fleet.engine.policy().endpoints, before.endpoints);
     let reason = NotReady::UnknownTier { policy: "p0".into(), tier: "nowhere".into() };
     assert_eq!(fleet.engine.not_ready()["l0"], [reason]);
+}
+
+/// The cost of source ports is in the rows that they touch, and what no part tells apart is stored once.
+#[test]
+fn source_ports_cost_their_boundaries_where_they_matter() {
+    let mut fleet = Fleet::new();
+    let mut spec = allow_from("all()", selector_peer("a == '1'"));
+    let rule = &mut spec.ingress.as_mut().unwrap()[0];
+    rule.source_ports = asked(vec!["53".parse().unwrap(), "65535".parse().unwrap()], vec![]);
+    let mut plain = rule.clone();
+    (plain.peers, plain.source_ports) = (vec![selector_peer("b == '1'")], None);
+    spec.ingress.as_mut().unwrap().push(plain);
+    fleet.run(&Op::Policy(0, Some(spec)));
+    fleet.run(&Op::Local(0, Some((labels(&[]), vec![Prefix::host([10, 0, 0, 1].into())]))));
+    for (number, label) in [(0, ("a", "1")), (2, ("b", "1"))] {
+        let address = Prefix::host([10, 0, 0, 2 + number].into());
+        fleet.run(&Op::Entity(number, Some((labels(&[label]), vec![address]))));
+    }
+    fleet.settle();
+    fleet.check_against_reference();
+    let policy = fleet.engine.policy();
+    let row = |last: u8| {
+        let class = policy.class_of([10, 0, 0, last].into());
+        let compiled = &policy.policies[&policy.endpoints["l0"].ingress];
+        compiled.rows.get(&class).unwrap_or(&compiled.default_row).clone()
+    };
+    let starts: Vec<_> = row(2).variants().map(|(from, _)| from).collect();
+    assert_eq!(starts, [0, 53, 54, 65535]);
+    let columns: Vec<_> = row(2).variants().map(|(_, columns)| Arc::clone(columns)).collect();
+    assert!(Arc::ptr_eq(&columns[0], &columns[2]) && Arc::ptr_eq(&columns[1], &columns[3]));
+    assert!(!row(4).reads_source_port() && !row(7).reads_source_port());
+    let verdict = |key, source| policy.lookup("l0", Direction::Ingress, [10, 0, 0, 2].into(), key, source);
+    let allowed = |key, source| verdict(key, source).unwrap().verdict == Verdict::Allow;
+    assert!(allowed(Protocol::TCP.key(1), 65535) && allowed(Protocol::UDPLITE.key(1), 53));
+    assert!(!allowed(Protocol::TCP.key(1), 65534) && !allowed(Protocol(47).key(0), 53));
+}
+
+#[test]
+fn too_many_source_ports_leave_the_last_good_tables_and_are_told() {
+    let mut fleet = Fleet::new();
+    fleet.run(&Op::Local(0, Some((labels(&[]), vec![]))));
+    fleet.settle();
+    let before = fleet.engine.policy().clone();
+    for number in 0..3u16 {
+        let mut spec = allow_from("all()", selector_peer("a == '1'"));
+        let port = |port: u16| PortRange { first: port, last: port };
+        spec.ingress.as_mut().unwrap()[0].source_ports =
+            asked((0..200).map(|each| port(1 + number * 1000 + each * 2)).collect(), vec![]);
+        fleet.run(&Op::Policy(number.try_into().unwrap(), Some(spec)));
+    }
+    fleet.settle();
+    assert_eq!(fleet.engine.policy().endpoints, before.endpoints);
+    let reason = NotReady::TooManySourcePorts { direction: Direction::Ingress, parts: 1201 };
+    assert_eq!(fleet.engine.not_ready()["l0"], [reason]);
+    fleet.run(&Op::Local(1, Some((labels(&[]), vec![]))));
+    fleet.settle();
+    assert_eq!(fleet.engine.policy().endpoints["l1"].ingress, CompiledId::NONE, "a new one is closed");
+    fleet.run(&Op::Policy(1, None));
+    fleet.settle();
+    assert!(fleet.engine.not_ready().is_empty());
+    fleet.check_against_reference();
 }
 
 #[test]
