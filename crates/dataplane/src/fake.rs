@@ -165,6 +165,7 @@ impl Dataplane for FakeDataplane {
         direction: Direction,
         peer: IpAddr,
         key: PortKey,
+        source_port: u16,
     ) -> Result<Option<Cell>, DataplaneError> {
         let state = self.state();
         let Some(binding) = state.policy.endpoints.values().find(|binding| binding.ifindex == ifindex) else {
@@ -178,7 +179,7 @@ impl Dataplane for FakeDataplane {
             return Ok(None);
         }
         let class = state.policy.class_of(peer);
-        Ok(state.policy.policies.get(&compiled).map(|policy| policy.cell(class, key)))
+        Ok(state.policy.policies.get(&compiled).map(|policy| policy.cell(class, key, source_port)))
     }
 
     fn generation(&self) -> u64 {

@@ -65,7 +65,8 @@ pub trait Dataplane: Send {
     /// Drops by reason, lost reports, table sizes and capacities.
     fn stats(&self) -> Result<DataplaneStats, DataplaneError>;
 
-    /// What the tables in force say about a new connection of an endpoint. `None` if the interface has
+    /// What the tables in force say about a new connection of an endpoint; the source port is that of whoever begins
+    /// (0 for protocols without). `None` if the interface has
     /// no tables for that direction.
     fn lookup(
         &self,
@@ -73,6 +74,7 @@ pub trait Dataplane: Send {
         direction: Direction,
         peer: IpAddr,
         key: PortKey,
+        source_port: u16,
     ) -> Result<Option<Cell>, DataplaneError>;
 
     /// Number of this process's term. Whoever took over later has a higher one, and from then on

@@ -165,8 +165,19 @@ struct row_key {
 #define CLASS_NOBODY 0U
 
 struct row {
+	__u32 first; /* in steps, or with the flag in variants */
+	__u32 len;   /* and ROW_BY_SOURCE_PORT */
+};
+
+/* Set in row.len if rules of the row ask for the source port. */
+#define ROW_BY_SOURCE_PORT (1U << 31)
+
+/* The steps from this source port up to the next variant's. */
+struct variant {
+	__u32 first_source_port;
 	__u32 first;
 	__u32 len;
+	__u32 pad;
 };
 
 struct step {
@@ -211,6 +222,8 @@ struct config {
 #define BANKS 8
 /* 2^24 port keys bound a row's length, and with it the probes of the search. */
 #define MAX_PROBES 24
+/* And 2^16 source ports the variants of a row. */
+#define MAX_SOURCE_PROBES 16
 
 /* Counters: drops by reason, then drops without a denial entry by reason, then lost events. */
 #define COUNTER_UNRECORDED REASONS
@@ -224,6 +237,7 @@ _Static_assert(sizeof(struct denial) == 56, "denial");
 _Static_assert(sizeof(struct frag_key) == 44, "frag_key");
 _Static_assert(sizeof(struct frag) == 8, "frag");
 _Static_assert(sizeof(struct event) == 112, "event");
+_Static_assert(sizeof(struct variant) == 16, "variant");
 _Static_assert(sizeof(struct cell) == 16, "cell");
 _Static_assert(sizeof(struct endpoint_addr_key) == 20, "endpoint_addr_key");
 _Static_assert(sizeof(struct config) == 16, "config");

@@ -108,6 +108,14 @@ static __always_inline __u32 port_key_of(const struct conn_key *key, int icmp, _
 	return (__u32)key->protocol << 16 | port;
 }
 
+/* The port of the side that began, `direction` being that side's. ICMP and others without ports have 0. */
+static __always_inline __u16 source_port_of(const struct conn_key *key, int icmp, __u8 direction)
+{
+	if (icmp)
+		return 0;
+	return direction == DIR_EGRESS ? key->local_port : key->peer_port;
+}
+
 static __always_inline __u64 binding_of(__u32 ifindex)
 {
 	__u32 *slot = bpf_map_lookup_elem(&endpoints, &ifindex);

@@ -1,21 +1,28 @@
 /* SPDX-License-Identifier: GPL-2.0 OR Apache-2.0 */
 /* The three look-ups of bulkhead_model::host_policy: address -> class, (policy, class) -> row,
- * (row, port key) -> cell. */
+ * (row, source port, port key) -> cell. */
 #ifndef BULKHEAD_JUDGE_H
 #define BULKHEAD_JUDGE_H
 
 #include "maps.h"
 #include "packet.h"
 
+/* The address stands behind the first word of either key: room on the stack is scarce. */
 struct question {
-	struct addr peer;
 	__u64 binding;
+	union {
+		struct endpoint_addr_key own; /* for whoever fills in QUESTION_SELF */
+		struct lpm_key peer;	      /* for judge(): prefixlen is 128 */
+	};
 	__u32 port_key;
+	__u16 source_port; /* of the side that began; 0 for protocols without ports */
 	__u8 direction;
-	__u8 from_host; /* began on this host, towards the workload */
-	__u8 self;	/* between the endpoint's own addresses */
-	__u8 pad;
+	__u8 flags;
 };
+
+/* question.flags */
+#define QUESTION_FROM_HOST 1 /* began on this host, towards the workload */
+#define QUESTION_SELF 2	     /* between the endpoint's own addresses */
 
 struct answer {
 	__u32 rule;
@@ -35,12 +42,12 @@ static __always_inline __u32 addr_tag(const struct addr *a)
 }
 
 /* 0 and the class, or -1 if the bank is not there or is being overwritten under our eyes. */
-static __always_inline int class_of(__u32 bank, const struct addr *addr, __u32 *class)
+static __always_inline int class_of(__u32 bank, const struct lpm_key *key, __u32 *class)
 {
+	const struct addr *addr = &key->addr;
 	void *exact = bpf_map_lookup_elem(&addr_exact, &bank);
 	void *lpm = bpf_map_lookup_elem(&addr_lpm, &bank);
 	__u32 tag = addr_tag(addr);
-	struct lpm_key key;
 	__u64 *entry, word;
 	int i;
 
@@ -58,9 +65,7 @@ static __always_inline int class_of(__u32 bank, const struct addr *addr, __u32 *
 	}
 	if (i == 3)
 		return -1;
-	key.prefixlen = 128;
-	key.addr = *addr;
-	entry = bpf_map_lookup_elem(lpm, &key);
+	entry = bpf_map_lookup_elem(lpm, key);
 	*class = CLASS_NOBODY;
 	if (!entry)
 		return 0;
@@ -84,6 +89,37 @@ static __always_inline struct row *row_of(__u32 bank, __u32 compiled, __u32 clas
 		return row;
 	key.class = CLASS_DEFAULT_ROW;
 	return bpf_map_lookup_elem(table, &key);
+}
+
+/* Turns a row with variants into the steps for one source port. -1: the bank is not there. */
+static __always_inline int choose_variant(__u32 bank, struct row *row, __u32 source_port)
+{
+	void *table = bpf_map_lookup_elem(&variants, &bank);
+	__u32 first = row->first, low = 0, high = row->len & ~ROW_BY_SOURCE_PORT, index;
+	struct variant *variant;
+	int i;
+
+	if (!table)
+		return -1;
+	for (i = 0; i < MAX_SOURCE_PROBES && high - low > 1; i++) {
+		__u32 middle = (low + high) / 2;
+
+		index = first + middle;
+		variant = bpf_map_lookup_elem(table, &index);
+		if (!variant)
+			return -1;
+		if (variant->first_source_port <= source_port)
+			low = middle;
+		else
+			high = middle;
+	}
+	index = first + low;
+	variant = bpf_map_lookup_elem(table, &index);
+	if (!variant)
+		return -1;
+	row->first = variant->first;
+	row->len = variant->len;
+	return 0;
 }
 
 static __always_inline struct cell *cell_of(__u32 bank, const struct row *row, __u32 port_key)
@@ -130,7 +166,7 @@ __noinline int judge(const struct question *q, struct answer *a)
 {
 	__u32 bank, compiled, class = 0;
 	struct cell *cell;
-	struct row *row;
+	struct row *entry, row;
 
 	if (!q || !a)
 		return 0;
@@ -140,16 +176,19 @@ __noinline int judge(const struct question *q, struct answer *a)
 	bank = q->binding >> BINDING_BANK_SHIFT & (BANKS - 1);
 	if (!(q->binding & BINDING_PRESENT) || !compiled)
 		return 0;
-	if (q->self) {
+	if (q->flags & QUESTION_SELF) {
 		answer_builtin(a, RULE_SELF_TRAFFIC, 1, REASON_NONE);
 		return 0;
 	}
 	if (class_of(bank, &q->peer, &class))
 		return 0;
-	row = row_of(bank, compiled, class);
-	if (!row)
+	entry = row_of(bank, compiled, class);
+	if (!entry)
 		return 0;
-	cell = cell_of(bank, row, q->port_key);
+	row = *entry;
+	if (row.len & ROW_BY_SOURCE_PORT && choose_variant(bank, &row, q->source_port))
+		return 0;
+	cell = cell_of(bank, &row, q->port_key);
 	if (!cell)
 		return 0;
 	a->rule = cell->rule;
@@ -157,7 +196,7 @@ __noinline int judge(const struct question *q, struct answer *a)
 	a->allow = cell->verdict;
 	a->audit = cell->audit;
 	a->reason = a->allow ? REASON_NONE : REASON_POLICY;
-	if (!a->allow && q->from_host && !(cell->flags & CELL_WRITTEN)) {
+	if (!a->allow && q->flags & QUESTION_FROM_HOST && !(cell->flags & CELL_WRITTEN)) {
 		/* The host reaches its workloads unless a written rule forbids it (DESIGN 4.10). */
 		if (a->audit_rule == a->rule) {
 			a->audit = 1;

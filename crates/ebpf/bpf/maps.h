@@ -29,6 +29,7 @@ BANK_TABLE(addr_lpm, BPF_MAP_TYPE_LPM_TRIE, BPF_F_NO_PREALLOC, sizeof(struct lpm
 BANK_TABLE(rows, BPF_MAP_TYPE_HASH, BPF_F_NO_PREALLOC, sizeof(struct row_key), sizeof(struct row));
 BANK_TABLE(steps, BPF_MAP_TYPE_ARRAY, BPF_F_MMAPABLE | BPF_F_INNER_MAP, sizeof(__u32), sizeof(struct step));
 BANK_TABLE(cells, BPF_MAP_TYPE_ARRAY, BPF_F_MMAPABLE | BPF_F_INNER_MAP, sizeof(__u32), sizeof(struct cell));
+BANK_TABLE(variants, BPF_MAP_TYPE_ARRAY, BPF_F_MMAPABLE | BPF_F_INNER_MAP, sizeof(__u32), sizeof(struct variant));
 
 /* ifindex -> index into bindings. Never overwritten, so a reader never sees a recycled element that
  * belongs to another interface (user space waits for a grace period after deletions). */

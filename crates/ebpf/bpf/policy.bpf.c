@@ -14,14 +14,17 @@ __noinline int ask(const struct flow *f, int direction, struct answer *answer)
 	if (!f || !answer)
 		return 0;
 	question = (struct question){
-		.peer = f->key.peer,
 		.binding = f->binding,
+		.own = { .ifindex = f->key.ifindex, .addr = f->key.peer },
 		.port_key = port_key_of(&f->key, f->icmp, direction),
+		.source_port = source_port_of(&f->key, f->icmp, direction),
 		.direction = direction,
-		.from_host = f->from_host && direction == DIR_INGRESS,
-		.self = f->local_own && is_own(f->key.ifindex, &f->key.peer),
 	};
-
+	if (f->from_host && direction == DIR_INGRESS)
+		question.flags |= QUESTION_FROM_HOST;
+	if (f->local_own && bpf_map_lookup_elem(&endpoint_addrs, &question.own))
+		question.flags |= QUESTION_SELF;
+	question.peer.prefixlen = 128;
 	return judge(&question, answer);
 }
 

@@ -22,11 +22,12 @@ static __always_inline int quoted_allows(const struct flow *f, const struct quot
 					 int from_host)
 {
 	struct question question = {
-		.peer = quoted->key.peer,
+		.peer = { .prefixlen = 128, .addr = quoted->key.peer },
 		.binding = f->binding,
 		.port_key = port_key_of(&quoted->key, icmp, direction),
+		.source_port = source_port_of(&quoted->key, icmp, direction),
 		.direction = direction,
-		.from_host = from_host,
+		.flags = from_host ? QUESTION_FROM_HOST : 0,
 	};
 	struct answer answer = {};
 

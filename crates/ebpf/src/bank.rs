@@ -10,9 +10,9 @@ use bulkhead_model::Prefix;
 use bulkhead_model::host_policy::{ClassId, CompiledId, CompiledPolicy, HostDelta, HostPolicy, Row};
 
 use crate::capacities::{Capacities, fits};
-use crate::intern::Interner;
+use crate::intern::{Interner, Memory};
 use crate::layout::{
-    Addr, BindingWord, CLASS_DEFAULT_ROW, CellEntry, ClassEntry, LpmKey, RowEntry, RowKey, Step,
+    Addr, BindingWord, CLASS_DEFAULT_ROW, CellEntry, ClassEntry, LpmKey, RowEntry, RowKey, Step, VariantEntry,
 };
 use crate::loader::Loaded;
 use crate::mapping::Mapping;
@@ -28,14 +28,15 @@ pub(crate) struct Tally {
 /// The maps of maps that hold the banks.
 #[derive(Debug)]
 pub(crate) struct Outer {
-    tables: [(&'static str, Table<u32, u32>); 5],
+    tables: [(&'static str, Table<u32, u32>); 6],
 }
 
 impl Outer {
     pub(crate) fn open(loaded: &Loaded) -> Result<Self, DataplaneError> {
         let open = |name| Ok::<_, DataplaneError>((name, loaded.table(name)?));
-        let tables = [open("addr_exact")?, open("addr_lpm")?, open("rows")?, open("steps")?, open("cells")?];
-        Ok(Self { tables })
+        let names = ["addr_exact", "addr_lpm", "rows", "steps", "cells", "variants"];
+        let [exact, lpm, rows, steps, cells, variants] = names.map(open);
+        Ok(Self { tables: [exact?, lpm?, rows?, steps?, cells?, variants?] })
     }
 
     fn install(&self, bank: &Bank) -> Result<(), DataplaneError> {
@@ -45,6 +46,7 @@ impl Outer {
             bank.rows.fd().as_raw_fd(),
             bank.steps.fd().as_raw_fd(),
             bank.cells.fd().as_raw_fd(),
+            bank.variants.fd().as_raw_fd(),
         ];
         for ((name, table), fd) in self.tables.iter().zip(inner) {
             // For a map of maps the value is a descriptor when writing, and an id when reading.
@@ -81,6 +83,7 @@ pub(crate) struct Bank {
     rows: Table<RowKey, RowEntry>,
     steps: Table<u32, Step>,
     cells: Table<u32, CellEntry>,
+    variants: Table<u32, VariantEntry>,
     interner: Interner,
     addresses: HashMap<Prefix, ClassId>,
     hosts: u64,
@@ -126,8 +129,12 @@ impl Bank {
         let lpm = libbpf_sys::BPF_MAP_TYPE_LPM_TRIE;
         let steps = Table::<u32, Step>::create(array("steps", capacities.steps))?;
         let cells = Table::<u32, CellEntry>::create(array("cells", capacities.cells))?;
-        let step_memory = Mapping::new(steps.fd(), capacities.steps)?;
-        let cell_memory = Mapping::new(cells.fd(), capacities.cells)?;
+        let variants = Table::<u32, VariantEntry>::create(array("variants", capacities.variants))?;
+        let memory = Memory {
+            steps: Mapping::new(steps.fd(), capacities.steps)?,
+            cells: Mapping::new(cells.fd(), capacities.cells)?,
+            variants: Mapping::new(variants.fd(), capacities.variants)?,
+        };
         Ok(Self {
             slot,
             capacities: *capacities,
@@ -136,7 +143,8 @@ impl Bank {
             rows: Table::create(hash("rows", capacities.rows))?,
             steps,
             cells,
-            interner: Interner::new(capacities, step_memory, cell_memory),
+            variants,
+            interner: Interner::new(capacities, memory),
             addresses: HashMap::new(),
             hosts: 0,
             policies: HashMap::new(),
@@ -295,8 +303,8 @@ impl Bank {
         Ok(())
     }
 
-    pub(crate) fn usage(&self) -> [TableUse; 5] {
-        let (steps, cells) = self.interner.used();
+    pub(crate) fn usage(&self) -> [TableUse; 6] {
+        let [steps, cells, variants] = self.interner.used();
         let entry = |table, used, capacity| TableUse { table, used, capacity: u64::from(capacity) };
         [
             entry("addresses", self.hosts, self.capacities.addresses),
@@ -304,6 +312,7 @@ impl Bank {
             entry("rows", self.row_count, self.capacities.rows),
             entry("steps", u64::from(steps), self.capacities.steps),
             entry("cells", u64::from(cells), self.capacities.cells),
+            entry("variants", u64::from(variants), self.capacities.variants),
         ]
     }
 }

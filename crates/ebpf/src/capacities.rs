@@ -3,10 +3,10 @@
 use bulkhead_dataplane::DataplaneError;
 
 /// Entries per table. The hash tables take memory only as they fill; `conns` and `frags` (LRU) and the
-/// arrays `steps` and `cells` take it at once: about 75 MB with the defaults, and 20 MB more during a
+/// arrays `steps`, `cells` and `variants` take it at once: about 75 MB with the defaults, and 20 MB more during a
 /// replacement.
 ///
-/// Bank tables (`addresses`, `prefixes`, `rows`, `steps`, `cells`) take a new size at the next
+/// Bank tables (`addresses`, `prefixes`, `rows`, `steps`, `cells`, `variants`) take a new size at the next
 /// replacement; the others keep the size with which they were created until
 /// [`bulkhead_dataplane::Dataplane::cleanup`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -21,6 +21,8 @@ pub struct Capacities {
     pub steps: u32,
     /// Distinct answers.
     pub cells: u32,
+    /// Source ports at which rows that ask for them change.
+    pub variants: u32,
     /// Endpoints.
     pub endpoints: u32,
     /// Addresses of all endpoints.
@@ -43,6 +45,7 @@ impl Default for Capacities {
             rows: 524_288,
             steps: 2_097_152,
             cells: 262_144,
+            variants: 65_536,
             endpoints: 4096,
             endpoint_addrs: 65_536,
             conns: 262_144,

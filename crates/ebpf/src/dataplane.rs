@@ -293,6 +293,7 @@ impl Dataplane for EbpfDataplane {
         direction: Direction,
         peer: IpAddr,
         key: PortKey,
+        source_port: u16,
     ) -> Result<Option<Cell>, DataplaneError> {
         let io_error = |error| DataplaneError::io(format!("look up interface {ifindex}"), error);
         let Some(binding) = self.endpoints.binding(ifindex).map_err(io_error)? else { return Ok(None) };
@@ -303,7 +304,8 @@ impl Dataplane for EbpfDataplane {
         if compiled == CompiledId::NONE {
             return Ok(None);
         }
-        Reader { outer: &self.outer, bank: binding.bank }.cell(compiled, peer, key).map_err(io_error)
+        let reader = Reader { outer: &self.outer, bank: binding.bank };
+        reader.cell(compiled, peer, key, source_port).map_err(io_error)
     }
 
     fn generation(&self) -> u64 {

@@ -9,7 +9,7 @@ use bulkhead_model::address::address_bits;
 use bulkhead_model::host_policy::CompiledId;
 
 /// Part of the pin path, so that programs of one layout never meet maps of another.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Slots in each map of maps.
 pub(crate) const BANKS: u32 = 8;
@@ -19,6 +19,9 @@ pub(crate) const COUNTER_UNRECORDED: u32 = 8;
 pub(crate) const COUNTER_LOST_EVENTS: u32 = 16;
 /// Key of a compiled policy's default row.
 pub(crate) const CLASS_DEFAULT_ROW: u32 = u32::MAX;
+
+/// `ROW_BY_SOURCE_PORT` of `abi.h`.
+const ROW_BY_SOURCE_PORT: u32 = 1 << 31;
 
 pub(crate) const CELL_LOG: u8 = 1;
 pub(crate) const CELL_WRITTEN: u8 = 2;
@@ -131,6 +134,8 @@ plain! {
     struct RowKey(8) { compiled: u32, class: u32, }
     /// `struct row`.
     struct RowEntry(8) { first: u32, len: u32, }
+    /// `struct variant`.
+    struct VariantEntry(16) { first_source_port: u32, first: u32, len: u32, pad: u32, }
     /// `struct step`.
     struct Step(8) { first_key: u32, cell: u32, }
     /// `struct cell`.
@@ -176,6 +181,18 @@ impl Addr {
             .iter()
             .zip(FACTORS)
             .fold(0x1656_67b1, |tag, (word, factor)| tag ^ u32::from_ne_bytes(*word).wrapping_mul(factor))
+    }
+}
+
+impl RowEntry {
+    /// A row of `len` variants, the first at this index of `variants`.
+    pub(crate) fn by_source_port(first: u32, len: u32) -> Self {
+        Self { first, len: len | ROW_BY_SOURCE_PORT }
+    }
+
+    /// Index of the first variant and their number, if the row asks for the source port.
+    pub(crate) fn variants(self) -> Option<(u32, u32)> {
+        (self.len & ROW_BY_SOURCE_PORT != 0).then_some((self.first, self.len & !ROW_BY_SOURCE_PORT))
     }
 }
 

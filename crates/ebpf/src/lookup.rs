@@ -10,9 +10,26 @@ use crate::bank::Outer;
 use crate::events::verdict;
 use crate::layout::{
     Addr, CELL_LOG, CELL_WRITTEN, CLASS_DEFAULT_ROW, CellEntry, ClassEntry, LpmKey, Plain, RowEntry, RowKey,
-    Step,
+    Step, VariantEntry,
 };
 use crate::sys::Table;
+
+/// The last of `len` elements that `begins` is true of: a binary search, the first counting as true. `None` if one is
+/// missing.
+fn last_from<T>(
+    first: u32,
+    len: u32,
+    get: impl Fn(&u32) -> io::Result<Option<T>>,
+    begins: impl Fn(&T) -> bool,
+) -> io::Result<Option<T>> {
+    let (mut low, mut high) = (0, len);
+    while high - low > 1 {
+        let middle = (low + high) / 2;
+        let Some(element) = get(&(first + middle))? else { return Ok(None) };
+        if begins(&element) { low = middle } else { high = middle }
+    }
+    get(&(first + low))
+}
 
 /// Reads one bank.
 pub(crate) struct Reader<'a> {
@@ -38,11 +55,18 @@ impl Reader<'_> {
     }
 
     /// What `judge` of `bpf/judge.h` would find.
-    pub(crate) fn cell(&self, compiled: CompiledId, peer: IpAddr, key: PortKey) -> io::Result<Option<Cell>> {
-        let (Some(rows), Some(steps), Some(cells)) = (
+    pub(crate) fn cell(
+        &self,
+        compiled: CompiledId,
+        peer: IpAddr,
+        key: PortKey,
+        source_port: u16,
+    ) -> io::Result<Option<Cell>> {
+        let (Some(rows), Some(steps), Some(cells), Some(variants)) = (
             self.table::<RowKey, RowEntry>(2)?,
             self.table::<u32, Step>(3)?,
             self.table::<u32, CellEntry>(4)?,
+            self.table::<u32, VariantEntry>(5)?,
         ) else {
             return Ok(None);
         };
@@ -52,13 +76,22 @@ impl Reader<'_> {
         else {
             return Ok(None);
         };
-        let (mut low, mut high) = (0, row.len);
-        while high - low > 1 {
-            let middle = (low + high) / 2;
-            let Some(step) = steps.get(&(row.first + middle))? else { return Ok(None) };
-            if step.first_key <= key { low = middle } else { high = middle }
-        }
-        let Some(step) = steps.get(&(row.first + low))? else { return Ok(None) };
+        let row = match row.variants() {
+            None => row,
+            Some((first, len)) => {
+                let source_port = u32::from(source_port);
+                let Some(found) =
+                    last_from(first, len, |at| variants.get(at), |v| v.first_source_port <= source_port)?
+                else {
+                    return Ok(None);
+                };
+                RowEntry { first: found.first, len: found.len }
+            }
+        };
+        let Some(step) = last_from(row.first, row.len, |at| steps.get(at), |step| step.first_key <= key)?
+        else {
+            return Ok(None);
+        };
         Ok(cells.get(&step.cell)?.map(|cell| Cell {
             verdict: verdict(cell.verdict),
             rule: RuleId(cell.rule),

@@ -3,7 +3,7 @@
 
 mod common;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
@@ -11,6 +11,7 @@ use bulkhead_dataplane::Dataplane;
 use bulkhead_model::Prefix;
 use bulkhead_model::host_policy::{
     Cell, ClassId, Column, CompiledId, CompiledPolicy, EndpointBinding, HostDelta, HostPolicy, Row, RuleId,
+    Variant, merged,
 };
 use bulkhead_model::ports::Protocol;
 use bulkhead_model::verdict::{Direction, Verdict};
@@ -20,6 +21,8 @@ use common::{Bench, ifindex, run};
 const PROTOCOLS: [Protocol; 6] =
     [Protocol::TCP, Protocol::UDP, Protocol::SCTP, Protocol::UDPLITE, Protocol::ICMP, Protocol::ICMPV6];
 const PORTS: [u16; 6] = [1, 80, 443, 8000, 8001, 65535];
+/// Where variants begin, or one before.
+const SOURCE_PORTS: [u16; 8] = [0, 1, 53, 1023, 1024, 8000, 49_152, 65_534];
 const INTERFACES: usize = 3;
 
 /// xorshift64*: enough to choose with, and repeatable.
@@ -69,14 +72,29 @@ impl Random {
         }
     }
 
+    /// Usually without source ports; with them, some variants share their steps.
     fn row(&mut self) -> Arc<Row> {
+        let some = self.columns();
+        if !self.one_in(4) {
+            return Arc::new(Row::by_source_port([Variant { first: 0, columns: some }]));
+        }
+        let mut starts = BTreeMap::from([(0, Arc::clone(&some))]);
+        for _ in 0..self.below(12) {
+            let port = SOURCE_PORTS[self.below(SOURCE_PORTS.len())];
+            let columns = if self.one_in(3) { Arc::clone(&some) } else { self.columns() };
+            starts.insert(port.saturating_add(self.below(2) as u16), columns);
+        }
+        Arc::new(Row::by_source_port(starts.into_iter().map(|(first, columns)| Variant { first, columns })))
+    }
+
+    fn columns(&mut self) -> Arc<[Column]> {
         let mut starts = BTreeMap::from([(0, self.cell())]);
         for _ in 0..self.below(40) {
             let protocol = PROTOCOLS[self.below(PROTOCOLS.len())];
             let key = protocol.key(PORTS[self.below(PORTS.len())]) + self.below(2) as u32;
             starts.insert(key, self.cell());
         }
-        Arc::new(Row::new(starts.into_iter().map(|(first, cell)| Column { first, cell })))
+        merged(starts.into_iter().map(|(first, cell)| Column { first, cell }))
     }
 
     fn compiled(&mut self, id: u32, classes: u32) -> CompiledPolicy {
@@ -99,7 +117,9 @@ struct World {
     random: Random,
     interfaces: Vec<u32>,
     next_id: u32,
-    port: u16,
+    /// Connections since the last sweep: interface, peer, port here, port there.
+    seen: BTreeSet<(usize, IpAddr, u16, u16)>,
+    echo: u16,
     packets: u32,
 }
 
@@ -188,37 +208,64 @@ impl World {
         }
     }
 
+    /// Destination and source port, at borders of what rows tell apart, of a connection that is not there yet.
+    fn ports(&mut self, interface: usize, direction: Direction, peer: IpAddr) -> (u16, u16) {
+        loop {
+            let port = PORTS[self.random.below(PORTS.len())].wrapping_add(self.random.below(2) as u16);
+            // Some from anywhere, lest those at borders run out.
+            let source = if self.random.one_in(4) {
+                self.random.below(1 << 16) as u16
+            } else {
+                SOURCE_PORTS[self.random.below(SOURCE_PORTS.len())] + self.random.below(2) as u16
+            };
+            let (here, there) = if direction == Direction::Egress { (source, port) } else { (port, source) };
+            if self.seen.insert((interface, peer, here, there)) {
+                return (port, source);
+            }
+        }
+    }
+
     fn compare_one(&mut self, state: &HostPolicy) {
         let interface = self.random.below(INTERFACES);
         let direction = Direction::BOTH[self.random.below(2)];
         let peer = self.random.address();
         let own = endpoint_address(interface, peer.is_ipv6());
         let (src, dst) = if direction == Direction::Egress { (own, peer) } else { (peer, own) };
-        self.port = self.port.wrapping_add(1).max(1000);
-        let port = PORTS[self.random.below(PORTS.len())].wrapping_add(self.random.below(2) as u16);
-        let (packet, key) = match self.random.below(4) {
-            0 => (Packet::tcp(src, self.port, dst, port, SYN), Protocol::TCP.key(port)),
-            1 => (Packet::udp(src, self.port, dst, port), Protocol::UDP.key(port)),
+        let (port, source_port) = self.ports(interface, direction, peer);
+        let (packet, key, source_port) = match self.random.below(4) {
+            0 => (Packet::tcp(src, source_port, dst, port, SYN), Protocol::TCP.key(port), source_port),
+            1 => (Packet::udp(src, source_port, dst, port), Protocol::UDP.key(port), source_port),
             2 => {
-                let mut packet = Packet::udp(src, self.port, dst, port);
+                let mut packet = Packet::udp(src, source_port, dst, port);
                 packet.protocol = Protocol::SCTP;
                 packet.l4.resize(12, 0);
-                (packet, Protocol::SCTP.key(port))
+                (packet, Protocol::SCTP.key(port), source_port)
             }
-            _ if src.is_ipv4() => (Packet::icmp(src, dst, 8, 0, self.port), Protocol::ICMP.key(0x0800)),
-            _ => (Packet::icmp(src, dst, 128, 0, self.port), Protocol::ICMPV6.key(0x8000)),
+            _ => {
+                self.echo = self.echo.wrapping_add(1);
+                let (kind, key) = if src.is_ipv4() {
+                    (8, Protocol::ICMP.key(0x0800))
+                } else {
+                    (128, Protocol::ICMPV6.key(0x8000))
+                };
+                (Packet::icmp(src, dst, kind, 0, self.echo), key, 0)
+            }
         };
-        let expected = state.lookup(&name(interface), direction, peer, key);
-        let looked_up =
-            self.bench.dataplane.lookup(self.interfaces[interface], direction, peer, key).unwrap();
-        assert_eq!(looked_up, expected, "{direction} {peer} {key:#x}");
+        let expected = state.lookup(&name(interface), direction, peer, key, source_port);
+        let looked_up = self
+            .bench
+            .dataplane
+            .lookup(self.interfaces[interface], direction, peer, key, source_port)
+            .unwrap();
+        let question = format!("{direction} {peer} {key:#x} from {source_port}");
+        assert_eq!(looked_up, expected, "{question}");
         self.bench.ifindex = self.interfaces[interface];
         let passed =
             if direction == Direction::Egress { self.bench.from(&packet) } else { self.bench.to(&packet) };
         let events = self.bench.events();
         let [event] = &events[..] else { panic!("one event about {packet:?}: {events:?}") };
         let cell = expected.unwrap_or(common::cell(Verdict::Deny, 1, false));
-        assert_eq!(passed, cell.verdict == Verdict::Allow, "{direction} {peer} {key:#x}");
+        assert_eq!(passed, cell.verdict == Verdict::Allow, "{question}");
         assert_eq!((event.rule, event.verdict, event.direction), (cell.rule, cell.verdict, direction));
         assert_eq!((event.audit_rule, event.audit_verdict), (cell.audit_rule, cell.audit_verdict));
         self.packets += 1;
@@ -239,7 +286,8 @@ fn the_kernel_answers_what_the_model_answers() {
         })
         .collect();
     let random = Random(0x0b01_4ead);
-    let mut world = World { bench, random, interfaces, next_id: 0, port: 1000, packets: 0 };
+    let mut world =
+        World { bench, random, interfaces, next_id: 0, seen: BTreeSet::new(), echo: 0, packets: 0 };
     for _ in 0..60 {
         let mut state = world.whole();
         world.bench.dataplane.replace(&state).unwrap();
@@ -250,7 +298,8 @@ fn the_kernel_answers_what_the_model_answers() {
             state.apply(&delta);
             world.compare(&state, 60);
         }
-        world.bench.dataplane.sweep(common::now_ns() + 200_000_000_000, &mut |_flow| ()).unwrap();
+        world.seen.clear();
+        world.bench.dataplane.sweep(common::now_ns() + 400_000_000_000, &mut |_flow| ()).unwrap();
     }
     println!("{} packets in 360 states", world.packets);
 }

@@ -3,9 +3,12 @@
 
 mod common;
 
-use bulkhead_dataplane::Dataplane;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bulkhead_dataplane::{Dataplane, DataplaneError};
 use bulkhead_model::flow::{DropReason, FlowEvent};
-use bulkhead_model::host_policy::{HostDelta, HostPolicy, RuleId};
+use bulkhead_model::host_policy::{CompiledId, CompiledPolicy, HostDelta, HostPolicy, Row, RuleId, Variant};
 use bulkhead_model::ports::Protocol;
 use bulkhead_model::verdict::Verdict::{self, Allow, Deny};
 use common::packet::{ACK, FIN, Packet, RST, SYN, arp};
@@ -396,7 +399,7 @@ fn a_plan_that_does_not_fit_is_refused_whole() {
     let used = bench.dataplane.stats().unwrap().tables;
     let mut delta = HostDelta { revision: 2, ..HostDelta::default() };
     let mut more = usual(&bench, cast).policies[&common::INGRESS].clone();
-    more.id = bulkhead_model::host_policy::CompiledId(9);
+    more.id = CompiledId(9);
     more.default_row = common::row(
         &[
             ("tcp/1".parse().unwrap(), common::cell(Allow, 50, true)),
@@ -406,7 +409,7 @@ fn a_plan_that_does_not_fit_is_refused_whole() {
     );
     delta.policies.push(more);
     let error = bench.dataplane.apply(&delta).unwrap_err();
-    assert!(matches!(error, bulkhead_dataplane::DataplaneError::Capacity { table: "steps", .. }), "{error}");
+    assert!(matches!(error, DataplaneError::Capacity { table: "steps", .. }), "{error}");
     assert_eq!(bench.dataplane.stats().unwrap().tables, used);
     assert!(bench.to(&Packet::tcp(cast.friend, 1000, cast.own, 80, SYN)));
 }
@@ -418,7 +421,7 @@ fn the_later_agent_fences_off_the_earlier() {
     bench.dataplane.replace(&usual(&bench, cast)).unwrap();
     let later = bulkhead_ebpf::EbpfDataplane::open(bench.root.path(), small()).unwrap();
     let error = bench.dataplane.replace(&usual(&bench, cast)).unwrap_err();
-    assert!(matches!(error, bulkhead_dataplane::DataplaneError::Fenced { current: 2, own: 1 }));
+    assert!(matches!(error, DataplaneError::Fenced { current: 2, own: 1 }));
     bench.dataplane = later;
     assert!(bench.to(&Packet::tcp(cast.friend, 1000, cast.own, 80, SYN)), "still in force");
     bench.dataplane.replace(&usual(&bench, cast)).unwrap();
@@ -506,4 +509,136 @@ fn a_connection_whose_event_was_lost_is_told_by_the_sweep() {
     let mut sink = |flow: bulkhead_model::flow::RawFlow| opened += u64::from(flow.event == FlowEvent::Open);
     bench.dataplane.sweep(now_ns(), &mut sink).unwrap();
     assert_eq!(opened, lost);
+}
+
+/// The usual policy, with rows that ask for the source port: friends may call tcp/80 from 1024 on, and udp/53 from
+/// 53; the workload may call tcp/443 from 40000 on.
+fn from_source_ports(bench: &Bench, cast: Cast, from: u16) -> HostPolicy {
+    let mut state = usual(bench, cast);
+    let plain = |ingress: &[Rule], egress: &[Rule]| policy(bench.ifindex, &[], ingress, egress, Deny);
+    let (http, dns, https) = (
+        Rule(cast.friends, "tcp/80", Allow, 20),
+        Rule(cast.friends, "udp/53", Allow, 21),
+        Rule(cast.friends, "tcp/443", Allow, 30),
+    );
+    let parts = [
+        (0, plain(&[], &[])),
+        (53, plain(std::slice::from_ref(&dns), &[])),
+        (54, plain(&[], &[])),
+        (from, plain(std::slice::from_ref(&http), &[])),
+        (40_000, plain(&[http], &[https])),
+    ];
+    let friends = state.class_of(cast.friend);
+    for (id, compiled) in &mut state.policies {
+        let variants = parts.iter().map(|(first, part)| {
+            let part = &part.policies[id];
+            let row = part.rows.values().next().unwrap_or(&part.default_row);
+            Variant { first: *first, columns: Arc::clone(row.variants().next().unwrap().1) }
+        });
+        compiled.rows.insert(friends, Arc::new(Row::by_source_port(variants)));
+    }
+    state
+}
+
+#[test]
+fn source_ports_are_those_of_whoever_began() {
+    story(|bench, cast| {
+        bench.dataplane.replace(&from_source_ports(bench, cast, 1024)).unwrap();
+        assert!(!bench.to(&Packet::tcp(cast.friend, 1023, cast.own, 80, SYN)));
+        assert!(bench.to(&Packet::tcp(cast.friend, 1024, cast.own, 80, SYN)));
+        assert!(bench.from(&Packet::tcp(cast.own, 80, cast.friend, 1024, SYN | ACK)), "the reply");
+        assert!(bench.to(&Packet::udp(cast.friend, 53, cast.own, 53)));
+        assert!(!bench.to(&Packet::udp(cast.friend, 54, cast.own, 53)));
+        assert!(!bench.from(&Packet::tcp(cast.own, 39_999, cast.friend, 443, SYN)));
+        assert!(bench.from(&Packet::tcp(cast.own, 40_000, cast.friend, 443, SYN)));
+        // Nobody remembers these: each is judged as if either end had begun, with that end's port as the source.
+        assert!(bench.to(&Packet::tcp(cast.friend, 443, cast.own, 50_000, ACK)), "reply to our call");
+        assert!(!bench.to(&Packet::tcp(cast.friend, 443, cast.own, 39_000, ACK)), "no such call is allowed");
+        assert!(bench.from(&Packet::tcp(cast.own, 80, cast.friend, 2000, ACK)), "our reply");
+        assert!(!bench.from(&Packet::tcp(cast.own, 80, cast.friend, 1000, ACK)), "to nobody who may call");
+        let about = |sport| Packet::tcp(cast.own, sport, cast.friend, 443, SYN);
+        assert!(bench.to(&Packet::unreachable(cast.stranger, cast.own, &about(41_000))));
+        assert!(!bench.to(&Packet::unreachable(cast.stranger, cast.own, &about(1))));
+        // No port, no rule about ports: echo was not among the parts' rules.
+        assert!(!bench.to(&Packet::icmp(cast.friend, cast.own, cast.echo_type, 0, 40_000)));
+        let mut part = Packet::udp(cast.friend, 53, cast.own, 53);
+        part.fragment = Some((9, 0, true));
+        assert!(bench.to(&part));
+        part.fragment = Some((9, 16, false));
+        part.l4 = vec![0; 8];
+        assert!(bench.to(&part), "a later fragment has its first one's ports");
+    });
+}
+
+#[test]
+fn live_connections_are_judged_again_by_the_source_port_of_whoever_began() {
+    story(|bench, cast| {
+        bench.dataplane.replace(&from_source_ports(bench, cast, 1024)).unwrap();
+        let theirs = |flags| Packet::tcp(cast.friend, 2000, cast.own, 80, flags);
+        let ours = |flags| Packet::tcp(cast.own, 80, cast.friend, 2000, flags);
+        let later = |flags| Packet::tcp(cast.friend, 3000, cast.own, 80, flags);
+        let call = |flags| Packet::tcp(cast.own, 40_001, cast.friend, 443, flags);
+        let answer = |flags| Packet::tcp(cast.friend, 443, cast.own, 40_001, flags);
+        assert!(bench.to(&theirs(SYN)) && bench.from(&ours(SYN | ACK)));
+        assert!(bench.to(&later(SYN)) && bench.from(&call(SYN)) && bench.to(&answer(SYN | ACK)));
+        // By a difference: fresh tables under a new id, and the endpoint is bound to them.
+        let next = from_source_ports(bench, cast, 2500);
+        let id = |id: CompiledId| CompiledId(id.0 + 10);
+        let compiled =
+            next.policies.values().map(|compiled| CompiledPolicy { id: id(compiled.id), ..compiled.clone() });
+        let mut binding = next.endpoints["w"].clone();
+        (binding.ingress, binding.egress) = (id(binding.ingress), id(binding.egress));
+        let delta = HostDelta {
+            revision: 2,
+            policies: compiled.collect(),
+            endpoints: BTreeMap::from([(Arc::from("w"), Some(binding))]),
+            removed_policies: next.policies.keys().copied().collect(),
+            ..HostDelta::default()
+        };
+        bench.events();
+        bench.dataplane.apply(&delta).unwrap();
+        assert!(!bench.from(&ours(ACK)), "found by the packet of the side that was called");
+        assert!(!bench.to(&theirs(ACK)));
+        let events = bench.events();
+        assert_eq!((events[0].event, events[0].reason), (FlowEvent::Change, DropReason::Revoked));
+        assert!(bench.to(&later(ACK)), "begun from a port that is still allowed");
+        assert!(bench.to(&answer(ACK)) && bench.from(&call(ACK)));
+        // And by a replacement, which allows it again.
+        bench.dataplane.replace(&from_source_ports(bench, cast, 2000)).unwrap();
+        assert!(bench.from(&ours(ACK)));
+    });
+}
+
+#[test]
+fn variants_that_do_not_fit_are_refused_whole_and_used_ones_come_back() {
+    let cast = families()[0];
+    let mut bench = Bench::with(bulkhead_ebpf::Capacities { variants: 12, ..small() });
+    let state = from_source_ports(&bench, cast, 1024);
+    // Four for ingress and two for egress, equal neighbours being merged.
+    bench.dataplane.replace(&state).unwrap();
+    let used = |bench: &Bench, name: &str| {
+        let tables = bench.dataplane.stats().unwrap().tables;
+        tables.iter().find(|table| table.table == name).map(|table| table.used).unwrap()
+    };
+    let before = [used(&bench, "variants"), used(&bench, "steps"), used(&bench, "cells")];
+    assert_eq!(before[0], 6);
+    let compiled = |number: u16| {
+        let policy = from_source_ports(&bench, cast, 2000 + number);
+        CompiledPolicy {
+            id: CompiledId(100 + u32::from(number)),
+            ..policy.policies[&common::INGRESS].clone()
+        }
+    };
+    let [first, second] = [compiled(1), compiled(2)];
+    let delta = |policies| HostDelta { revision: 2, policies, ..HostDelta::default() };
+    let refused = bench.dataplane.apply(&delta(vec![first.clone(), second])).unwrap_err();
+    assert!(matches!(refused, DataplaneError::Capacity { table: "variants", .. }), "{refused}");
+    assert_eq!([used(&bench, "variants"), used(&bench, "steps"), used(&bench, "cells")], before);
+    assert!(bench.to(&Packet::tcp(cast.friend, 1024, cast.own, 80, SYN)), "the old tables are in force");
+    for round in 0..3 {
+        let gone = vec![first.id];
+        bench.dataplane.apply(&delta(vec![first.clone()])).unwrap();
+        let removal = HostDelta { revision: 3 + round, removed_policies: gone, ..HostDelta::default() };
+        bench.dataplane.apply(&removal).unwrap();
+    }
 }

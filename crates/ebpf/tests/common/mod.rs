@@ -35,6 +35,7 @@ pub(crate) fn small() -> Capacities {
         rows: 16384,
         steps: 65536,
         cells: 16384,
+        variants: 4096,
         endpoints: 64,
         endpoint_addrs: 256,
         conns: 8192,
