@@ -11,6 +11,7 @@ use bulkhead_dataplane::{Dataplane, DataplaneError};
 use bulkhead_discover::{Found, NotManaged};
 use bulkhead_engine::{HostEngine, NotReady};
 use bulkhead_model::host_policy::HostDelta;
+use bulkhead_model::policy::SOURCE_PORT_PARTS_MAX;
 use bulkhead_model::{ObjectKey, Resource, Selector};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -402,6 +403,10 @@ impl Agent {
                     NotReady::UnknownTier { policy, tier } => {
                         format!("policy {policy} is in tier {tier:?}, which does not exist")
                     }
+                    NotReady::TooManySourcePorts { direction, parts } => format!(
+                        "its {direction} policies cut the source ports into {parts} parts, \
+                         {SOURCE_PORT_PARTS_MAX} at most are possible"
+                    ),
                 };
                 add(&name, text);
             }

@@ -281,6 +281,9 @@ pub(crate) struct ExplainArgs {
     /// What is called, e.g. tcp/80, udp/53, icmp/8
     #[arg(long, value_name = "PORT")]
     pub(crate) port: String,
+    /// The port that the connection comes from; without it, an ephemeral one (50000)
+    #[arg(long, value_name = "NUMBER")]
+    pub(crate) source_port: Option<u16>,
 }
 
 #[derive(Debug, Args)]

@@ -63,16 +63,21 @@ impl Agent {
             policy.addresses.iter().map(|(prefix, class)| (prefix.to_string(), json!(class))).collect();
         let rule = |id| policy.rules.get(&id).map(ToString::to_string);
         let row = |row: &bulkhead_model::host_policy::Row| -> Vec<Value> {
-            row.columns()
-                .iter()
-                .map(|column| {
-                    json!({
+            let variants =
+                row.variants().flat_map(|(from, steps)| steps.iter().map(move |step| (from, step)));
+            variants
+                .map(|(source_port, column)| {
+                    let mut step = json!({
                         "from": { "protocol": column.first >> 16, "port": column.first & 0xffff },
                         "verdict": column.cell.verdict,
                         "rule": rule(column.cell.rule),
                         "auditVerdict": column.cell.audit_verdict,
                         "auditRule": rule(column.cell.audit_rule),
-                    })
+                    });
+                    if row.reads_source_port() {
+                        step["fromSourcePort"] = json!(source_port);
+                    }
+                    step
                 })
                 .collect()
         };

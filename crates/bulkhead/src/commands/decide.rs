@@ -9,7 +9,7 @@ use bulkhead_engine::{Endpoint, Explanation, Fleet, Flow, Judgement};
 use bulkhead_model::document::{Node, from_value};
 use bulkhead_model::kubernetes::{self, Names, Object};
 use bulkhead_model::policy::PolicySpec;
-use bulkhead_model::ports::Protocol;
+use bulkhead_model::ports::{Protocol, USUAL_SOURCE_PORT};
 use bulkhead_model::resource::API_VERSION;
 use bulkhead_model::{Entity, Labels, ObjectKey, Resource, RuleRef, Verdict};
 use serde::Deserialize;
@@ -43,6 +43,9 @@ struct Question {
     port: u16,
     #[serde(default = "tcp")]
     protocol: String,
+    /// Absent: [`USUAL_SOURCE_PORT`].
+    #[serde(default, rename = "sourcePort")]
+    source_port: Option<u16>,
 }
 
 fn tcp() -> String {
@@ -294,10 +297,16 @@ impl State {
         });
         let (source, destination) =
             pair.ok_or_else(|| format!("{} and {} have no family in common", question.from, question.to))?;
+        let source_port = match question.source_port {
+            Some(_) if !protocol.has_ports() => return Err(format!("{protocol} has no source ports")),
+            given if protocol.has_ports() => given.unwrap_or(USUAL_SOURCE_PORT),
+            _ => 0,
+        };
         Ok(Flow {
             source: Endpoint { workload: from.0, address: source },
             destination: Endpoint { workload: to.0, address: destination },
             key: protocol.key(question.port),
+            source_port,
         })
     }
 

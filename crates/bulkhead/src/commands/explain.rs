@@ -13,14 +13,21 @@ use crate::failure::Failure;
 use crate::output::{self, Style, paint, text, verdict};
 
 pub(crate) async fn explain(common: &Common, args: &ExplainArgs) -> Result<(), Failure> {
-    let parameters = query(&[("from", Some(&args.from)), ("to", Some(&args.to)), ("port", Some(&args.port))]);
+    let source_port = args.source_port.map(|port| port.to_string());
+    let parameters = query(&[
+        ("from", Some(&args.from)),
+        ("to", Some(&args.to)),
+        ("port", Some(&args.port)),
+        ("sourcePort", source_port.as_deref()),
+    ]);
     let path = format!("{API}/explain{parameters}");
     let answer =
         output::with_progress("evaluating", call(common.controller(), Method::GET, &path, None)).await?;
-    output::show(common.output, &answer, || Ok(page(&answer)))
+    output::show(common.output, &answer, || Ok(page(&answer, args.source_port)))
 }
 
-fn page(answer: &Value) -> String {
+/// `asked`: the source port that was asked about; the one that is meant otherwise is no news.
+fn page(answer: &Value, asked: Option<u16>) -> String {
     let explanation = &answer["explanation"];
     let end = |name: &str| {
         let address = text(answer, &format!("/{name}/address"));
@@ -28,8 +35,9 @@ fn page(answer: &Value) -> String {
         let workload = workload.strip_prefix("Workload/").unwrap_or(&workload);
         if workload.is_empty() { address } else { format!("{workload} ({address})") }
     };
+    let from_port = asked.map_or_else(String::new, |port| format!(" from port {port}"));
     let mut page = format!(
-        "{} → {} on {}: {}\n",
+        "{}{from_port} → {} on {}: {}\n",
         end("from"),
         end("to"),
         text(answer, "/port"),
@@ -68,6 +76,7 @@ fn side(page: &mut String, name: &str, who: &str, side: &Value) {
         let outcome = match outcome.as_str() {
             "otherPeer" => paint(Style::Dim, "no match: other peer"),
             "otherPort" => paint(Style::Dim, "no match: other port"),
+            "otherSourcePort" => paint(Style::Dim, "no match: other source port"),
             "allow" | "deny" => verdict(&outcome),
             other => other.to_owned(),
         };

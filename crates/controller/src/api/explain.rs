@@ -7,7 +7,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use bulkhead_engine::{Endpoint, Flow, World, decide};
-use bulkhead_model::ports::{PortKey, PortMatch, PortMatchError};
+use bulkhead_model::ports::{PortKey, PortMatch, PortMatchError, Protocol, USUAL_SOURCE_PORT};
 use bulkhead_model::resource::API_VERSION;
 use bulkhead_model::{Kind, ObjectKey, Resource};
 use serde_json::{Value, json};
@@ -20,14 +20,15 @@ use crate::repository::View;
 /// Most names that an ambiguous short name lists.
 const CANDIDATES_MAX: usize = 10;
 
-/// `GET /apis/bulkhead.dev/v1/explain?from=&to=&port=`.
+/// `GET /apis/bulkhead.dev/v1/explain?from=&to=&port=&sourcePort=`.
 pub(super) async fn explain(State(context): Shared, parameters: Parameters) -> Result<Json<Value>, Refusal> {
-    parameters.only(&["from", "to", "port"])?;
+    parameters.only(&["from", "to", "port", "sourcePort"])?;
     let expected = "a workload's name, its short name or an address";
     let from = parameters.required("from", expected)?.to_owned();
     let to = parameters.required("to", expected)?.to_owned();
     let port = parameters.required("port", "like tcp/80")?.to_owned();
     let key = port_key(&port)?;
+    let source_port = source_port(&parameters, key)?;
     let searching = Arc::clone(&context);
     // Never closed, so an error cannot be.
     let _one_of_few = searching.searches.acquire().await.ok();
@@ -35,7 +36,8 @@ pub(super) async fn explain(State(context): Shared, parameters: Parameters) -> R
     let explained = tokio::task::spawn_blocking(move || -> Result<Json<Value>, Refusal> {
         let (world, flow, revision) = {
             let view = context.repository.view();
-            let flow = Flow { source: endpoint(&view, &from)?, destination: endpoint(&view, &to)?, key };
+            let (source, destination) = (endpoint(&view, &from)?, endpoint(&view, &to)?);
+            let flow = Flow { source, destination, key, source_port };
             (world(&view), flow, view.revision)
         };
         let explanation = decide(&world, &flow);
@@ -46,6 +48,7 @@ pub(super) async fn explain(State(context): Shared, parameters: Parameters) -> R
             "from": flow.source,
             "to": flow.destination,
             "port": port,
+            "sourcePort": source_port,
             "explanation": explanation,
         })))
     });
@@ -73,6 +76,20 @@ fn port_key(text: &str) -> Result<PortKey, Refusal> {
     }
     // Only a name has no interval, and names were refused.
     Ok(port.interval().map_or(0, |(first, _)| first))
+}
+
+/// The one that is given, else [`USUAL_SOURCE_PORT`]; 0 for protocols without.
+fn source_port(parameters: &Parameters, key: PortKey) -> Result<u16, Refusal> {
+    let given = parameters.parsed::<u16>("sourcePort", "a port from 0 to 65535")?;
+    let protocol = Protocol::of_key(key);
+    match given {
+        Some(_) if !protocol.has_ports() => {
+            Err(Refusal::bad_request(format!("query parameter sourcePort: {protocol} has no ports")))
+        }
+        Some(port) => Ok(port),
+        None if protocol.has_ports() => Ok(USUAL_SOURCE_PORT),
+        None => Ok(0),
+    }
 }
 
 fn world(view: &View) -> World {

@@ -192,11 +192,22 @@ async fn explain_judges_both_ends_by_short_name_or_address() {
     assert_eq!(verdict("from=10.0.0.2&to=10.0.0.1&port=tcp/5432").await, "allow");
     assert_eq!(verdict("from=web.h2&to=db&port=tcp/80").await, "deny");
     assert_eq!(verdict("from=192.0.2.1&to=db&port=tcp/5432").await, "deny");
+    fixture
+        .apply(
+            "apiVersion: bulkhead.dev/v1\nkind: Policy\nmetadata: {name: no-low-ports}\n\
+             spec: {tier: admin, appliesTo: role == 'db', ingress: [{action: Deny, sourcePorts: 0-1023}, {action: Pass}]}\n",
+        )
+        .await;
+    assert_eq!(verdict("from=web.h2&to=db&port=tcp/5432").await, "allow", "an ephemeral port is meant");
+    assert_eq!(verdict("from=web.h2&to=db&port=tcp/5432&sourcePort=1024").await, "allow");
+    assert_eq!(verdict("from=web.h2&to=db&port=tcp/5432&sourcePort=1023").await, "deny");
     for (query, part) in [
         ("from=web&to=db&port=tcp/80", "web.h2, web.h3"),
         ("from=wbe.h2&to=db&port=tcp/80", "did you mean web.h2?"),
         ("from=db&to=db&port=tcp", "single port"),
         ("from=db&to=db", "port is missing"),
+        ("from=db&to=db&port=tcp/80&sourcePort=70000", "0 to 65535"),
+        ("from=db&to=db&port=icmp/8&sourcePort=53", "icmp has no ports"),
     ] {
         let path = format!("/apis/bulkhead.dev/v1/explain?{query}");
         let (status, answer) = fixture.call(Method::GET, &path, String::new()).await;
