@@ -11,7 +11,7 @@ use std::time::Instant;
 use anyhow::{Context, bail};
 use bulkhead_engine::{HostEngine, LocalEndpoint, Member, MemberIndex};
 use bulkhead_model::policy::PolicySpec;
-use bulkhead_model::{ObjectKey, Prefix, Selector, Verdict};
+use bulkhead_model::{ObjectKey, Prefix, Selector};
 use serde::{Deserialize, Serialize};
 
 use crate::report::Line;

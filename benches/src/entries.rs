@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use bulkhead_engine::{Change, HostEngine, LocalEndpoint, Member, MemberChange, MemberIndex, SelectorId};
-use bulkhead_model::{Entity, Selector, Verdict};
+use bulkhead_model::{Entity, Selector};
 
 use crate::report::Line;
 use crate::{Effort, fixtures, progress};

@@ -9,7 +9,7 @@ use bulkhead_model::entity::with_automatic_labels;
 use bulkhead_model::host_policy::{
     Cell, ClassId, Column, CompiledId, CompiledPolicy, EndpointBinding, HostPolicy, Row, RuleId,
 };
-use bulkhead_model::policy::{Action, DEFAULT_TIER, Mode, Order, Peer, PolicySpec, Rule};
+use bulkhead_model::policy::{Action, Peer, PolicySpec, Rule};
 use bulkhead_model::ports::Protocol;
 use bulkhead_model::verdict::FIRST_FREE_RULE_ID;
 use bulkhead_model::{Entity, Kind, Labels, ObjectKey, Prefix, Selector, Verdict};

@@ -7,7 +7,7 @@ use bulkhead_model::flow::FlowRecord;
 use bulkhead_model::labels::NAMESPACE_LABELS_PREFIX;
 use bulkhead_model::ports::{NamedPort, PORT_KEY_END, PortMatch};
 use bulkhead_model::selector::Restriction;
-use bulkhead_model::{Labels, Resource, Selector, document, kubernetes as k8s, registration};
+use bulkhead_model::{Labels, Resource, Selector, document, registration};
 use bulkhead_wire::proto::agent_message::Body as Up;
 use bulkhead_wire::proto::controller_message::Body as Down;
 use bulkhead_wire::{port_from_wire, port_to_wire, prefix_from_wire, prefix_to_wire, proto};
@@ -68,22 +68,26 @@ pub fn port_match(data: &[u8]) {
     }
 }
 
-/// Whatever it is, it is an object or a list of problems, and the selectors of a policy can be read again.
+/// Whatever it is, it is objects or a list of problems, and the selectors of what objects of other systems mean can be
+/// read again.
 pub fn kubernetes(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
-    for root in document::read("fuzz", text).unwrap_or_default() {
-        match k8s::read("fuzz", &root, &k8s::Names::new()) {
-            Err(problems) => assert!(!problems.is_empty(), "a refusal has its reasons"),
-            // What is stored and sent is the text of selectors.
-            Ok(k8s::Object::Policy(_, spec)) => {
-                let rules = [spec.ingress, spec.egress].into_iter().flatten().flatten();
-                let peers = rules.flat_map(|rule| rule.peers);
-                let selectors = peers.flat_map(|peer| [peer.selector, peer.namespace_selector, peer.hosts]);
-                for selector in selectors.flatten().chain([spec.applies_to]) {
-                    assert_eq!(Selector::parse_canonical(selector.canonical()).as_ref(), Ok(&selector));
+    match document::parse("fuzz", text) {
+        Err(problems) => assert!(!problems.is_empty(), "a refusal has its reasons"),
+        Ok(documents) => {
+            for document in documents {
+                let meaning = document.resource.meaning();
+                for (_, spec) in &meaning.policies {
+                    let rules = [&spec.ingress, &spec.egress].into_iter().flatten().flatten();
+                    let peers = rules.flat_map(|rule| &rule.peers);
+                    let selectors =
+                        peers.flat_map(|peer| [&peer.selector, &peer.namespace_selector, &peer.hosts]);
+                    // What is stored and sent is their text.
+                    for selector in selectors.flatten().chain([&spec.applies_to]) {
+                        assert_eq!(Selector::parse_canonical(selector.canonical()).as_ref(), Ok(selector));
+                    }
                 }
             }
-            Ok(_) => {}
         }
     }
 }
