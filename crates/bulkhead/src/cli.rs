@@ -95,6 +95,8 @@ pub(crate) enum Command {
     Explain(ExplainArgs),
     /// Say whether connections would pass, without a controller: from manifests, of Kubernetes too
     Decide(DecideArgs),
+    /// Show objects of Kubernetes and Calico as Bulkhead's own
+    Convert(ConvertArgs),
     /// Show recent connections with names, labels and the rule that decided
     Flows(FlowArgs),
     /// Show agents, revisions, and what is not enforced
@@ -336,6 +338,13 @@ pub(crate) struct DecideArgs {
     /// Ask both and fail if they differ
     #[arg(long)]
     pub(crate) check: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ConvertArgs {
+    /// Manifests: files, directories, or - for standard input
+    #[arg(short = 'f', long, required = true, value_name = "FILE")]
+    pub(crate) filename: Vec<PathBuf>,
 }
 
 #[derive(Debug, Args)]

@@ -10,6 +10,7 @@ use crate::failure::Failure;
 use crate::manifests;
 
 pub(crate) mod apply;
+pub(crate) mod convert;
 pub(crate) mod decide;
 pub(crate) mod describe;
 pub(crate) mod docs;

@@ -57,6 +57,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Describe(args) => commands::describe::describe(&common, &args).await,
         Command::Explain(args) => commands::explain::explain(&common, &args).await,
         Command::Decide(args) => commands::decide::decide(&common, &args),
+        Command::Convert(args) => commands::convert::convert(&common, &args),
         Command::Flows(args) => commands::flows::flows(&common, &args).await,
         Command::Status => commands::status::status(&common).await,
         Command::Workload(args) => commands::workload::workload(&common, &args).await,

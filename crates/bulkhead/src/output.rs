@@ -68,6 +68,12 @@ pub(crate) fn line(text: &str) -> Result<(), Failure> {
     print(&format!("{text}\n"))
 }
 
+/// Says something beside the answer, on standard error.
+pub(crate) fn note(text: &str) {
+    // Nobody to tell if this fails.
+    let _ = std::io::stderr().lock().write_all(text.as_bytes());
+}
+
 pub(crate) fn error(message: &str) {
     let mut err = std::io::stderr().lock();
     let label = if std::io::stderr().is_terminal() { "\x1b[31merror:\x1b[0m" } else { "error:" };

@@ -127,6 +127,7 @@ fn policy_spec(decoder: &mut Decoder, mut fields: Fields<'_>, key: &ObjectKey) -
     fields.optional(decoder, "performanceHints", |decoder, node| {
         decoder.list(node, 1, |decoder, node| decoder.word(node, &[("AssumeNeededOnEveryNode", ())]))
     });
+    let fields_at = fields.position();
     fields.finish(decoder);
     // Rules present decide what it speaks of, if it does not say: none means ingress.
     let types = types.filter(|types| !types.is_empty()).unwrap_or_else(|| {
@@ -139,6 +140,13 @@ fn policy_spec(decoder: &mut Decoder, mut fields: Fields<'_>, key: &ObjectKey) -
     });
     let spoken =
         |direction, rules: Option<Vec<Rule>>| types.contains(&direction).then(|| rules.unwrap_or_default());
+    let named =
+        ingress.iter().chain(&egress).flatten().flat_map(|rule| &rule.peers).flat_map(|peer| &peer.services);
+    if let Some(service) = named.into_iter().find(|service| global && service.namespace.is_none()) {
+        let message = format!("the service {:?} needs its namespace: this policy is in none", service.name);
+        decoder.problem_at(fields_at, message, None);
+        return None;
+    }
     // In a namespace are workloads; host endpoints are in none.
     let workloads = (!global).then(|| Selector::equals(KIND_LABEL, Kind::Workload.as_str()));
     let parts = workloads.into_iter().chain(namespaces).chain(accounts).chain(selector);

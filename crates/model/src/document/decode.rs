@@ -199,6 +199,11 @@ impl<'n> Fields<'n> {
         }
     }
 
+    /// Where the mapping stands.
+    pub(crate) fn position(&self) -> Position {
+        self.position
+    }
+
     /// Notes every field that nobody asked for.
     pub(crate) fn finish(self, decoder: &mut Decoder) {
         for entry in self.entries.iter().filter(|entry| !entry.taken) {

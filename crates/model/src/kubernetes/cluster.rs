@@ -100,7 +100,9 @@ fn rule(decoder: &mut Decoder, node: &Node, peers_name: &'static str) -> Option<
         ];
         decoder.word(node, &words)
     });
-    let peers = fields.required(decoder, peers_name, |decoder, node| decoder.list(node, LIST_MAX, peer));
+    let peers = fields.required(decoder, peers_name, |decoder, node| {
+        decoder.list(node, LIST_MAX, |decoder, node| peer(decoder, node, peers_name == "to"))
+    });
     let protocols =
         fields.optional(decoder, "protocols", |decoder, node| decoder.list(node, LIST_MAX, protocol_match));
     let ports = fields.optional(decoder, "ports", |decoder, node| decoder.list(node, LIST_MAX, port));
@@ -127,7 +129,7 @@ fn nobody() -> Peer {
 }
 
 /// The peer that one entry stands for; `Some(None)` if none of its fields is known.
-fn peer(decoder: &mut Decoder, node: &Node) -> Option<Option<Peer>> {
+fn peer(decoder: &mut Decoder, node: &Node, egress: bool) -> Option<Option<Peer>> {
     let Value::Mapping(entries) = &node.value else {
         return decoder.expected(node, "a peer");
     };
@@ -136,6 +138,11 @@ fn peer(decoder: &mut Decoder, node: &Node) -> Option<Option<Peer>> {
         return None;
     };
     let peer = match key.as_str().unwrap_or_default() {
+        // C7: whoever calls is a pod.
+        field @ ("nodes" | "networks" | "domainNames") if !egress => {
+            decoder.problem(key, format!("{field} are for egress: ingress rules have namespaces or pods"));
+            return None;
+        }
         "namespaces" => {
             let peer = namespaced_peer(decoder, value)?;
             Peer { selector: peer.selector.or_else(|| Some(workloads())), ..peer }
