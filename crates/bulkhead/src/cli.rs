@@ -17,7 +17,8 @@ First steps:
   bulkhead flows --follow                         what happens, and which rule decided
 
 Exit codes: 0 done, 1 the answer is no (refused, not found, different), 2 wrong usage,
-3 controller or agent not reachable, 4 anything else.")]
+3 controller or agent not reachable, 4 anything else. test and lint end with 1 for what they
+found in policies and with 2 for anything that kept them from looking.")]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) common: Common,
@@ -95,6 +96,8 @@ pub(crate) enum Command {
     Explain(ExplainArgs),
     /// Say whether connections would pass, without a controller: from manifests, of Kubernetes too
     Decide(DecideArgs),
+    /// Run policy tests: files that say what must pass and what must not
+    Test(TestArgs),
     /// Show objects of Kubernetes and Calico as Bulkhead's own
     Convert(ConvertArgs),
     /// Show recent connections with names, labels and the rule that decided
@@ -338,6 +341,34 @@ pub(crate) struct DecideArgs {
     /// Ask both and fail if they differ
     #[arg(long)]
     pub(crate) check: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Exit codes: 0 every test passed, 1 a test failed, 2 a file or the tool is wrong, or there is no test.
+
+A test file says which manifests it is about and what is expected of them:
+
+  manifests: [policies/, inventory.yaml]
+  tests:
+  - {from: workload:web.h1, to: workload:db.h2, port: tcp/5432, verdict: allow, by: orders-db}
+  - {from: workload:stranger.h3, to: workload:db.h2, port: tcp/5432, verdict: deny}")]
+pub(crate) struct TestArgs {
+    /// Test files, directories to look for *.test.yaml and *.test.yml in, or patterns in quotes
+    #[arg(default_value = ".", value_name = "FILE")]
+    pub(crate) files: Vec<String>,
+    /// Only tests whose file, suite or name contains this
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) filter: Option<String>,
+    /// Stop at the first test that fails
+    #[arg(long)]
+    pub(crate) fail_fast: bool,
+    /// Write the results as JUnit XML too
+    #[arg(long, value_name = "FILE")]
+    pub(crate) junit: Option<PathBuf>,
+    /// Write what failed as SARIF 2.1.0 too
+    #[arg(long, value_name = "FILE")]
+    pub(crate) sarif: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

@@ -18,6 +18,7 @@ pub(crate) mod explain;
 pub(crate) mod flows;
 pub(crate) mod get;
 pub(crate) mod status;
+pub(crate) mod test;
 pub(crate) mod workload;
 
 /// `KIND NAME`, `KIND/NAME` or just `KIND`.

@@ -1,7 +1,8 @@
 //! The one binary: daemons and operator's commands.
 //!
 //! Exit codes: 0 done; 1 the answer is no (input refused, not found, differences found); 2 wrong usage;
-//! 3 controller or agent cannot be reached; 4 anything else that failed.
+//! 3 controller or agent cannot be reached; 4 anything else that failed. `test` and `lint` end with 1 for what they
+//! found in policies, and with 2 for everything that kept them from looking.
 
 use std::process::ExitCode;
 
@@ -12,9 +13,12 @@ mod client;
 mod commands;
 mod daemons;
 mod failure;
+mod junit;
 mod manifests;
 mod output;
+mod sarif;
 mod scenario;
+mod suite;
 mod yaml;
 
 use cli::{Cli, Command};
@@ -57,6 +61,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Describe(args) => commands::describe::describe(&common, &args).await,
         Command::Explain(args) => commands::explain::explain(&common, &args).await,
         Command::Decide(args) => commands::decide::decide(&common, &args),
+        Command::Test(args) => commands::test::test(&common, &args),
         Command::Convert(args) => commands::convert::convert(&common, &args),
         Command::Flows(args) => commands::flows::flows(&common, &args).await,
         Command::Status => commands::status::status(&common).await,

@@ -1,11 +1,12 @@
 //! Manifests from files, directories, patterns and standard input, read here and not by a controller.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use bulkhead_model::document::{Document, parse};
 use bulkhead_model::{Problem, Resource};
 
 use crate::failure::Failure;
+use crate::suite::is_test_file;
 
 /// Largest directory that is read, in files.
 const FILES_MAX: usize = 10_000;
@@ -37,6 +38,43 @@ pub(crate) fn sources(names: &[PathBuf]) -> Result<Vec<Source>, Failure> {
     Ok(sources)
 }
 
+/// The files that a text names, relative to a directory: a file, the manifests of a directory, or what a pattern
+/// matches.
+///
+/// # Errors
+/// If that is nothing.
+pub(crate) fn named(base: &Path, text: &str) -> Result<Vec<PathBuf>, Failure> {
+    let mut all = Vec::new();
+    for path in matching(base, text)? {
+        // A pattern may well match what lies beside manifests.
+        let skipped = path.is_file() && is_test_file(&path) && path != base.join(text);
+        if !skipped {
+            all.extend(files(&path)?);
+        }
+    }
+    Ok(all)
+}
+
+/// The paths that a text means: itself, or if there is nothing of that name what it matches as a pattern.
+///
+/// # Errors
+/// If there is nothing.
+pub(crate) fn matching(base: &Path, text: &str) -> Result<Vec<PathBuf>, Failure> {
+    let path = base.join(text);
+    if path.exists() || !text.contains(['*', '?', '[']) {
+        return Ok(vec![path]);
+    }
+    let wrong = |why: String| Failure::no(format!("cannot read {}: {why}", path.display()));
+    // Only the text is a pattern: a directory may have brackets in its name.
+    let pattern = Path::new(&glob::Pattern::escape(&base.display().to_string())).join(text);
+    let found = glob::glob(&pattern.display().to_string()).map_err(|error| wrong(error.to_string()))?;
+    let mut paths = Vec::new();
+    for path in found.take(FILES_MAX) {
+        paths.push(path.map_err(|error| wrong(error.to_string()))?);
+    }
+    if paths.is_empty() { Err(wrong("nothing matches this pattern".into())) } else { Ok(paths) }
+}
+
 /// The file itself, or the manifests of a directory.
 pub(crate) fn files(path: &PathBuf) -> Result<Vec<PathBuf>, Failure> {
     let fail = |error: std::io::Error| Failure::no(format!("cannot read {}: {error}", path.display()));
@@ -47,7 +85,7 @@ pub(crate) fn files(path: &PathBuf) -> Result<Vec<PathBuf>, Failure> {
     for entry in std::fs::read_dir(path).map_err(fail)?.take(FILES_MAX) {
         let file = entry.map_err(fail)?.path();
         let extension = file.extension().and_then(|extension| extension.to_str());
-        if matches!(extension, Some("yaml" | "yml" | "json")) {
+        if matches!(extension, Some("yaml" | "yml" | "json")) && !is_test_file(&file) {
             files.push(file);
         }
     }

@@ -116,17 +116,22 @@ pub(crate) fn table(headings: &[&str], rows: &[Vec<String>]) -> String {
 }
 
 fn visible(text: &str) -> usize {
-    let mut count = 0;
+    plain(text).chars().count()
+}
+
+/// Without colours.
+pub(crate) fn plain(text: &str) -> String {
+    let mut plain = String::with_capacity(text.len());
     let mut escape = false;
     for character in text.chars() {
         match (escape, character) {
             (false, '\x1b') => escape = true,
-            (false, _) => count += 1,
+            (false, _) => plain.push(character),
             (true, 'm') => escape = false,
             (true, _) => {}
         }
     }
-    count
+    plain
 }
 
 /// Runs `work`; if it takes long and somebody watches, says so.

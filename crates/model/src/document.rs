@@ -14,7 +14,7 @@ use crate::resource::Resource;
 mod decode;
 mod tree;
 
-pub(crate) use decode::{Decoder, Fields};
+pub use decode::{Decoder, Fields};
 pub use tree::read;
 pub use tree::{Node, Value};
 
@@ -87,6 +87,8 @@ impl Document {
         for name in path.split(['.', '[', ']']).filter(|name| !name.is_empty()) {
             match node.child(name) {
                 Some(child) => node = child,
+                // What may be one or a list of them, and is one.
+                None if matches!(node.value, Value::Mapping(_)) && name.parse::<usize>().is_ok() => {}
                 None => break,
             }
         }
@@ -113,17 +115,23 @@ impl Document {
 /// With every problem found, [`PROBLEMS_MAX`] at most; then nothing of the text is to be used.
 pub fn parse(source: &str, text: &str) -> Result<Vec<Document>, Vec<Problem>> {
     let roots = read(source, text).map_err(|problem| vec![problem])?;
+    of_nodes(source, roots)
+}
+
+/// Reads what stands in a text that holds other things too.
+///
+/// # Errors
+/// As [`parse`].
+pub fn of_nodes(source: &str, nodes: Vec<Node>) -> Result<Vec<Document>, Vec<Problem>> {
     let mut documents = Vec::new();
     let mut problems = Vec::new();
-    for root in roots {
-        for node in unfold(root) {
-            let mut decoder = Decoder::new(source);
-            match crate::resource::decode(&mut decoder, &node) {
-                Some(resource) if decoder.problems.is_empty() => {
-                    documents.push(Document { resource, source: source.into(), node });
-                }
-                _ => problems.append(&mut decoder.problems),
+    for node in nodes.into_iter().flat_map(unfold) {
+        let mut decoder = Decoder::new(source);
+        match crate::resource::decode(&mut decoder, &node) {
+            Some(resource) if decoder.problems.is_empty() => {
+                documents.push(Document { resource, source: source.into(), node });
             }
+            _ => problems.append(&mut decoder.problems),
         }
     }
     problems.truncate(PROBLEMS_MAX);

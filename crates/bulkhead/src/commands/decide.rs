@@ -187,7 +187,8 @@ fn ask(scenario: &mut Scenario, args: &DecideArgs, flow: &Flow) -> (Explanation,
     (chosen, args.check.then(|| scenario.decide(flow, Judge::Reference)))
 }
 
-fn without_trace(mut explanation: Explanation) -> Explanation {
+/// What tables and reference must agree on.
+pub(super) fn without_trace(mut explanation: Explanation) -> Explanation {
     for side in [&mut explanation.egress, &mut explanation.ingress].into_iter().flatten() {
         side.trace.clear();
     }

@@ -204,7 +204,8 @@ pub(crate) fn page(answer: &Value, asked: Option<u16>) -> String {
     page
 }
 
-fn side(page: &mut String, name: &str, who: &str, side: &Value) {
+/// One end's decision and what was looked at on the way.
+pub(crate) fn side(page: &mut String, name: &str, who: &str, side: &Value) {
     let title = paint(Style::Bold, &format!("{name} of the {who}"));
     if side.is_null() {
         let _ = writeln!(page, "\n{title}: not one of our workloads, nothing to say");
@@ -225,6 +226,7 @@ fn side(page: &mut String, name: &str, who: &str, side: &Value) {
     for step in &steps {
         let outcome = text(step, "/outcome");
         let outcome = match outcome.as_str() {
+            "otherEndpoint" => paint(Style::Dim, "no match: other endpoint"),
             "otherPeer" => paint(Style::Dim, "no match: other peer"),
             "otherPort" => paint(Style::Dim, "no match: other port"),
             "otherSourcePort" => paint(Style::Dim, "no match: other source port"),

@@ -9,27 +9,26 @@ use crate::suggest::nearest;
 
 /// Collects the problems of one document; knows where it is.
 #[derive(Debug)]
-pub(crate) struct Decoder {
+pub struct Decoder {
     source: String,
     path: Vec<String>,
-    pub(crate) problems: Vec<Problem>,
+    /// What was found, [`PROBLEMS_MAX`] at most.
+    pub problems: Vec<Problem>,
 }
 
 impl Decoder {
-    pub(crate) fn new(source: &str) -> Self {
+    /// For a text of this name.
+    pub fn new(source: &str) -> Self {
         Self { source: source.into(), path: Vec::new(), problems: Vec::new() }
     }
 
-    pub(crate) fn problem(&mut self, node: &Node, message: impl Into<String>) {
+    /// Notes what is wrong with a node.
+    pub fn problem(&mut self, node: &Node, message: impl Into<String>) {
         self.problem_at(node.position, message, None);
     }
 
-    pub(crate) fn problem_at(
-        &mut self,
-        position: Position,
-        message: impl Into<String>,
-        suggestion: Option<String>,
-    ) {
+    /// Notes what is wrong at a place, and the nearest right word.
+    pub fn problem_at(&mut self, position: Position, message: impl Into<String>, suggestion: Option<String>) {
         if self.problems.len() < PROBLEMS_MAX {
             self.problems.push(Problem {
                 source: self.source.clone(),
@@ -43,7 +42,7 @@ impl Decoder {
     }
 
     /// Runs `decode` with `step` (`.name` or `[0]`) added to the path.
-    pub(crate) fn within<T>(&mut self, step: &str, decode: impl FnOnce(&mut Self) -> T) -> T {
+    pub fn within<T>(&mut self, step: &str, decode: impl FnOnce(&mut Self) -> T) -> T {
         let separator = if self.path.is_empty() || step.starts_with('[') { "" } else { "." };
         self.path.push(format!("{separator}{step}"));
         let result = decode(self);
@@ -51,7 +50,8 @@ impl Decoder {
         result
     }
 
-    pub(crate) fn string(&mut self, node: &Node) -> Option<String> {
+    /// A text.
+    pub fn string(&mut self, node: &Node) -> Option<String> {
         match &node.value {
             Value::String(text) => Some(text.clone()),
             _ => self.expected(node, "a text"),
@@ -59,7 +59,7 @@ impl Decoder {
     }
 
     /// A string, or any other plain scalar as it was written.
-    pub(crate) fn scalar_text(&mut self, node: &Node) -> Option<String> {
+    pub fn scalar_text(&mut self, node: &Node) -> Option<String> {
         match &node.value {
             Value::String(text) | Value::Number(text) => Some(text.clone()),
             Value::Bool(value) => Some(value.to_string()),
@@ -67,7 +67,8 @@ impl Decoder {
         }
     }
 
-    pub(crate) fn number<T: FromStr>(&mut self, node: &Node, expected: &str) -> Option<T> {
+    /// A number; `expected` says which.
+    pub fn number<T: FromStr>(&mut self, node: &Node, expected: &str) -> Option<T> {
         let parsed = match &node.value {
             Value::Number(text) => text.parse::<T>().ok(),
             _ => None,
@@ -75,13 +76,14 @@ impl Decoder {
         parsed.or_else(|| self.expected(node, expected))
     }
 
-    pub(crate) fn expected<T>(&mut self, node: &Node, expected: &str) -> Option<T> {
+    /// Notes that something else was expected.
+    pub fn expected<T>(&mut self, node: &Node, expected: &str) -> Option<T> {
         self.problem(node, format!("expected {expected}, found {}", node.describe()));
         None
     }
 
     /// One of a few words.
-    pub(crate) fn word<T: Copy>(&mut self, node: &Node, words: &[(&str, T)]) -> Option<T> {
+    pub fn word<T: Copy>(&mut self, node: &Node, words: &[(&str, T)]) -> Option<T> {
         let text = self.string(node)?;
         if let Some((_, value)) = words.iter().find(|(word, _)| *word == text) {
             return Some(*value);
@@ -93,13 +95,13 @@ impl Decoder {
     }
 
     /// A text that parses as `T`.
-    pub(crate) fn parsed<T: FromStr<Err: Display>>(&mut self, node: &Node) -> Option<T> {
+    pub fn parsed<T: FromStr<Err: Display>>(&mut self, node: &Node) -> Option<T> {
         let text = self.scalar_text(node)?;
         text.parse().map_err(|error: T::Err| self.problem(node, error.to_string())).ok()
     }
 
     /// A list; each item is decoded even when an earlier one failed, so that all problems show.
-    pub(crate) fn list<T>(
+    pub fn list<T>(
         &mut self,
         node: &Node,
         max: usize,
@@ -121,7 +123,7 @@ impl Decoder {
     }
 
     /// The fields of a mapping.
-    pub(crate) fn fields<'n>(&mut self, node: &'n Node, what: &str) -> Option<Fields<'n>> {
+    pub fn fields<'n>(&mut self, node: &'n Node, what: &str) -> Option<Fields<'n>> {
         let Value::Mapping(entries) = &node.value else {
             return self.expected(node, what);
         };
@@ -142,6 +144,7 @@ impl Decoder {
     }
 }
 
+#[derive(Debug)]
 struct Entry<'n> {
     name: &'n str,
     key_position: Position,
@@ -150,7 +153,8 @@ struct Entry<'n> {
 }
 
 /// The fields of one mapping, taken one by one; what is left at [`Fields::finish`] is unknown.
-pub(crate) struct Fields<'n> {
+#[derive(Debug)]
+pub struct Fields<'n> {
     position: Position,
     entries: Vec<Entry<'n>>,
     asked: Vec<&'static str>,
@@ -158,7 +162,7 @@ pub(crate) struct Fields<'n> {
 
 impl<'n> Fields<'n> {
     /// The value of a field that may be absent; `null` counts as absent.
-    pub(crate) fn optional<T>(
+    pub fn optional<T>(
         &mut self,
         decoder: &mut Decoder,
         name: &'static str,
@@ -175,7 +179,7 @@ impl<'n> Fields<'n> {
     }
 
     /// The value of a field that must be there.
-    pub(crate) fn required<T>(
+    pub fn required<T>(
         &mut self,
         decoder: &mut Decoder,
         name: &'static str,
@@ -191,7 +195,7 @@ impl<'n> Fields<'n> {
     }
 
     /// Notes a field that is known but not accepted here.
-    pub(crate) fn refuse(&mut self, decoder: &mut Decoder, name: &'static str, why: &str) {
+    pub fn refuse(&mut self, decoder: &mut Decoder, name: &'static str, why: &str) {
         if let Some(entry) = self.entries.iter_mut().find(|entry| entry.name == name) {
             entry.taken = true;
             let position = entry.key_position;
@@ -200,12 +204,12 @@ impl<'n> Fields<'n> {
     }
 
     /// Where the mapping stands.
-    pub(crate) fn position(&self) -> Position {
+    pub fn position(&self) -> Position {
         self.position
     }
 
     /// Notes every field that nobody asked for.
-    pub(crate) fn finish(self, decoder: &mut Decoder) {
+    pub fn finish(self, decoder: &mut Decoder) {
         for entry in self.entries.iter().filter(|entry| !entry.taken) {
             // No more would be told, and looking for the nearest word takes time.
             if decoder.problems.len() >= PROBLEMS_MAX {
