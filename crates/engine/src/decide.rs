@@ -470,30 +470,30 @@ impl Query<'_> {
     }
 }
 
-fn kind(entity: &Entity) -> Option<&str> {
+pub(crate) fn kind(entity: &Entity) -> Option<&str> {
     entity.labels.get(KIND_LABEL)
 }
 
 /// What a selector means that does not ask for the kind: endpoints and network sets.
-fn is_selected_by_default(entity: &Entity) -> bool {
+pub(crate) fn is_selected_by_default(entity: &Entity) -> bool {
     let kinds = [Kind::Workload, Kind::HostEndpoint, Kind::NetworkSet];
     kind(entity).is_none_or(|kind| kinds.iter().any(|one| one.as_str() == kind))
 }
 
 /// `*.` stands for one label or more, and not for the name after it.
-fn is_name_of(pattern: &str, name: &str) -> bool {
+pub(crate) fn is_name_of(pattern: &str, name: &str) -> bool {
     match pattern.strip_prefix("*.") {
         Some(parent) => name.strip_suffix(parent).is_some_and(|rest| rest.len() > 1 && rest.ends_with('.')),
         None => pattern == name,
     }
 }
 
-fn account(accounts: &[String], entity: &Entity) -> bool {
+pub(crate) fn account(accounts: &[String], entity: &Entity) -> bool {
     accounts.is_empty()
         || entity.labels.get(SERVICE_ACCOUNT_LABEL).is_some_and(|own| accounts.iter().any(|one| one == own))
 }
 
 /// A policy in a namespace speaks only of entities in that namespace.
-fn in_namespace(policy: &ObjectKey, entity: &Entity) -> bool {
+pub(crate) fn in_namespace(policy: &ObjectKey, entity: &Entity) -> bool {
     policy.namespace.is_none() || entity.labels.get(NAMESPACE_LABEL) == policy.namespace.as_deref()
 }

@@ -452,4 +452,4 @@ impl HostEngine {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -5,6 +5,7 @@
 //! * [`decide`] walks the rules naively and answers with its trace. It is the reference that the compiled
 //!   tables and every dataplane must agree with.
 //! * [`MemberIndex`] keeps, for each selector somebody asked for, the entities that match it.
+//! * [`lint`](fn@lint) says what is suspicious in policies, and nothing that is not certain.
 //! * [`HostEngine`] keeps the [`HostPolicy`](bulkhead_model::host_policy::HostPolicy) of one host, by the
 //!   difference. Its output is a function of its input's current state, whatever the order of updates.
 #![deny(missing_docs)]
@@ -17,6 +18,7 @@ mod find;
 mod fleet;
 mod host;
 mod intervals;
+mod lint;
 mod members;
 mod program;
 mod selector_index;
@@ -31,5 +33,6 @@ pub use explain::{
 pub use find::{FindError, find_end, find_endpoint, find_policy};
 pub use fleet::Fleet;
 pub use host::{HostEngine, LocalEndpoint, Member, NotReady};
+pub use lint::{CODES, Code, CodeInfo, Finding, Findings, Severity, lint};
 pub use members::{Change, MemberChange, MemberIndex, MemberRef, SelectorId};
 pub use world::World;

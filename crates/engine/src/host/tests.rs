@@ -35,12 +35,18 @@ enum Op {
     Now(u8, bool),
 }
 
-fn policy_key(number: u8) -> ObjectKey {
+pub(crate) fn policy_key(number: u8) -> ObjectKey {
     let namespace = (number == 3).then(|| "n".to_owned());
     ObjectKey { kind: Kind::Policy, namespace, name: format!("p{number}") }
 }
 
-fn make_entity(name: &str, kind: Kind, labels: &Labels, prefixes: &[Prefix], host: Option<&str>) -> Entity {
+pub(crate) fn make_entity(
+    name: &str,
+    kind: Kind,
+    labels: &Labels,
+    prefixes: &[Prefix],
+    host: Option<&str>,
+) -> Entity {
     let namespace = labels.get("ns").map(ToOwned::to_owned);
     let mut labels = entity::with_automatic_labels(labels, kind, namespace.as_deref(), name, host);
     // A name that means different numbers, and another protocol, on different entities.
@@ -81,7 +87,7 @@ fn make_entity(name: &str, kind: Kind, labels: &Labels, prefixes: &[Prefix], hos
 }
 
 /// What stands behind the number of an entity that is not local.
-fn kind_of(number: u8) -> Kind {
+pub(crate) fn kind_of(number: u8) -> Kind {
     match number {
         1 | 3 => Kind::NetworkSet,
         5 => Kind::EndpointSlice,
@@ -91,7 +97,7 @@ fn kind_of(number: u8) -> Kind {
     }
 }
 
-fn settings(denies: bool) -> SettingsSpec {
+pub(crate) fn settings(denies: bool) -> SettingsSpec {
     let fail_safe =
         FailSafe { ingress: vec!["tcp/81".parse().unwrap()], egress: vec!["udp/80".parse().unwrap()] };
     SettingsSpec { default_posture: if denies { Verdict::Deny } else { Verdict::Allow }, fail_safe }
@@ -223,7 +229,7 @@ impl Fleet {
     }
 }
 
-fn addresses() -> Vec<IpAddr> {
+pub(crate) fn addresses() -> Vec<IpAddr> {
     let mut addresses: Vec<IpAddr> = (0..8u8).map(|last| [10, 0, 0, last].into()).collect();
     addresses.extend(
         ["192.0.2.1", "2001:db8::1", "2001:db8::2", "2001:db8:1::1"].map(|a| a.parse::<IpAddr>().unwrap()),
@@ -232,7 +238,7 @@ fn addresses() -> Vec<IpAddr> {
 }
 
 /// Port keys, each with the source ports that rules may tell apart; protocols without have 0.
-fn questions() -> impl Iterator<Item = (PortKey, u16)> {
+pub(crate) fn questions() -> impl Iterator<Item = (PortKey, u16)> {
     let (tcp, udp) = (Protocol::TCP, Protocol::UDP);
     let keys = [tcp.key(80), tcp.key(81), tcp.key(443), udp.key(80)];
     let questions = keys.into_iter().flat_map(|key| [53, 54, 1024].map(|source| (key, source)));
@@ -313,7 +319,7 @@ fn removal(op: &Op) -> Op {
     }
 }
 
-fn any_labels() -> impl Strategy<Value = Labels> {
+pub(crate) fn any_labels() -> impl Strategy<Value = Labels> {
     // Numbers, versions and what is neither.
     let facts = prop::option::of(prop::sample::select(vec!["3", "5.0", "10", "5.0-rc1", "many"]));
     (prop::option::of(1..3u8), prop::option::of(1..3u8), any::<bool>(), facts).prop_map(|(a, b, ns, fact)| {
@@ -351,7 +357,7 @@ fn any_selector() -> impl Strategy<Value = Selector> {
     prop::sample::select(texts.to_vec()).prop_map(|text| Selector::parse(text).unwrap())
 }
 
-fn any_block() -> impl Strategy<Value = Prefix> {
+pub(crate) fn any_block() -> impl Strategy<Value = Prefix> {
     let texts = [
         "10.0.0.0/30",
         "10.0.0.4/31",
@@ -432,7 +438,7 @@ fn any_own() -> impl Strategy<Value = Own> {
     })
 }
 
-fn any_rule() -> impl Strategy<Value = Rule> {
+pub(crate) fn any_rule() -> impl Strategy<Value = Rule> {
     let ports =
         ["any", "tcp", "tcp/80", "tcp/80-443", "udp", "icmp/8", "tcp/81-65535", "tcp/http", "any/http"];
     let ports = prop::sample::select(ports.to_vec()).prop_map(|text| text.parse().unwrap());
@@ -471,7 +477,7 @@ fn asked(wanted: Vec<PortRange>, excluded: Vec<PortRange>) -> Option<Box<SourceP
     asked.then(|| Box::new(SourcePorts { wanted, excluded }))
 }
 
-fn any_policy() -> impl Strategy<Value = PolicySpec> {
+pub(crate) fn any_policy() -> impl Strategy<Value = PolicySpec> {
     let rules = || prop::option::weighted(0.7, prop::collection::vec(any_rule(), 0..4));
     let tiers = ["admin", "application", "application", "baseline"];
     let time = || prop::option::weighted(0.15, (0..4u64).prop_map(|seconds| Timestamp { seconds }));
