@@ -98,6 +98,8 @@ pub(crate) enum Command {
     Decide(DecideArgs),
     /// Run policy tests: files that say what must pass and what must not
     Test(TestArgs),
+    /// Say what is suspicious in manifests: rules that are never reached, typing errors in labels, and more
+    Lint(LintArgs),
     /// Show objects of Kubernetes and Calico as Bulkhead's own
     Convert(ConvertArgs),
     /// Show recent connections with names, labels and the rule that decided
@@ -369,6 +371,33 @@ pub(crate) struct TestArgs {
     /// Write what failed as SARIF 2.1.0 too
     #[arg(long, value_name = "FILE")]
     pub(crate) sarif: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Exit codes: 0 nothing of severity warning or above, 1 findings, 2 the manifests cannot be read.")]
+pub(crate) struct LintArgs {
+    /// Manifests of any kind: files, directories, or - for standard input
+    #[arg(short = 'f', long, required_unless_present_any = ["list", "explain"], value_name = "FILE")]
+    pub(crate) filename: Vec<PathBuf>,
+    /// Do not report this code; may be given several times
+    #[arg(long, value_name = "CODE")]
+    pub(crate) allow: Vec<String>,
+    /// Report this code as an error; may be given several times
+    #[arg(long, value_name = "CODE")]
+    pub(crate) deny: Vec<String>,
+    /// What time it is, for policies that end; default: now
+    #[arg(long, value_name = "TIME")]
+    pub(crate) at: Option<Timestamp>,
+    /// Write the findings as SARIF 2.1.0 too
+    #[arg(long, value_name = "FILE")]
+    pub(crate) sarif: Option<PathBuf>,
+    /// List all codes
+    #[arg(long, conflicts_with_all = ["filename", "explain"])]
+    pub(crate) list: bool,
+    /// Say what a code means
+    #[arg(long, value_name = "CODE", conflicts_with = "filename")]
+    pub(crate) explain: Option<String>,
 }
 
 #[derive(Debug, Args)]

@@ -17,6 +17,7 @@ pub(crate) mod docs;
 pub(crate) mod explain;
 pub(crate) mod flows;
 pub(crate) mod get;
+pub(crate) mod lint;
 pub(crate) mod status;
 pub(crate) mod test;
 pub(crate) mod workload;

@@ -62,6 +62,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Explain(args) => commands::explain::explain(&common, &args).await,
         Command::Decide(args) => commands::decide::decide(&common, &args),
         Command::Test(args) => commands::test::test(&common, &args),
+        Command::Lint(args) => commands::lint::lint(&common, &args),
         Command::Convert(args) => commands::convert::convert(&common, &args),
         Command::Flows(args) => commands::flows::flows(&common, &args).await,
         Command::Status => commands::status::status(&common).await,

@@ -115,11 +115,6 @@ impl Scenario {
         &self.fleet
     }
 
-    /// The objects.
-    pub(crate) fn assembly(&self) -> &Assembly {
-        &self.assembly
-    }
-
     /// The connection that a question is about.
     ///
     /// # Errors

@@ -384,4 +384,12 @@ tests:
         assert!(problems("manifests: []\ntests: []\n")[0].contains("at least one test"));
         assert!(problems("manifests: [{kind: Policy}]\ntests: []\n")[0].starts_with("t:1:13: the field"));
     }
+    #[test]
+    fn the_documentation_shows_test_files_that_can_be_read() {
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/testing.md");
+        let text = std::fs::read_to_string(file).unwrap();
+        let blocks = text.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next());
+        let suites: Vec<Suite> = blocks.flat_map(|block| parse("testing.md", block).unwrap()).collect();
+        assert!(!suites.is_empty());
+    }
 }

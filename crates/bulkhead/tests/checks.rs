@@ -198,3 +198,112 @@ tests:
     let (out, _) = ends(&bulkhead(directory.path(), &["test"]), 1);
     assert!(out.contains("0 passed, 2 failed"), "{out}");
 }
+
+const SUSPICIOUS: &str = "\
+apiVersion: bulkhead.dev/v1
+kind: Policy
+metadata: {name: p}
+spec:
+  appliesTo: role == 'db'
+  ingress:
+  - action: Allow
+    from: {selector: rolle == 'web'}
+    ports: [tcp/1-100]
+  - action: Deny
+    from:
+      selector: rolle == 'web' && has(zone)
+    ports: [tcp/80]
+";
+
+#[test]
+fn lint_finds_nothing_in_the_examples() {
+    let all = ["applications", "applications/inventory", "kubernetes", "calico"];
+    let files: Vec<String> = all.iter().map(|name| format!("examples/{name}")).collect();
+    let arguments: Vec<&str> = files.iter().flat_map(|file| ["-f", file.as_str()]).collect();
+    let (out, _) = ends(&bulkhead(&root(), &[&["lint"], &arguments[..]].concat()), 0);
+    assert!(out.starts_with("0 errors, 0 warnings"), "{out}");
+}
+
+#[test]
+fn findings_have_places_and_end_with_1() {
+    let directory =
+        directory(&[("p.yaml", SUSPICIOUS), ("w/world.yaml", WORLD), ("w/x.test.yaml", "tests: []")]);
+    let lint =
+        |more: &[&str]| bulkhead(directory.path(), &[&["lint", "-f", "p.yaml", "-f", "w"], more].concat());
+    let (out, _) = ends(&lint(&["--sarif", "s.json"]), 1);
+    for line in [
+        "p.yaml:8:22: warning BH007: p: nothing has a label \"rolle\"; did you mean role?",
+        "p.yaml:10:5: warning BH001: p ingress[1] is never reached: ingress[0] decides all that it matches",
+        "p.yaml:12:17: warning BH007: p: nothing has a label \"rolle\"; did you mean role?",
+        "0 errors, 3 warnings, 0 notes",
+    ] {
+        assert!(out.contains(line), "{line}:\n{out}");
+    }
+    let log = json_file(&directory.path().join("s.json"));
+    let results = check_sarif(&log);
+    let lines: Vec<_> = results.iter().map(|result| result["ruleId"].as_str().expect("a code")).collect();
+    assert_eq!(lines, ["BH007", "BH001", "BH007"]);
+
+    let (out, _) = ends(&lint(&["--allow", "BH001", "--allow", "unknown-label"]), 0);
+    assert!(out.starts_with("0 errors, 0 warnings"), "{out}");
+    let (out, _) = ends(&lint(&["--deny", "bh001", "-o", "json"]), 1);
+    let found: Value = serde_json::from_str(&out).expect("JSON");
+    assert_eq!(found["complete"], true);
+    assert_eq!(found["findings"][1]["severity"], "error");
+}
+
+#[test]
+fn fields_of_other_systems_have_their_own_places() {
+    let policy = "\
+apiVersion: projectcalico.org/v3
+kind: GlobalNetworkPolicy
+metadata: {name: g}
+spec:
+  selector: role == 'web'
+  ingress:
+  - action: Allow
+    source:
+      selector: rolle == 'web'
+---
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: n, namespace: x}
+spec:
+  ingress: []
+  podSelector: {matchLabels: {app: queue}}
+";
+    let directory = directory(&[("p.yaml", policy), ("world.yaml", WORLD)]);
+    let (out, _) = ends(&bulkhead(directory.path(), &["lint", "-f", "."]), 1);
+    for line in [
+        "p.yaml:9:17: warning BH007: GlobalNetworkPolicy/g: ",
+        "p.yaml:16:16: warning BH005: NetworkPolicy/x/n ",
+    ] {
+        assert!(out.contains(line), "{line}:\n{out}");
+    }
+}
+
+#[test]
+fn lint_of_what_cannot_be_read_ends_with_2() {
+    let directory = directory(&[("p.yaml", &SUSPICIOUS.replace("ingress", "ingres"))]);
+    let (_, err) = ends(&bulkhead(directory.path(), &["lint", "-f", "p.yaml"]), 2);
+    assert!(err.contains("p.yaml:6:3") && err.contains("did you mean ingress?"), "{err}");
+    let (_, err) = ends(&bulkhead(directory.path(), &["lint", "-f", "p.yaml", "-f", "none"]), 2);
+    assert!(err.contains("cannot read none"), "{err}");
+    let twice = ["lint", "-f", "p.yaml", "-f", "p.yaml"];
+    std::fs::write(directory.path().join("p.yaml"), SUSPICIOUS).expect("a file");
+    let (_, err) = ends(&bulkhead(directory.path(), &twice), 2);
+    assert!(err.contains("Policy/p is given twice, first at p.yaml:3:18"), "{err}");
+    ends(&bulkhead(directory.path(), &["lint", "-f", "p.yaml", "--allow", "BH999"]), 2);
+    ends(&bulkhead(directory.path(), &["lint"]), 2);
+}
+
+#[test]
+fn every_code_explains_itself() {
+    let (out, _) = ends(&bulkhead(&root(), &["lint", "--list", "-o", "json"]), 0);
+    let codes: Value = serde_json::from_str(&out).expect("JSON");
+    for info in codes.as_array().expect("a list") {
+        let code = info["code"].as_str().expect("a code");
+        let (out, _) = ends(&bulkhead(&root(), &["lint", "--explain", code]), 0);
+        assert!(out.contains(info["explanation"].as_str().expect("a text")), "{out}");
+    }
+}

@@ -75,36 +75,34 @@ impl<'a> Vocabulary<'a> {
 
     /// Notes what looks like a typing error; answers whether there is any.
     fn check(&self, place: &Place<'_>, selector: &Selector, found: &mut Found) -> bool {
-        let before = found.0.len();
+        let mut misspelt = false;
         for (label, values) in compared(selector.expr()) {
-            if !self.check_label(place, label, found) {
-                continue;
-            }
+            misspelt |= self.check_label(place, label, found);
             let Some(known) = self.0.get(label).filter(|known| known.len() < VALUES_MAX) else { continue };
             for value in values.iter().filter(|value| !known.contains(&***value)) {
                 if let Some(near) = close(value, known.iter().copied()) {
                     let name = place.policy.policy_name();
                     let message = format!("{name}: nothing has {label} == {value:?}; did you mean {near:?}?");
                     found.add(Code::UnknownLabelValue, place.policy, &place.path, message);
+                    misspelt = true;
                 }
             }
         }
-        found.0.len() > before
+        misspelt
     }
 
-    /// Answers whether a label is in use.
+    /// Notes a label that is not in use and looks like one that is; answers whether it does.
     fn check_label(&self, place: &Place<'_>, label: &str, found: &mut Found) -> bool {
-        if self.0.contains_key(label) {
-            return true;
-        }
         let ours = label.starts_with(RESERVED_PREFIX) || facts::find(label).is_some();
-        let near = close(label, self.0.keys().copied().filter(|key| !key.starts_with(RESERVED_PREFIX)));
-        if let Some(near) = near.filter(|_| !ours) {
-            let name = place.policy.policy_name();
-            let message = format!("{name}: nothing has a label {label:?}; did you mean {near}?");
-            found.add(Code::UnknownLabel, place.policy, &place.path, message);
+        if ours || self.0.contains_key(label) {
+            return false;
         }
-        false
+        let known = self.0.keys().copied().filter(|key| !key.starts_with(RESERVED_PREFIX));
+        let Some(near) = close(label, known) else { return false };
+        let name = place.policy.policy_name();
+        let message = format!("{name}: nothing has a label {label:?}; did you mean {near}?");
+        found.add(Code::UnknownLabel, place.policy, &place.path, message);
+        true
     }
 }
 
@@ -272,11 +270,9 @@ impl<'a> Inventory<'a> {
         }
         let lists = [("sameLabels", &peer.same_labels), ("notSameLabels", &peer.not_same_labels)];
         for (name, labels) in lists {
-            let before = found.0.len();
             for label in labels {
-                self.selected.check_label(&place(name), label, found);
+                misspelt |= self.selected.check_label(&place(name), label, found);
             }
-            misspelt |= found.0.len() > before;
         }
         let criteria = [
             ("selector", peer.selector.is_some()),

@@ -148,7 +148,12 @@ fn outcome(scenario: &mut Scenario, suite: &Suite, case: &Case) -> Outcome {
                     Ok(None) => {}
                     Ok(Some(difference)) if told.len() < TOLD_MAX => told.push(difference),
                     Ok(Some(_)) => more += 1,
-                    Err(message) => return Outcome::Error(located(suite, from.position, &message)),
+                    Err(message) => {
+                        // It begins with the end that is wrong.
+                        let of_to = message.starts_with(&format!("{:?}", to.value));
+                        let end = if of_to { to } else { from };
+                        return Outcome::Error(located(suite, end.position, &message));
+                    }
                 }
             }
         }
