@@ -3,6 +3,7 @@
 
 mod agents;
 mod flows;
+mod foreign;
 mod harness;
 mod leases;
 mod objects;
