@@ -53,8 +53,7 @@ const IMPURE: [&str; 8] = [
     "tokio",
 ];
 
-pub(crate) fn run() -> Result<()> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("xtask lies in the workspace")?;
+pub(crate) fn run(root: &Path) -> Result<()> {
     let mut problems = Vec::new();
     dependencies(root, &mut problems)?;
     for file in tracked(root)? {
@@ -62,6 +61,7 @@ pub(crate) fn run() -> Result<()> {
     }
     drop_reasons(root, &mut problems)?;
     examples(root, &mut problems)?;
+    crate::reference::check(root, &mut problems)?;
     for problem in &problems {
         eprintln!("{problem}");
     }
@@ -148,7 +148,8 @@ fn examples(root: &Path, problems: &mut Vec<String>) -> Result<()> {
     let mut found = 0;
     for file in tracked(root)? {
         let name = file.display().to_string();
-        let manifest = name.starts_with("examples/") && name.ends_with(".yaml");
+        let manifest = ["examples/", "docs/reference/"].iter().any(|folder| name.starts_with(folder))
+            && name.ends_with(".yaml");
         if !manifest && !name.ends_with(".md") {
             continue;
         }
