@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod agents;
+mod documentation;
 mod flows;
 mod foreign;
 mod harness;
