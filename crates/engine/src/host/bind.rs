@@ -241,7 +241,7 @@ impl Binder<'_> {
             }
             for port in rule.not_ports.iter().flat_map(|ports| subject.meanings_of_port(ports)) {
                 let atom = self.port_atom(port);
-                cases = cases.into_iter().flat_map(|case| without_port(case, port.key(), atom)).collect();
+                cases = cases.iter().flat_map(|case| without_port(case, port.key(), atom)).collect();
             }
         }
         cases.retain(|case| !case.ports.is_empty());
@@ -374,7 +374,7 @@ fn named(domains: &[String]) -> Selector {
 }
 
 /// The case without one port of whoever matches `atom`: the port apart, for everybody else.
-fn without_port(case: PortCase, port: PortKey, atom: AtomId) -> [PortCase; 2] {
+fn without_port(case: &PortCase, port: PortKey, atom: AtomId) -> [PortCase; 2] {
     let mut rest = Intervals::exactly(&case.ports);
     let ports = rest.take(port, port);
     let none = case.none.iter().copied().chain([atom]).collect();
