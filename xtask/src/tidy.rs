@@ -53,8 +53,7 @@ const IMPURE: [&str; 8] = [
     "tokio",
 ];
 
-pub(crate) fn run() -> Result<()> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("xtask lies in the workspace")?;
+pub(crate) fn run(root: &Path) -> Result<()> {
     let mut problems = Vec::new();
     dependencies(root, &mut problems)?;
     for file in tracked(root)? {
@@ -62,6 +61,7 @@ pub(crate) fn run() -> Result<()> {
     }
     drop_reasons(root, &mut problems)?;
     examples(root, &mut problems)?;
+    crate::reference::check(root, &mut problems)?;
     for problem in &problems {
         eprintln!("{problem}");
     }
@@ -150,7 +150,9 @@ fn examples(root: &Path, problems: &mut Vec<String>) -> Result<()> {
         let name = file.display().to_string();
         // Policy tests are no resources; the binary's own tests run those of the examples.
         let policy_test = name.ends_with(".test.yaml");
-        let manifest = name.starts_with("examples/") && name.ends_with(".yaml") && !policy_test;
+        let manifest = ["examples/", "docs/reference/"].iter().any(|folder| name.starts_with(folder))
+            && name.ends_with(".yaml")
+            && !policy_test;
         if !manifest && !name.ends_with(".md") {
             continue;
         }

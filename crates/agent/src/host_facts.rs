@@ -1,7 +1,10 @@
 //! What an agent observes about its own host.
 
 use std::fs;
+use std::net::IpAddr;
 
+use bulkhead_discover::links;
+use bulkhead_model::entity::ADDRESSES_MAX;
 use bulkhead_model::facts::{self, Facts};
 
 /// Where a distribution says what it is, in the order in which it is looked for (os-release(5)).
@@ -25,6 +28,31 @@ pub(crate) fn observe() -> Facts {
         tracing::warn!(%error, "something about this host cannot be a fact");
     }
     facts
+}
+
+/// Interfaces whose addresses are for the workloads behind them, and the same on every host.
+const INNER_INTERFACES: [&str; 6] = ["docker", "br-", "veth", "cni", "virbr", "lxc"];
+
+/// The addresses by which others reach this host, sorted. None if the kernel does not say.
+pub(crate) fn addresses() -> Vec<IpAddr> {
+    let found = links::links().and_then(|links| Ok((links, links::addresses()?)));
+    let (links, addresses) = match found {
+        Ok(found) => found,
+        Err(error) => {
+            tracing::warn!(%error, "the addresses of this host are not known: rules about hosts do not match it");
+            return Vec::new();
+        }
+    };
+    let inner = |index: u32| {
+        let name = links.iter().find(|link| link.index == index).map_or("", |link| link.name.as_str());
+        INNER_INTERFACES.iter().any(|prefix| name.starts_with(prefix))
+    };
+    let outer = addresses.into_iter().filter(|(index, _)| !inner(*index));
+    let mut addresses: Vec<IpAddr> = outer.map(|(_, address)| address).collect();
+    addresses.sort_unstable();
+    addresses.dedup();
+    addresses.truncate(ADDRESSES_MAX);
+    addresses
 }
 
 /// Value of a name in the format of os-release: `NAME=value`, in quotes or not. Of two the later counts.

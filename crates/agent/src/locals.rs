@@ -1,11 +1,12 @@
 //! From what the sources found to endpoints and inventory: pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bulkhead_discover::{Found, FoundWorkload, NotManaged};
 use bulkhead_engine::{Heritage, LocalEndpoint};
 use bulkhead_model::entity::WorkloadSpec;
+use bulkhead_model::registration::Identity;
 use bulkhead_model::resource::{Metadata, Object, is_name};
 use bulkhead_model::{Entity, Facts, Prefix, Resource};
 
@@ -14,7 +15,7 @@ use bulkhead_model::{Entity, Facts, Prefix, Resource};
 pub(crate) struct Locals {
     /// By entity name. A workload with several interfaces is several endpoints.
     pub(crate) endpoints: BTreeMap<Arc<str>, LocalEndpoint>,
-    /// By name in the repository.
+    /// By name in the repository, with the namespace before it if there is one.
     pub(crate) workloads: BTreeMap<String, Resource>,
     /// What could not be taken in.
     pub(crate) not_managed: Vec<NotManaged>,
@@ -29,17 +30,18 @@ pub(crate) fn assemble(
     heritage: &Heritage,
 ) -> Locals {
     let mut locals = Locals::default();
+    let mut taken = BTreeSet::new();
     for (source, found) in sources {
         locals.not_managed.extend(found.not_managed.iter().cloned());
         for workload in &found.workloads {
             let name = format!("{}.{host}", workload.name);
-            if locals.workloads.contains_key(&name) || !is_name(&name) {
+            if !is_name(&name) || !taken.insert(name.clone()) {
                 let reason = format!("the name {name:?} from {source} is taken or not valid");
                 locals.not_managed.push(NotManaged { subject: workload.name.clone(), reason });
                 continue;
             }
             let resource = workload_of(host, facts, source, &name, workload);
-            add(&mut locals, name, resource, &workload.interfaces, heritage);
+            add(&mut locals, resource, &workload.interfaces, heritage);
         }
     }
     locals
@@ -52,27 +54,23 @@ fn workload_of(
     name: &str,
     workload: &FoundWorkload,
 ) -> Resource {
-    let FoundWorkload { name: _, labels, addresses, interfaces, facts } = workload;
+    let FoundWorkload { name: _, labels, addresses, interfaces, facts, identity } = workload;
+    let Identity { namespace, service_account, ports } = identity.clone();
     Resource::Workload(Object {
-        metadata: Metadata { name: name.into(), labels: labels.clone(), ..Metadata::default() },
+        metadata: Metadata { name: name.into(), namespace, labels: labels.clone(), ..Metadata::default() },
         spec: WorkloadSpec {
             host: host.into(),
             addresses: addresses.clone(),
             interface: interfaces.first().map(|(_, name)| name.clone()),
             source: Some(source.into()),
             facts: facts.with_fallback(host_facts),
-            ..WorkloadSpec::default()
+            ports,
+            service_account,
         },
     })
 }
 
-fn add(
-    locals: &mut Locals,
-    name: String,
-    resource: Resource,
-    interfaces: &[(u32, String)],
-    heritage: &Heritage,
-) {
+fn add(locals: &mut Locals, resource: Resource, interfaces: &[(u32, String)], heritage: &Heritage) {
     let Some(mut entity) = Entity::of(&resource) else { return };
     heritage.complete(&mut entity);
     for (number, (ifindex, interface)) in interfaces.iter().enumerate() {
@@ -84,7 +82,7 @@ fn add(
         let endpoint = LocalEndpoint { entity, ifindex: *ifindex };
         locals.endpoints.insert(Arc::clone(&endpoint.entity.name), endpoint);
     }
-    locals.workloads.insert(name, resource);
+    locals.workloads.insert(resource.key().qualified_name(), resource);
 }
 
 #[cfg(test)]
@@ -100,6 +98,7 @@ mod tests {
             addresses: vec!["10.0.0.1".parse().unwrap()],
             interfaces: vec![(ifindex, format!("veth{ifindex}")), (ifindex + 1, "veth-b".into())],
             facts: Facts::new(),
+            identity: Identity::default(),
         };
         Found { workloads: vec![workload], ..Found::default() }
     }

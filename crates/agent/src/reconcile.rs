@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bulkhead_dataplane::{Dataplane, DataplaneError};
 use bulkhead_discover::{Found, NotManaged};
@@ -42,6 +42,11 @@ const FIRST_MEMBERS_WAIT: Duration = Duration::from_secs(5);
 const FIRST_ANSWER_WAIT: Duration = Duration::from_secs(10);
 /// A failed application is tried again after this time.
 const RETRY_INTERVAL: Duration = Duration::from_secs(2);
+
+/// The second that it is now.
+fn now() -> Timestamp {
+    Timestamp::since_epoch(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
+}
 
 /// What holds until the repository says otherwise.
 fn own_settings(config: &Config) -> SettingsSpec {
@@ -152,7 +157,7 @@ impl Agent {
         mut inputs: mpsc::Receiver<Input>,
         shutdown: &mut watch::Receiver<bool>,
     ) -> Result<(), AgentError> {
-        self.engine.set_now(Timestamp::of(SystemTime::now()));
+        self.engine.set_now(now());
         self.take_stock()?;
         let events = match self.dataplane.event_fd() {
             Some(fd) => Some(register(fd).map_err(AgentError::Links)?),
@@ -178,7 +183,7 @@ impl Agent {
                 () = readable(events.as_ref()) => self.collect_events(),
                 _ = sweep.tick() => self.sweep(),
                 _ = retry.tick() => {
-                    self.engine.set_now(Timestamp::of(SystemTime::now()));
+                    self.engine.set_now(now());
                     self.dirty |= self.engine.needs_flush();
                     self.dirty |= self.failed.is_some() || !self.programmed;
                     self.heartbeat();

@@ -8,13 +8,14 @@ use bulkhead_model::Facts;
 use bulkhead_wire::proto::agent_message::Body;
 use bulkhead_wire::proto::distribution_client::DistributionClient;
 use bulkhead_wire::proto::{AgentMessage, ControllerMessage, Hello};
-use bulkhead_wire::{MESSAGE_BYTES_MAX, PROTOCOL};
+use bulkhead_wire::{MESSAGE_BYTES_MAX, PROTOCOL, address_to_wire};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::Config;
 use crate::config::OUTGOING_QUEUE_LEN;
+use crate::host_facts;
 use crate::inputs::Input;
 
 /// First and longest wait before the controller is tried again.
@@ -110,6 +111,10 @@ async fn converse(
         revision,
         labels: config.labels.iter().map(|(key, value)| (key.into(), value.into())).collect(),
         facts: facts.iter().map(|(key, value)| (key.into(), value.into())).collect(),
+        addresses: host_facts::addresses()
+            .into_iter()
+            .map(|address| address_to_wire(address).into())
+            .collect(),
     };
     let first = AgentMessage { body: Some(Body::Hello(hello)) };
     outgoing.send(first).await.map_err(|_closed| tonic::Status::internal("stream closed"))?;

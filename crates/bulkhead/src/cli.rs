@@ -464,6 +464,15 @@ pub(crate) enum WorkloadCommand {
         /// A label, KEY=VALUE; may be given several times
         #[arg(short = 'l', long, value_name = "KEY=VALUE")]
         label: Vec<String>,
+        /// The namespace that it is in
+        #[arg(short = 'n', long, value_name = "NAME")]
+        namespace: Option<String>,
+        /// The service account that it runs under
+        #[arg(long, value_name = "NAME")]
+        service_account: Option<String>,
+        /// A port that it gives a name to, NAME=tcp/PORT; may be given several times
+        #[arg(long, value_name = "NAME=tcp/PORT")]
+        named_port: Vec<String>,
     },
     /// Take back a registration: its interface is not judged any more
     Remove {

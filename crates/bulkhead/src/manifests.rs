@@ -114,12 +114,12 @@ pub(crate) fn documents(sources: &[Source]) -> Result<Vec<Document>, Vec<Problem
 
 /// All objects of files.
 pub(crate) fn read(names: &[PathBuf]) -> Result<Vec<Resource>, Failure> {
-    let documents = documents(&sources(names)?).map_err(refused)?;
+    let documents = documents(&sources(names)?).map_err(|problems| refused(&problems))?;
     Ok(documents.into_iter().map(|document| document.resource).collect())
 }
 
 /// Problems as one refusal.
-pub(crate) fn refused(problems: Vec<Problem>) -> Failure {
+pub(crate) fn refused(problems: &[Problem]) -> Failure {
     let lines: Vec<_> = problems.iter().map(ToString::to_string).collect();
     Failure::no(lines.join("\n"))
 }

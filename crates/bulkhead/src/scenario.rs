@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use bulkhead_engine::{Assembly, Endpoint, Explanation, Fleet, Flow};
 use bulkhead_model::ports::{Protocol, USUAL_SOURCE_PORT};
@@ -13,6 +14,11 @@ use bulkhead_model::{Entity, ObjectKey, Resource};
 
 /// Name of the table that holds names given beside the manifests.
 const GIVEN_NAMES: &str = "given";
+
+/// The second that it is now.
+pub(crate) fn now() -> Timestamp {
+    Timestamp::since_epoch(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
+}
 
 /// A question about one new connection.
 #[derive(Debug, Clone)]

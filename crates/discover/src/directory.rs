@@ -136,7 +136,7 @@ fn resolve_among(
     registration: &Registration,
     here: &mut Option<Vec<links::Link>>,
 ) -> Result<FoundWorkload, links::LinksError> {
-    let Registration { name, labels, attachment, addresses } = registration;
+    let Registration { name, labels, attachment, addresses, identity } = registration;
     let (interfaces, seen) = match attachment {
         Attachment::Netns(path) => {
             let here = match here {
@@ -154,7 +154,7 @@ fn resolve_among(
     addresses.sort_unstable();
     addresses.dedup();
     let (name, labels) = (name.clone(), labels.clone());
-    Ok(FoundWorkload { name, labels, addresses, interfaces, facts: Facts::new() })
+    Ok(FoundWorkload { name, labels, addresses, interfaces, facts: Facts::new(), identity: identity.clone() })
 }
 
 fn not_managed(subject: &str, error: &dyn std::error::Error) -> NotManaged {

@@ -13,6 +13,8 @@ use bollard::query_parameters::{
 };
 use bulkhead_model::Labels;
 use bulkhead_model::facts::{self, Facts};
+use bulkhead_model::ports::{NamedPort, PortMatch, is_port_name};
+use bulkhead_model::registration::Identity;
 use bulkhead_model::resource::is_name;
 use futures::StreamExt;
 use tokio::sync::mpsc;
@@ -27,6 +29,12 @@ const RETRY_MAX: Duration = Duration::from_secs(10);
 /// Everything is asked again this often, for whatever events did not tell.
 const RESYNC_INTERVAL: Duration = Duration::from_secs(60);
 
+/// Container label that names its namespace.
+const NAMESPACE_LABEL: &str = "io.bulkhead.namespace";
+/// Container label that names its service account.
+const SERVICE_ACCOUNT_LABEL: &str = "io.bulkhead.serviceaccount";
+/// Container label that gives names to ports: `http=tcp/8080,dns=udp/53`.
+const PORTS_LABEL: &str = "io.bulkhead.ports";
 /// Label of the image reference that a container was made from.
 pub const IMAGE_LABEL: &str = "docker.image";
 
@@ -158,9 +166,33 @@ async fn workload(
     if refused > 0 {
         tracing::warn!(workload = name, refused, "labels that selectors could not name were left out");
     }
-    let workload =
-        FoundWorkload { name: name.clone(), labels, addresses, interfaces: namespace.interfaces, facts };
+    let identity = match identity(&labels) {
+        Ok(identity) => identity,
+        Err(reason) => return (name, Err(reason)),
+    };
+    let interfaces = namespace.interfaces;
+    let workload = FoundWorkload { name: name.clone(), labels, addresses, interfaces, facts, identity };
     (name, Ok(workload))
+}
+
+/// What a container's labels say of its namespace, service account and named ports. A wrong one is not left out: the
+/// container would be somebody else to policy than it was meant to be.
+fn identity(labels: &Labels) -> Result<Identity, String> {
+    let name = |label: &str| match labels.get(label) {
+        Some(text) if !is_name(text) => Err(format!("label {label}: {text:?} is no name")),
+        text => Ok(text.map(ToOwned::to_owned)),
+    };
+    let mut ports = Vec::new();
+    for entry in labels.get(PORTS_LABEL).into_iter().flat_map(|list| list.split(',')) {
+        let wrong = || format!("label {PORTS_LABEL}: expected NAME=tcp/PORT,…, found {entry:?}");
+        let (port_name, port) = entry.trim().split_once('=').ok_or_else(wrong)?;
+        let Ok(PortMatch::Ports { protocol, first, last }) = port.parse() else { return Err(wrong()) };
+        if first != last || !is_port_name(port_name) {
+            return Err(wrong());
+        }
+        ports.push(NamedPort { name: port_name.to_owned(), protocol, port: first });
+    }
+    Ok(Identity { namespace: name(NAMESPACE_LABEL)?, service_account: name(SERVICE_ACCOUNT_LABEL)?, ports })
 }
 
 /// What the engine tells about a container and its image.

@@ -10,6 +10,7 @@
 
 use std::net::IpAddr;
 
+use bulkhead_model::registration::Identity;
 use bulkhead_model::{Facts, Labels};
 use serde::{Deserialize, Serialize};
 
@@ -32,6 +33,9 @@ pub struct FoundWorkload {
     /// What was observed about it.
     #[serde(default, skip_serializing_if = "Facts::is_empty")]
     pub facts: Facts,
+    /// What rules can ask of it besides.
+    #[serde(flatten)]
+    pub identity: Identity,
 }
 
 /// Something that looks like a workload and cannot be enforced, and why.

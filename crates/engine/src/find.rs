@@ -44,7 +44,7 @@ pub fn find_endpoint<'a>(world: &'a World, text: &str) -> Result<&'a Entity, Fin
     } else {
         exact
     };
-    one_of("workload", text, &found, |entity| &entity.name, || endpoints().map(own).collect())
+    one_of("workload", text, &found, own, || endpoints().map(own).collect())
 }
 
 /// The policy of a name: as verdicts call it, or without the kind if only one has it.

@@ -32,7 +32,9 @@ use crate::world::predefined_tiers;
 mod atoms;
 mod bind;
 mod choose;
+mod naming;
 mod not_ready;
+mod own;
 mod rules;
 
 use atoms::Atoms;

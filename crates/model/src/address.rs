@@ -158,6 +158,19 @@ impl FromStr for Prefix {
     }
 }
 
+impl Prefix {
+    /// As [`FromStr`], but bits beyond the length do not count, as in Kubernetes and Calico.
+    ///
+    /// # Errors
+    /// If it is no block of addresses.
+    pub fn parse_masked(text: &str) -> Result<Self, PrefixError> {
+        match text.parse() {
+            Err(PrefixError::HostBits(_, masked)) => masked.parse(),
+            other => other,
+        }
+    }
+}
+
 impl fmt::Display for Prefix {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.is_v4() {

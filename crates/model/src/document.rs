@@ -151,21 +151,33 @@ pub fn from_value(source: &str, value: &serde_json::Value) -> Result<Resource, V
     }
 }
 
+/// The items of a `List`, or of a list of one kind (`PodList`), whose items may leave out what the list says for them.
 fn unfold(root: Node) -> Vec<Node> {
-    let is_list =
-        matches!(root.child("kind").map(|node| &node.value), Some(Value::String(kind)) if kind == "List");
-    if !is_list {
+    let text = |name| root.child(name).and_then(Node::as_str).map(ToOwned::to_owned);
+    let (kind, version) = (text("kind"), text("apiVersion"));
+    let of = kind.as_deref().and_then(|kind| kind.strip_suffix("List")).map(ToOwned::to_owned);
+    let (Some(of), Some(Value::Sequence(_))) = (of, root.child("items").map(|items| &items.value)) else {
         return vec![root];
+    };
+    let said = [("apiVersion", version), ("kind", Some(of))];
+    let Value::Mapping(entries) = root.value else { return Vec::new() };
+    let items = entries.into_iter().filter(|(key, _)| key.as_str() == Some("items"));
+    let mut items: Vec<Node> = items
+        .flat_map(|(_, items)| match items.value {
+            Value::Sequence(items) => items,
+            _ => Vec::new(),
+        })
+        .collect();
+    for item in &mut items {
+        let position = item.position;
+        for (name, value) in &said {
+            let missing = item.child(name).is_none();
+            let filled = value.as_ref().filter(|value| missing && !value.is_empty());
+            if let (Value::Mapping(entries), Some(value)) = (&mut item.value, filled) {
+                let node = |text: &str| Node { position, value: Value::String(text.to_owned()) };
+                entries.push((node(name), node(value)));
+            }
+        }
     }
-    match root.value {
-        Value::Mapping(entries) => entries
-            .into_iter()
-            .filter(|(key, _)| key.as_str() == Some("items"))
-            .flat_map(|(_, items)| match items.value {
-                Value::Sequence(items) => items,
-                _ => vec![items],
-            })
-            .collect(),
-        _ => Vec::new(),
-    }
+    items
 }

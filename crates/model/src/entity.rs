@@ -363,11 +363,18 @@ impl HostEndpointSpec {
     }
 }
 
-fn named_port_to_json(port: &NamedPort) -> Json {
+pub(crate) fn named_port_to_json(port: &NamedPort) -> Json {
     json!({ "name": port.name, "protocol": port.protocol.to_string(), "port": port.port })
 }
 
-fn named_port(decoder: &mut Decoder, node: &Node) -> Option<NamedPort> {
+/// From what [`named_port_to_json`] makes.
+pub(crate) fn named_port_from_json(value: &Json) -> Result<NamedPort, String> {
+    let mut decoder = Decoder::new("port");
+    let port = named_port(&mut decoder, &Node::from_json(value));
+    port.ok_or_else(|| decoder.problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))
+}
+
+pub(crate) fn named_port(decoder: &mut Decoder, node: &Node) -> Option<NamedPort> {
     let mut fields = decoder.fields(node, "a named port")?;
     let name = fields.required(decoder, "name", |decoder, node| {
         let name = decoder.scalar_text(node)?;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value as Json, json};
 
+use crate::address::Prefix;
 use crate::document::{Decoder, Node};
 use crate::kind::{Kind, Scope};
 use crate::labels::Labels;
@@ -119,6 +120,12 @@ fn decode_metadata(decoder: &mut Decoder, node: &Node, kind: Kind) -> Option<Met
         generation: metadata.child("generation").and_then(|node| node.to_json().as_u64()),
         creation_timestamp: text("creationTimestamp"),
     })
+}
+
+/// A block of addresses as other systems read it: bits beyond its length do not count.
+pub(crate) fn block(decoder: &mut Decoder, node: &Node) -> Option<Prefix> {
+    let text = decoder.string(node)?;
+    Prefix::parse_masked(&text).map_err(|error| decoder.problem(node, error.to_string())).ok()
 }
 
 /// The labels of an object, those left out that no selector could name.

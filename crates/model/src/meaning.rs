@@ -98,6 +98,26 @@ pub(crate) fn domain_entity(key: &ObjectKey, domain: &str, addresses: &[IpAddr])
 }
 
 impl Resource {
+    /// Names of the tiers that it makes.
+    pub fn tiers_made(&self) -> impl Iterator<Item = &str> {
+        let (own, foreign): (Option<&str>, &[_]) = match self {
+            Self::Tier(tier) => (Some(&tier.metadata.name), &[]),
+            Self::Foreign(foreign) => (None, &foreign.meaning.tiers),
+            _ => (None, &[]),
+        };
+        own.into_iter().chain(foreign.iter().map(|(name, _)| name.as_str()))
+    }
+
+    /// Names of the tiers that its policies are in.
+    pub fn tiers_used(&self) -> impl Iterator<Item = &str> {
+        let (own, foreign): (Option<&str>, &[_]) = match self {
+            Self::Policy(policy) => (Some(&policy.spec.tier), &[]),
+            Self::Foreign(foreign) => (None, &foreign.meaning.policies),
+            _ => (None, &[]),
+        };
+        own.into_iter().chain(foreign.iter().map(|(_, spec)| spec.tier.as_str()))
+    }
+
     /// What it stands for.
     pub fn meaning(&self) -> Cow<'_, Meaning> {
         let nothing = Meaning::default();

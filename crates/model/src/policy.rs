@@ -1,7 +1,5 @@
 //! Tiers, policies and rules.
 
-use std::cmp::Ordering;
-
 use serde_json::{Map, Value as Json, json};
 
 use crate::address::Prefix;
@@ -12,9 +10,11 @@ use crate::selector::Selector;
 use crate::time::Timestamp;
 use crate::verdict::Direction;
 
+mod order;
 mod peer;
 mod source_ports;
 
+pub use order::Order;
 pub(crate) use peer::domains;
 use peer::peers;
 pub use peer::{Own, Peer, ServiceName, ServiceNameError};
@@ -49,57 +49,6 @@ pub const PREDEFINED_TIERS: [(&str, f64, DefaultAction); 7] = [
     (KUBERNETES_BASELINE_TIER, 10_000_000.0, DefaultAction::Pass),
     (CALICO_PROFILES_TIER, f64::INFINITY, DefaultAction::Pass),
 ];
-
-/// Place in an order: lower comes first, absent is last.
-#[derive(Debug, Clone, Copy)]
-pub struct Order(f64);
-
-impl Order {
-    /// After everything that has a number.
-    pub const LAST: Self = Self(f64::INFINITY);
-
-    /// A finite number; anything else is [`Order::LAST`].
-    pub fn new(number: f64) -> Self {
-        // -0.0 and 0.0 are one place.
-        if number.is_finite() { Self(number + 0.0) } else { Self::LAST }
-    }
-
-    /// The number, if it has one.
-    pub fn number(self) -> Option<f64> {
-        self.0.is_finite().then_some(self.0)
-    }
-
-    fn to_json(self) -> Json {
-        self.number().map_or(Json::Null, |number| {
-            // Whole numbers are written as people write them: 100, not 100.0.
-            #[expect(clippy::cast_possible_truncation, reason = "checked to be whole and small")]
-            let whole = number as i64;
-            #[expect(clippy::cast_precision_loss, reason = "compared with what it came from")]
-            let same = number.abs() < 1e15 && whole as f64 == number;
-            if same { json!(whole) } else { json!(number) }
-        })
-    }
-}
-
-impl PartialEq for Order {
-    fn eq(&self, other: &Self) -> bool {
-        self.cmp(other) == Ordering::Equal
-    }
-}
-
-impl Eq for Order {}
-
-impl PartialOrd for Order {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl Ord for Order {
-    fn cmp(&self, other: &Self) -> Ordering {
-        self.0.total_cmp(&other.0)
-    }
-}
 
 /// What ends a tier that applied and in which no rule decided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

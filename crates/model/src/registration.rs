@@ -6,6 +6,9 @@
 //! labels: {application: orders, role: web}
 //! netns: /run/netns/web-1      # or, instead:  interface: veth7
 //! addresses: [10.0.0.7]        # found in the namespace if left out; needed with interface
+//! namespace: shop              # whose labels it inherits, and whose policies are for it
+//! serviceAccount: web
+//! ports: [{name: http, port: 8080}]
 //! ```
 
 use std::net::IpAddr;
@@ -13,8 +16,10 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use crate::document::{Decoder, Node, Problem};
-use crate::entity::ADDRESSES_MAX;
+use crate::entity::{ADDRESSES_MAX, named_port};
 use crate::labels::Labels;
+use crate::policy::LIST_MAX;
+use crate::ports::NamedPort;
 
 /// Where a registered workload is attached to the host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,6 +29,41 @@ pub enum Attachment {
     Netns(String),
     /// Name of its host-side interface.
     Interface(String),
+}
+
+/// What rules can ask of a workload besides its labels.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Identity {
+    /// The namespace that it is in.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub namespace: Option<String>,
+    /// The service account that it runs under.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service_account: Option<String>,
+    /// Ports that it gives names to.
+    #[serde(default, skip_serializing_if = "Vec::is_empty", with = "ports_as_written")]
+    pub ports: Vec<NamedPort>,
+}
+
+/// Ports as people write them: protocols by name.
+mod ports_as_written {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use super::NamedPort;
+    use crate::entity::{named_port_from_json, named_port_to_json};
+
+    pub(super) fn serialize<S: Serializer>(ports: &[NamedPort], serializer: S) -> Result<S::Ok, S::Error> {
+        ports.iter().map(named_port_to_json).collect::<Vec<_>>().serialize(serializer)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Vec<NamedPort>, D::Error> {
+        let values = Vec::<serde_json::Value>::deserialize(deserializer)?;
+        let ports = values.iter().map(|value| named_port_from_json(value).map_err(serde::de::Error::custom));
+        ports.collect()
+    }
 }
 
 /// A workload registered by hand.
@@ -41,6 +81,9 @@ pub struct Registration {
     /// Its addresses; empty means those found in its namespace.
     #[serde(default)]
     pub addresses: Vec<IpAddr>,
+    /// What rules can ask of it besides.
+    #[serde(flatten)]
+    pub identity: Identity,
 }
 
 /// Reads registrations, one per document.
@@ -63,6 +106,13 @@ fn decode(decoder: &mut Decoder, node: &Node) -> Option<Registration> {
     let addresses = fields
         .optional(decoder, "addresses", |decoder, node| decoder.list(node, ADDRESSES_MAX, Decoder::parsed))
         .unwrap_or_default();
+    let identity = Identity {
+        namespace: fields.optional(decoder, "namespace", crate::resource::name),
+        service_account: fields.optional(decoder, "serviceAccount", crate::resource::name),
+        ports: fields
+            .optional(decoder, "ports", |decoder, node| decoder.list(node, LIST_MAX, named_port))
+            .unwrap_or_default(),
+    };
     fields.finish(decoder);
     let attachment = match (netns, interface) {
         (Some(netns), None) => Attachment::Netns(netns),
@@ -77,7 +127,7 @@ fn decode(decoder: &mut Decoder, node: &Node) -> Option<Registration> {
             return None;
         }
     };
-    Some(Registration { name: name?, labels, attachment, addresses })
+    Some(Registration { name: name?, labels, attachment, addresses, identity })
 }
 
 #[cfg(test)]
@@ -97,7 +147,8 @@ mod tests {
 
     #[test]
     fn a_registration_survives_json() {
-        let found = parse("f", "name: web\ninterface: veth1\naddresses: [10.0.0.1]\n").unwrap();
+        let found = parse("f", "name: web\ninterface: veth1\naddresses: [10.0.0.1]\nnamespace: shop\nserviceAccount: w\nports: [{name: http, port: 80}]\n").unwrap();
+        assert_eq!(found[0].identity.namespace.as_deref(), Some("shop"));
         let text = serde_json::to_string(&found[0]).unwrap();
         assert_eq!(parse("f", &text).unwrap(), found);
     }

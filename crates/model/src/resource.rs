@@ -172,7 +172,7 @@ macro_rules! own_kinds {
             kind: Kind,
         ) -> Option<Resource> {
             match kind {
-                $(Kind::$kind => object(decoder, fields, metadata, <$spec>::decode).map(Resource::$kind),)*
+                $(Kind::$kind => object(decoder, fields, metadata, kind, <$spec>::decode).map(Resource::$kind),)*
                 _ => None,
             }
         }
@@ -279,9 +279,16 @@ fn object<S>(
     decoder: &mut Decoder,
     fields: &mut Fields<'_>,
     metadata: Option<Metadata>,
+    kind: Kind,
     decode: impl FnOnce(&mut Decoder, &Node) -> Option<S>,
 ) -> Option<Object<S>> {
-    let spec = fields.required(decoder, "spec", decode);
+    // Where every field may be left out, so may all of them together.
+    let spec = if kind == Kind::Namespace && !fields.has("spec") {
+        fields.optional(decoder, "spec", |_, _| None::<S>);
+        decode(decoder, &Node { position: fields.position(), value: Value::Mapping(Vec::new()) })
+    } else {
+        fields.required(decoder, "spec", decode)
+    };
     Some(Object { metadata: metadata?, spec: spec? })
 }
 

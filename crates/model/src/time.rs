@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, UNIX_EPOCH};
 
 /// A second of UTC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -17,9 +17,9 @@ pub struct Timestamp {
 pub struct TimestampError(String);
 
 impl Timestamp {
-    /// The second in which a moment lies; the epoch if it lies before it.
-    pub fn of(moment: SystemTime) -> Self {
-        Self { seconds: moment.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs() }
+    /// The second in which this time since the epoch lies.
+    pub fn since_epoch(duration: Duration) -> Self {
+        Self { seconds: duration.as_secs() }
     }
 }
 
@@ -28,7 +28,8 @@ impl FromStr for Timestamp {
 
     fn from_str(text: &str) -> Result<Self, TimestampError> {
         let moment = humantime::parse_rfc3339(text).map_err(|_| TimestampError(text.into()))?;
-        Ok(Self::of(moment))
+        let since = moment.duration_since(UNIX_EPOCH).map_err(|_| TimestampError(text.into()))?;
+        Ok(Self::since_epoch(since))
     }
 }
 

@@ -32,6 +32,23 @@ pub fn prefix_to_wire(prefix: Prefix) -> proto::Prefix {
     proto::Prefix { address: address.into(), length: length.into() }
 }
 
+/// An address as sent: 4 or 16 bytes.
+pub fn address_to_wire(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(v4) => v4.octets().to_vec(),
+        IpAddr::V6(v6) => v6.octets().to_vec(),
+    }
+}
+
+/// An address as received; `None` if it is of neither length.
+pub fn address_from_wire(bytes: &[u8]) -> Option<IpAddr> {
+    match bytes.len() {
+        4 => <[u8; 4]>::try_from(bytes).ok().map(IpAddr::from),
+        16 => <[u8; 16]>::try_from(bytes).ok().map(IpAddr::from),
+        _ => None,
+    }
+}
+
 /// A named port as sent.
 pub fn port_to_wire(port: &NamedPort) -> proto::NamedPort {
     proto::NamedPort { name: port.name.clone(), protocol: port.protocol.0.into(), port: port.port.into() }
@@ -48,12 +65,8 @@ pub fn port_from_wire(port: &proto::NamedPort) -> Option<NamedPort> {
 /// # Errors
 /// If the address or the length is of no family.
 pub fn prefix_from_wire(prefix: &proto::Prefix) -> Result<Prefix, InvalidPrefix> {
-    let address = match prefix.address.len() {
-        4 => <[u8; 4]>::try_from(&prefix.address[..]).ok().map(IpAddr::from),
-        16 => <[u8; 16]>::try_from(&prefix.address[..]).ok().map(IpAddr::from),
-        _ => None,
-    }
-    .ok_or(InvalidPrefix::AddressBytes(prefix.address.len()))?;
+    let address =
+        address_from_wire(&prefix.address).ok_or(InvalidPrefix::AddressBytes(prefix.address.len()))?;
     let width = if address.is_ipv4() { 32 } else { 128 };
     match u8::try_from(prefix.length) {
         Ok(length) if length <= width => Ok(Prefix::new(address, length)),

@@ -20,7 +20,10 @@ pub mod proto {
 
 mod convert;
 
-pub use convert::{InvalidPrefix, port_from_wire, port_to_wire, prefix_from_wire, prefix_to_wire};
+pub use convert::{
+    InvalidPrefix, address_from_wire, address_to_wire, port_from_wire, port_to_wire, prefix_from_wire,
+    prefix_to_wire,
+};
 
 /// Version of the protocol. A peer that names another is refused.
 pub const PROTOCOL: u32 = 1;

@@ -13,4 +13,5 @@ mod controller;
 mod endpoints;
 mod flows;
 mod inputs;
+mod language;
 mod reachability;

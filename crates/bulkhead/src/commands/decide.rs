@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::io::BufRead;
 use std::net::IpAddr;
-use std::time::SystemTime;
 
 use bulkhead_engine::{Explanation, Flow, Judgement};
 use bulkhead_model::document::from_value;
@@ -65,7 +64,7 @@ impl Asked {
 }
 
 pub(crate) fn decide(common: &Common, args: &DecideArgs) -> Result<(), Failure> {
-    let now = args.at.unwrap_or_else(|| Timestamp::of(SystemTime::now()));
+    let now = args.at.unwrap_or_else(scenario::now);
     if args.batch { batch(args, now) } else { single(common, args, now) }
 }
 

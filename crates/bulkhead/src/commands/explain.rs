@@ -1,11 +1,9 @@
 //! `explain`: would it pass, and why.
 
 use std::fmt::Write as _;
-use std::time::SystemTime;
 
 use bulkhead_engine::{explain_policy, explain_workload, find_endpoint, find_policy};
 use bulkhead_model::RuleRef;
-use bulkhead_model::time::Timestamp;
 use hyper::Method;
 use serde_json::{Value, json};
 
@@ -15,7 +13,7 @@ use crate::client::{API, call};
 use crate::failure::Failure;
 use crate::manifests;
 use crate::output::{self, Style, labels, paint, text, verdict};
-use crate::scenario::Scenario;
+use crate::scenario::{self, Scenario};
 
 /// Most names of one list that are shown.
 const SHOWN_MAX: usize = 20;
@@ -48,7 +46,7 @@ pub(crate) async fn explain(common: &Common, args: &ExplainArgs) -> Result<(), F
 
 /// From manifests alone.
 fn offline(args: &ExplainArgs) -> Result<Value, Failure> {
-    let mut scenario = Scenario::at(Timestamp::of(SystemTime::now()));
+    let mut scenario = Scenario::at(scenario::now());
     scenario.set(manifests::read(&args.filename)?).map_err(|errors| Failure::no(errors.join("\n")))?;
     let world = scenario.fleet().world();
     let not_found = |error: bulkhead_engine::FindError| Failure::no(error.to_string());

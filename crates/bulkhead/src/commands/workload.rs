@@ -1,7 +1,8 @@
 //! `workload`: registrations by hand, through this host's agent.
 
 use bulkhead_model::Labels;
-use bulkhead_model::registration::{Attachment, Registration};
+use bulkhead_model::ports::{NamedPort, PortMatch, is_port_name};
+use bulkhead_model::registration::{Attachment, Identity, Registration};
 use bulkhead_model::resource::is_name;
 use hyper::Method;
 use serde_json::Value;
@@ -13,7 +14,16 @@ use crate::output::{self, labels, table, text};
 
 pub(crate) async fn workload(common: &Common, args: &WorkloadArgs) -> Result<(), Failure> {
     match &args.command {
-        WorkloadCommand::Add { name, netns, interface, address, label } => {
+        WorkloadCommand::Add {
+            name,
+            netns,
+            interface,
+            address,
+            label,
+            namespace,
+            service_account,
+            named_port,
+        } => {
             let attachment = match (netns, interface) {
                 (Some(netns), _) => Attachment::Netns(netns.clone()),
                 (None, Some(interface)) => Attachment::Interface(interface.clone()),
@@ -28,6 +38,11 @@ pub(crate) async fn workload(common: &Common, args: &WorkloadArgs) -> Result<(),
                 labels: parse_labels(label)?,
                 attachment,
                 addresses: address.clone(),
+                identity: Identity {
+                    namespace: namespace.clone(),
+                    service_account: service_account.clone(),
+                    ports: named_port.iter().map(|text| parse_port(text)).collect::<Result<_, _>>()?,
+                },
             };
             let body = serde_json::to_string(&registration).map_err(anyhow::Error::from)?;
             let added = call(common.agent(), Method::POST, "/workloads", Some(body)).await?;
@@ -66,6 +81,18 @@ pub(crate) async fn workload(common: &Common, args: &WorkloadArgs) -> Result<(),
 fn addresses(workload: &Value) -> String {
     let addresses = workload["addresses"].as_array().into_iter().flatten();
     addresses.filter_map(Value::as_str).collect::<Vec<_>>().join(",")
+}
+
+/// `NAME=tcp/PORT`.
+fn parse_port(text: &str) -> Result<NamedPort, Failure> {
+    let wrong = || Failure::Usage(format!("--named-port {text}: expected NAME=tcp/PORT, like http=tcp/8080"));
+    let (name, port) = text.split_once('=').ok_or_else(wrong)?;
+    match port.parse() {
+        Ok(PortMatch::Ports { protocol, first, last }) if first == last && is_port_name(name) => {
+            Ok(NamedPort { name: name.to_owned(), protocol, port: first })
+        }
+        _ => Err(wrong()),
+    }
 }
 
 fn parse_labels(pairs: &[String]) -> Result<Labels, Failure> {

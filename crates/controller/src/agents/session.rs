@@ -9,13 +9,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bulkhead_model::entity::HostSpec;
+use bulkhead_model::entity::{ADDRESSES_MAX, HostSpec};
 use bulkhead_model::resource::{Host, Metadata, Resource, is_name};
 use bulkhead_model::{Facts, Labels};
 use bulkhead_wire::proto::agent_message::Body as Incoming;
 use bulkhead_wire::proto::controller_message::Body;
 use bulkhead_wire::proto::{AgentMessage, ControllerMessage, Hello, Welcome};
-use bulkhead_wire::{PROTOCOL, proto};
+use bulkhead_wire::{PROTOCOL, address_from_wire, proto};
 use futures::{FutureExt, StreamExt};
 use prost::Message;
 use tokio::sync::{Notify, mpsc};
@@ -167,7 +167,9 @@ impl Session {
         }
         let metadata = Metadata { name: hello.host.clone(), labels, ..Metadata::default() };
         let agent_version = (!hello.version.is_empty()).then(|| hello.version.clone());
-        let spec = HostSpec { agent_version, facts, ..HostSpec::default() };
+        let addresses = hello.addresses.iter().take(ADDRESSES_MAX);
+        let addresses = addresses.filter_map(|bytes| address_from_wire(bytes)).collect();
+        let spec = HostSpec { agent_version, facts, addresses };
         let host = Resource::Host(Host { metadata, spec });
         self.context.repository.publish(vec![host], Vec::new()).await.map_err(unavailable)?;
         Ok(())

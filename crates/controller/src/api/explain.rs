@@ -1,7 +1,6 @@
 //! What would become of a connection, and why: the reference evaluator's answer over the current state.
 
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use axum::Json;
 use axum::extract::State;
@@ -17,6 +16,7 @@ use serde_json::{Value, json};
 use super::Shared;
 use super::input::Parameters;
 use super::problem::Refusal;
+use crate::clock;
 use crate::repository::View;
 
 /// `GET /apis/bulkhead.dev/v1/explain` with `from`, `to` and `port`, with `workload`, or with `policy`.
@@ -30,7 +30,7 @@ pub(super) async fn explain(State(context): Shared, parameters: Parameters) -> R
     let explained = tokio::task::spawn_blocking(move || -> Result<Json<Value>, Refusal> {
         let (world, revision) = {
             let view = context.repository.view();
-            (world(&view, Timestamp::of(SystemTime::now())), view.revision)
+            (world(&view, clock::now()), view.revision)
         };
         let mut answer = question.answer(&world)?;
         answer["apiVersion"] = API_VERSION.into();

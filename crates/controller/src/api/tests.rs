@@ -75,19 +75,36 @@ fn every_field_of_every_kind_is_described() {
     let metadata = "metadata: {name: a.h, labels: {x: y}, annotations: {x: y}, uid: u, generation: 1, \
                     resourceVersion: '1', creationTimestamp: '2026-01-01T00:00:00Z'}";
     let specs = [
+        (Kind::Settings, "{defaultPosture: Deny, failSafePorts: {ingress: [tcp/22], egress: [udp/53]}}"),
         (Kind::Tier, "{order: 5, defaultAction: Pass}"),
+        (Kind::Namespace, "{defaultPosture: Deny}"),
+        (Kind::NameTable, "{names: {example.org: [192.0.2.1]}}"),
         (
             Kind::Policy,
-            "{tier: admin, order: 1, mode: Audit, appliesTo: all(), ingress: [{action: Allow, from: {selector: all(), \
-             notSelector: has(x), sameLabels: [x], cidrs: [10.0.0.0/8], notCidrs: [10.0.0.0/9], networkSets: has(y)}, \
-             ports: [tcp/1], log: true}], egress: [{action: Pass, to: [{cidrs: [::/0]}, {selector: all()}]}]}",
+            "{tier: admin, order: 1, mode: Audit, validFrom: 2026-01-01T00:00:00Z, validUntil: 2027-01-01T00:00:00Z, \
+             appliesTo: all(), ingress: [{action: Allow, from: {selector: all(), notSelector: has(x), \
+             namespaceSelector: has(y), serviceAccounts: [a], sameLabels: [x], notSameLabels: [y], \
+             cidrs: [10.0.0.0/8], notCidrs: [10.0.0.0/9], networkSets: has(y), hosts: all(), services: [a/b]}, \
+             ports: [tcp/1], notPorts: udp, sourcePorts: [53, 1-9], notSourcePorts: 7, ipVersion: 4, endpoint: \
+             {selector: has(a), notSelector: has(b), cidrs: [10.0.0.0/8], notCidrs: [10.0.0.0/9]}, log: true}], \
+             egress: [{action: Pass, to: [{cidrs: [::/0]}, {selector: all()}, {domains: [example.org]}]}]}",
         ),
         (Kind::NetworkSet, "{cidrs: [10.0.0.0/8]}"),
-        (Kind::Workload, "{host: h, addresses: [10.0.0.1], interface: eth0, source: manual}"),
-        (Kind::Host, "{agentVersion: '1'}"),
+        (
+            Kind::HostEndpoint,
+            "{host: h, interface: eth0, addresses: [10.0.0.1], ports: [{name: http, port: 80}], defaultPosture: Deny}",
+        ),
+        (
+            Kind::Workload,
+            "{host: h, addresses: [10.0.0.1], interface: eth0, source: manual, ports: [{name: http, port: 80}], \
+             serviceAccount: x, facts: {host.kernel: '6.1'}}",
+        ),
+        (Kind::Host, "{agentVersion: '1', addresses: [10.0.0.1], facts: {host.kernel: '6.1'}}"),
     ];
-    assert_eq!(specs.len(), Kind::ALL.len());
+    assert_eq!(specs.len(), Kind::ALL.iter().filter(|kind| kind.is_own()).count());
     for (kind, spec) in specs {
+        let metadata =
+            if kind == Kind::Settings { metadata.replace("a.h", "default") } else { metadata.to_owned() };
         let text = format!("apiVersion: bulkhead.dev/v1\nkind: {kind}\n{metadata}\nspec: {spec}\n");
         let resource = document::parse("test", &text).unwrap().remove(0).resource;
         let schema = &document["components"]["schemas"][kind.as_str()];

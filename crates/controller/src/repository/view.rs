@@ -152,7 +152,7 @@ impl View {
         for stored in objects {
             let Some(key) = keys::object_key(&stored.key) else { continue };
             // Since when its addresses are its own is not known: since ever, then.
-            view.put(key, keys::decode(stored), stored.modified.0, 0);
+            view.put(&key, keys::decode(stored), stored.modified.0, 0);
         }
         view
     }
@@ -165,7 +165,7 @@ impl View {
                 self.resource_log.push(revision, key.clone());
             }
             match object {
-                Some(object) => self.put(key, object, revision, now_ms),
+                Some(object) => self.put(&key, object, revision, now_ms),
                 None => self.remove(&key, revision, now_ms),
             }
         }
@@ -179,7 +179,7 @@ impl View {
 
     fn put(
         &mut self,
-        key: ObjectKey,
+        key: &ObjectKey,
         object: Result<Resource, keys::Undecodable>,
         revision: u64,
         now_ms: u64,
@@ -193,13 +193,13 @@ impl View {
                 return;
             }
         };
-        let host_before = self.forget_host(&key);
+        let host_before = self.forget_host(key);
         if let Resource::Workload(workload) = &resource {
             self.by_host.entry(workload.spec.host.clone()).or_default().insert(key.clone());
             self.addresses.assign(&key.qualified_name(), workload, now_ms);
         }
         let before = self.objects.insert(key.clone(), Arc::new(Object::new(resource, revision)));
-        self.heed(&key, before.as_deref(), host_before.as_deref(), revision);
+        self.heed(key, before.as_deref(), host_before.as_deref(), revision);
     }
 
     fn remove(&mut self, key: &ObjectKey, revision: u64, now_ms: u64) {

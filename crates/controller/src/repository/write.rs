@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bulkhead_model::document::Document;
 use bulkhead_model::resource::nearest_name;
-use bulkhead_model::{Kind, Meaning, ObjectKey, Problem, Resource};
+use bulkhead_model::{Kind, ObjectKey, Problem, Resource};
 use bulkhead_store::{Precondition, Revision, StoreError, Transaction};
 
 use super::{Object, Repository, View, delete_op, is_predefined, put_op, stamp};
@@ -183,13 +183,12 @@ fn duplicates(documents: &[Document]) -> Vec<Problem> {
 
 /// Policies whose tier neither exists nor is made by the same request.
 fn unknown_tiers(view: &View, documents: &[Document]) -> Vec<Problem> {
-    let tiers = |meaning: &Meaning| meaning.tiers.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
-    let mut known: BTreeSet<String> = view.meanings().flat_map(|(_, meaning)| tiers(&meaning)).collect();
-    known.extend(documents.iter().flat_map(|document| tiers(&document.resource.meaning())));
+    let mut known: BTreeSet<&str> =
+        view.resources().flat_map(|object| object.resource.tiers_made()).collect();
+    known.extend(documents.iter().flat_map(|document| document.resource.tiers_made()));
     let unknown = |document: &Document| {
-        let meaning = document.resource.meaning();
-        let tier = meaning.policies.iter().map(|(_, spec)| &spec.tier).find(|tier| !known.contains(*tier))?;
-        let suggestion = nearest_name(tier, known.iter().map(String::as_str));
+        let tier = document.resource.tiers_used().find(|tier| !known.contains(tier))?;
+        let suggestion = nearest_name(tier, known.iter().copied());
         Some(document.problem("spec.tier", format!("there is no tier {tier:?}"), suggestion))
     };
     documents.iter().filter_map(unknown).collect()
@@ -197,21 +196,15 @@ fn unknown_tiers(view: &View, documents: &[Document]) -> Vec<Problem> {
 
 /// Tiers that another kind of object already makes: two orders for one name.
 fn tiers_made_twice(view: &View, documents: &[Document]) -> Vec<Problem> {
-    let mut makers: BTreeMap<String, BTreeSet<ObjectKey>> = BTreeMap::new();
-    let mut note = |key: &ObjectKey, meaning: &Meaning| {
-        for (name, _) in &meaning.tiers {
-            makers.entry(name.clone()).or_default().insert(key.clone());
+    let mut makers: BTreeMap<&str, BTreeSet<ObjectKey>> = BTreeMap::new();
+    let known = view.resources().map(|object| &object.resource);
+    for resource in known.chain(documents.iter().map(|document| &document.resource)) {
+        for name in resource.tiers_made() {
+            makers.entry(name).or_default().insert(resource.key());
         }
-    };
-    for (key, meaning) in view.meanings() {
-        note(key, &meaning);
-    }
-    for document in documents {
-        note(&document.resource.key(), &document.resource.meaning());
     }
     let twice = |document: &Document| {
-        let meaning = document.resource.meaning();
-        let name = meaning.tiers.first().map(|(name, _)| name)?;
+        let name = document.resource.tiers_made().next()?;
         let key = document.resource.key();
         let other = makers.get(name)?.iter().find(|other| **other != key)?;
         let message = format!("the tier {name:?} is already made by {other}");
@@ -245,11 +238,10 @@ fn check_deletable(view: &View, keys: &[ObjectKey]) -> Result<(), WriteError> {
             return Err(WriteError::Forbidden(format!("{key} is predefined and cannot be deleted")));
         }
         let mut users = view
-            .meanings()
-            .filter(|(user, meaning)| {
-                !gone.contains(user) && meaning.policies.iter().any(|(_, spec)| spec.tier == key.name)
-            })
-            .map(|(user, _)| user.clone());
+            .resources()
+            .filter(|user| user.resource.tiers_used().any(|tier| tier == key.name))
+            .map(|user| user.resource.key())
+            .filter(|user| !gone.contains(user));
         if let Some(user) = users.next() {
             let others = match users.count() {
                 0 => String::new(),

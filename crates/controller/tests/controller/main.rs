@@ -2,7 +2,9 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod agents;
+mod documentation;
 mod flows;
+mod foreign;
 mod harness;
 mod leases;
 mod objects;

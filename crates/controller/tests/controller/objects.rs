@@ -59,7 +59,7 @@ async fn lists_have_versions_selectors_limits_and_namespaces() {
     assert_eq!(limited["metadata"]["remainingItemCount"], json!(2));
     assert_eq!(names(fixture.get("/apis/bulkhead.dev/v1/namespaces/shop/policies").await), ["c"]);
     fixture.get("/apis/bulkhead.dev/v1/namespaces/shop/policies/c").await;
-    assert_eq!(names(fixture.get("/apis/bulkhead.dev/v1/tiers").await).len(), 4);
+    assert_eq!(names(fixture.get("/apis/bulkhead.dev/v1/tiers").await).len(), 7);
 }
 
 #[tokio::test(flavor = "multi_thread")]

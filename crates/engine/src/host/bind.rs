@@ -3,19 +3,19 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use bulkhead_model::entity::{matches, port_label};
+use bulkhead_model::entity::port_label;
 use bulkhead_model::host_policy::RuleId;
-use bulkhead_model::labels::{
-    DOMAIN_LABEL, KIND_LABEL, NAMESPACE_LABEL, SERVICE_ACCOUNT_LABEL, SERVICE_LABEL,
-};
+use bulkhead_model::labels::{DOMAIN_LABEL, KIND_LABEL, NAMESPACE_LABEL, SERVICE_ACCOUNT_LABEL};
 use bulkhead_model::policy::{
-    Action, DefaultAction, IpVersion, Mode, Own, Peer, PolicySpec, Rule, ServiceName, SourcePorts, TierSpec,
+    Action, DefaultAction, IpVersion, Mode, Own, Peer, PolicySpec, Rule, SourcePorts, TierSpec,
 };
 use bulkhead_model::ports::{NamedPort, PortKey, PortMatch, PortRange, Protocol};
 use bulkhead_model::selector::{CompareOp, Expr};
-use bulkhead_model::{Direction, Entity, Kind, ObjectKey, Prefix, RuleRef, Selector, Verdict};
+use bulkhead_model::{Direction, Kind, ObjectKey, Prefix, RuleRef, Selector, Verdict};
 
 use super::atoms::{AtomKind, Atoms};
+use super::naming::Naming;
+use super::own::Families;
 use super::rules::RuleTable;
 use crate::classes::{AtomId, Classes};
 use crate::intervals::Intervals;
@@ -34,84 +34,6 @@ struct PortCase {
     ports: Vec<(PortKey, PortKey)>,
     all: Option<AtomId>,
     none: Vec<AtomId>,
-}
-
-/// A name whose meaning depends on who is there.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) enum Naming {
-    /// The name of a port.
-    Port(PortMatch),
-    /// The service of this namespace and name: its backends' ports.
-    Service(Option<String>, String),
-}
-
-impl Naming {
-    fn service(policy: &ObjectKey, service: &ServiceName) -> Self {
-        let namespace = service.namespace.as_ref().or(policy.namespace.as_ref());
-        Self::Service(namespace.cloned(), service.name.clone())
-    }
-
-    /// Whether a port of somebody whom [`Naming::selectors`] select is meant.
-    pub(super) fn names(&self, port: &NamedPort) -> bool {
-        match self {
-            Self::Port(ports) => ports.names(port),
-            Self::Service(..) => true,
-        }
-    }
-
-    /// The selectors of everybody who gives it a meaning; of a port's name, one for each protocol that it can have.
-    pub(super) fn selectors(&self) -> Vec<Selector> {
-        match self {
-            Self::Port(PortMatch::Named { protocol, name }) => {
-                let all =
-                    Protocol::NAMES.into_iter().map(|(_, protocol)| protocol).filter(|one| one.has_ports());
-                let protocols: Vec<Protocol> = protocol.map_or_else(|| all.collect(), |one| vec![one]);
-                let has = |protocol| Selector::from_expr(Expr::Has(port_label(protocol, name).into()));
-                protocols.into_iter().map(has).collect()
-            }
-            Self::Port(_) => Vec::new(),
-            Self::Service(namespace, name) => {
-                let namespace = namespace.as_ref().map(|name| Selector::equals(NAMESPACE_LABEL, name));
-                let own = [of_kind(Kind::EndpointSlice), Selector::equals(SERVICE_LABEL, name)];
-                vec![Selector::all_of(namespace.into_iter().chain(own))]
-            }
-        }
-    }
-}
-
-/// Families of addresses.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
-pub(super) struct Families {
-    v4: bool,
-    v6: bool,
-}
-
-/// For what each rule asks of the endpoint itself (and whether the rule denies), the families in which it is so.
-pub(super) fn own_families<'a>(
-    rules: impl Iterator<Item = &'a Rule>,
-    endpoint: &Entity,
-) -> BTreeMap<(Own, bool), Families> {
-    let asking = rules.filter_map(|rule| Some((rule.own.as_deref()?, rule.action == Action::Deny)));
-    asking.map(|(own, denies)| ((own.clone(), denies), families_of(own, denies, endpoint))).collect()
-}
-
-fn families_of(own: &Own, denies: bool, endpoint: &Entity) -> Families {
-    let holds = |selector: &Option<Selector>| selector.as_ref().map(|s| matches(s, &endpoint.labels));
-    if holds(&own.selector) == Some(false) || holds(&own.not_selector) == Some(true) {
-        return Families::default();
-    }
-    if own.cidrs.is_empty() && own.not_cidrs.is_empty() {
-        return Families { v4: true, v6: true };
-    }
-    let inside = |prefix: &Prefix| {
-        let within = |blocks: &[Prefix]| blocks.iter().any(|block| block.contains(*prefix));
-        (own.cidrs.is_empty() || within(&own.cidrs)) && !within(&own.not_cidrs)
-    };
-    let family = |v4: bool| {
-        let mut addresses = endpoint.prefixes.iter().filter(|prefix| prefix.address().is_ipv4() == v4);
-        if denies { addresses.any(inside) } else { addresses.all(inside) }
-    };
-    Families { v4: family(true), v6: family(false) }
 }
 
 /// What of an endpoint its compiled policies depend on, besides the policies themselves.
@@ -150,24 +72,6 @@ impl Subject {
         let meanings = named.then(|| self.named.get(&Naming::Port(ports.clone()))).flatten();
         meanings.into_iter().flatten()
     }
-}
-
-/// Every name in rules whose meaning depends on who is there.
-pub(super) fn namings<'a>(
-    rules: impl Iterator<Item = (&'a ObjectKey, &'a Rule)>,
-    direction: Direction,
-) -> BTreeSet<Naming> {
-    let mut namings = BTreeSet::new();
-    for (key, rule) in rules {
-        let named = rule.ports.iter().chain(&rule.not_ports);
-        let named = named.filter(|ports| matches!(ports, PortMatch::Named { .. }));
-        namings.extend(named.map(|ports| Naming::Port(ports.clone())));
-        if direction == Direction::Egress {
-            let services = rule.peers.iter().flat_map(|peer| &peer.services);
-            namings.extend(services.map(|service| Naming::service(key, service)));
-        }
-    }
-    namings
 }
 
 /// The tier before all others of an endpoint with ports that no policy can close.
@@ -337,7 +241,7 @@ impl Binder<'_> {
             }
             for port in rule.not_ports.iter().flat_map(|ports| subject.meanings_of_port(ports)) {
                 let atom = self.port_atom(port);
-                cases = cases.into_iter().flat_map(|case| without_port(case, port.key(), atom)).collect();
+                cases = cases.iter().flat_map(|case| without_port(case, port.key(), atom)).collect();
             }
         }
         cases.retain(|case| !case.ports.is_empty());
@@ -470,7 +374,7 @@ fn named(domains: &[String]) -> Selector {
 }
 
 /// The case without one port of whoever matches `atom`: the port apart, for everybody else.
-fn without_port(case: PortCase, port: PortKey, atom: AtomId) -> [PortCase; 2] {
+fn without_port(case: &PortCase, port: PortKey, atom: AtomId) -> [PortCase; 2] {
     let mut rest = Intervals::exactly(&case.ports);
     let ports = rest.take(port, port);
     let none = case.none.iter().copied().chain([atom]).collect();

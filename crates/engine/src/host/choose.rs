@@ -9,7 +9,9 @@ use bulkhead_model::ports::NamedPort;
 use bulkhead_model::{Builtin, Direction, Entity, ObjectKey, RuleRef};
 
 use super::atoms::{AtomKind, Atoms};
-use super::bind::{self, Naming, Subject};
+use super::bind::{self, Subject};
+use super::naming::{Naming, namings};
+use super::own::own_families;
 use super::{HostEngine, NotReady, Slot, SubjectKey};
 use crate::program::Program;
 
@@ -72,7 +74,7 @@ impl HostEngine {
         let with_rules = applicable.iter().flat_map(|((.., key), stored)| {
             stored.spec.rules(direction).unwrap_or_default().iter().map(move |r| (*key, r))
         });
-        let names: BTreeSet<Naming> = bind::namings(with_rules, direction);
+        let names: BTreeSet<Naming> = namings(with_rules, direction);
         let mut name_atoms = Vec::new();
         if direction == Direction::Egress {
             for selector in names.iter().flat_map(Naming::selectors) {
@@ -84,7 +86,7 @@ impl HostEngine {
             Direction::Egress => meanings(&self.atoms, naming),
         };
         let named = names.iter().map(|naming| (naming.clone(), meaning(naming))).collect();
-        let own = bind::own_families(rules(), entity);
+        let own = own_families(rules(), entity);
         let posture = entity.posture.unwrap_or(self.settings.default_posture);
         let subject = SubjectKey {
             subject: Subject { direction, labels, named, own, posture, fail_safe: entity.is_host_endpoint() },

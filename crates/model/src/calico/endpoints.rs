@@ -6,7 +6,7 @@ use super::PROFILES_MAX;
 use crate::address::Prefix;
 use crate::document::{Decoder, Fields, Node};
 use crate::entity::{ADDRESSES_MAX, Entity};
-use crate::foreign::labels;
+use crate::foreign::{block, labels};
 use crate::kind::Kind;
 use crate::kubernetes;
 use crate::labels::Labels;
@@ -22,9 +22,7 @@ const ALLOW_PROFILE: &str = "projectcalico-default-allow";
 pub(super) fn network_set(decoder: &mut Decoder, node: &Node, key: &ObjectKey) -> Option<Meaning> {
     let nets = kubernetes::spec(decoder, node, |decoder, node| {
         let mut fields = decoder.fields(node, "the network set")?;
-        let nets = fields.optional(decoder, "nets", |decoder, node| {
-            decoder.list(node, LIST_MAX, Decoder::parsed::<Prefix>)
-        });
+        let nets = fields.optional(decoder, "nets", |decoder, node| decoder.list(node, LIST_MAX, block));
         let why = "domains of network sets are not supported yet: name them in the rule's domains";
         fields.refuse(decoder, "allowedEgressDomains", why);
         fields.finish(decoder);

@@ -4,6 +4,7 @@ use super::only_off;
 use super::selectors::{of_endpoints, of_namespaces, of_service_accounts};
 use crate::address::Prefix;
 use crate::document::{Decoder, Node, Value};
+use crate::foreign::block;
 use crate::labels::SERVICE_ACCOUNT_LABEL;
 use crate::policy::{Action, IpVersion, LIST_MAX, Own, Peer, Rule, ServiceName, SourcePorts, domains};
 use crate::ports::{PortMatch, PortRange, Protocol, is_port_name};
@@ -159,7 +160,7 @@ impl Port {
 
 fn end(decoder: &mut Decoder, node: &Node) -> Option<End> {
     let mut fields = decoder.fields(node, "one end of a connection")?;
-    let list = |decoder: &mut Decoder, node: &Node| decoder.list(node, LIST_MAX, Decoder::parsed::<Prefix>);
+    let list = |decoder: &mut Decoder, node: &Node| decoder.list(node, LIST_MAX, block);
     let ports = |decoder: &mut Decoder, node: &Node| decoder.list(node, LIST_MAX, port);
     let end = End {
         selector: fields.optional(decoder, "selector", of_endpoints),

@@ -185,8 +185,7 @@ impl<'n> Fields<'n> {
         name: &'static str,
         decode: impl FnOnce(&mut Decoder, &'n Node) -> Option<T>,
     ) -> Option<T> {
-        let present = self.entries.iter().any(|entry| entry.name == name && entry.value.value != Value::Null);
-        if !present {
+        if !self.has(name) {
             self.optional(decoder, name, |_, _| None::<T>);
             decoder.problem_at(self.position, format!("the field {name:?} is missing"), None);
             return None;
@@ -201,6 +200,11 @@ impl<'n> Fields<'n> {
             let position = entry.key_position;
             decoder.within(name, |decoder| decoder.problem_at(position, why, None));
         }
+    }
+
+    /// Whether a field is there and not `null`.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.entries.iter().any(|entry| entry.name == name && entry.value.value != Value::Null)
     }
 
     /// Where the mapping stands.

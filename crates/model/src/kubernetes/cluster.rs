@@ -4,11 +4,12 @@ use super::namespaced::protocol;
 use super::selector::{label_key, label_selector};
 use super::spec;
 use crate::document::{Decoder, Fields, Node, Value};
+use crate::foreign::block;
 use crate::kind::Kind;
 use crate::labels::{KIND_LABEL, NAMESPACE_LABEL, NAMESPACE_LABELS_PREFIX};
 use crate::policy::{
     Action, KUBERNETES_ADMIN_TIER, KUBERNETES_BASELINE_TIER, LIST_MAX, Order, Peer, PolicySpec, RULES_MAX,
-    Rule, blocks, domains,
+    Rule, domains,
 };
 use crate::ports::{PortMatch, Protocol};
 use crate::selector::{Expr, Selector};
@@ -161,7 +162,13 @@ fn peer(decoder: &mut Decoder, node: &Node, egress: bool) -> Option<Option<Peer>
             Peer { selector: Some(selector), ..namespaces }
         }
         "nodes" => Peer { hosts: Some(label_selector(decoder, value)?), ..Peer::default() },
-        "networks" => Peer { cidrs: blocks(decoder, value)?, ..Peer::default() },
+        "networks" => {
+            let cidrs = decoder.list(value, LIST_MAX, block)?;
+            if cidrs.is_empty() {
+                return decoder.expected(value, "at least one network");
+            }
+            Peer { cidrs, ..Peer::default() }
+        }
         // C13
         "domainNames" => Peer { domains: domains(decoder, value)?, ..Peer::default() },
         _ => return Some(None),

@@ -4,9 +4,10 @@ use super::selector::label_selector;
 use super::{NETWORK_POLICY_ORDER, items, spec};
 use crate::address::Prefix;
 use crate::document::{Decoder, Fields, Node, Value};
+use crate::foreign::block;
 use crate::kind::Kind;
 use crate::labels::KIND_LABEL;
-use crate::policy::{Action, LIST_MAX, Order, Peer, PolicySpec, RULES_MAX, Rule, blocks};
+use crate::policy::{Action, LIST_MAX, Order, Peer, PolicySpec, RULES_MAX, Rule};
 use crate::ports::{PortMatch, Protocol, is_port_name};
 use crate::selector::Selector;
 use crate::verdict::Direction;
@@ -78,10 +79,10 @@ fn peer(decoder: &mut Decoder, node: &Node) -> Option<Peer> {
     let namespaces = fields.optional(decoder, "namespaceSelector", label_selector);
     let block = fields.optional(decoder, "ipBlock", |decoder, node| {
         let mut fields = decoder.fields(node, "an ipBlock")?;
-        let cidr = fields.required(decoder, "cidr", Decoder::parsed);
+        let cidr = fields.required(decoder, "cidr", block);
         let except = fields.optional(decoder, "except", |decoder, node| match &node.value {
             Value::Sequence(items) if items.is_empty() => None,
-            _ => blocks(decoder, node),
+            _ => decoder.list(node, LIST_MAX, block),
         });
         fields.finish(decoder);
         let (cidr, except): (Prefix, Vec<Prefix>) = (cidr?, except.unwrap_or_default());

@@ -123,3 +123,20 @@ fn label_selectors_that_no_text_could_name_are_refused() {
     }
     assert!(with("{matchLabels: {a.b/c: \"it's\"}}").is_ok());
 }
+
+/// Kubernetes reads such a block as the one around it, and takes it.
+#[test]
+fn n11_bits_beyond_the_length_of_a_block_do_not_count() {
+    let spec = policy(&format!(
+        "{NETWORK_POLICY}  ingress: [{{from: [{{ipBlock: {{cidr: 10.1.2.3/8, except: [10.2.3.4/16]}}}}]}}]\n"
+    ));
+    let peer = &spec.ingress.unwrap()[0].peers[0];
+    assert_eq!(
+        (peer.cidrs[0].to_string(), peer.not_cidrs[0].to_string()),
+        ("10.0.0.0/8".into(), "10.2.0.0/16".into())
+    );
+    let outside = format!(
+        "{NETWORK_POLICY}  ingress: [{{from: [{{ipBlock: {{cidr: 10.0.0.0/8, except: [11.0.0.0/16]}}}}]}}]\n"
+    );
+    assert!(object(&outside).is_err());
+}

@@ -183,6 +183,12 @@ fn lists_and_several_documents_are_unfolded() {
     let list = serde_json::json!({"kind": "List", "items": [documents[0].resource.to_json()]});
     assert_eq!(parse("f", &list.to_string()).unwrap().len(), 1);
     assert!(parse("f", "").unwrap().is_empty());
+    // Of one kind, as an API server answers: its items leave out what the list says.
+    let pods = "apiVersion: v1\nkind: PodList\nmetadata: {}\nitems:\n- metadata: {name: a}\n- {apiVersion: v1, kind: Pod, metadata: {name: b}}\n";
+    let kinds: Vec<_> = parse("f", pods).unwrap().iter().map(|document| document.resource.kind()).collect();
+    assert_eq!(kinds, [Kind::Pod, Kind::Pod]);
+    assert!(parse("f", "apiVersion: v1\nkind: List\nitems: []\n").unwrap().is_empty());
+    assert_eq!(parse("f", "kind: List\nitems: [{metadata: {name: a}}]\n").unwrap_err().len(), 2);
 }
 
 #[test]

@@ -1,11 +1,10 @@
 //! Runs policy tests: the compiled tables answer, and the reference evaluator must agree.
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use bulkhead_engine::{Explanation, Flow, Judgement, find_policy};
 use bulkhead_model::document::Position;
-use bulkhead_model::time::Timestamp;
 use bulkhead_model::{Direction, Resource, RuleRef};
 use serde_json::Value;
 
@@ -117,7 +116,7 @@ fn scenario(suite: &Suite) -> Result<Scenario, Vec<String>> {
         Ok(names) => resources.extend(names),
         Err(error) => errors.push(format!("{}: dns: {error}", suite.source)),
     }
-    let now = suite.at.unwrap_or_else(|| Timestamp::of(SystemTime::now()));
+    let now = suite.at.unwrap_or_else(scenario::now);
     let mut scenario = Scenario::at(now);
     // What is missing would only make others wrong.
     if errors.is_empty()
