@@ -309,7 +309,8 @@ impl Expr {
         }
     }
 
-    fn matches(&self, labels: &Labels) -> bool {
+    /// Whether it holds for these labels.
+    pub fn matches(&self, labels: &Labels) -> bool {
         match self {
             Self::All | Self::Global => true,
             Self::Has(label) => labels.get(label).is_some(),

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use bulkhead_model::Problem;
 use serde_json::{Value, json};
 
 use super::explain;
@@ -46,7 +47,7 @@ const RULES: [SarifRule; 2] = [
 struct Results {
     suites: Vec<SuiteRun>,
     /// Files that cannot be read: name and problems.
-    broken: Vec<(String, Vec<String>)>,
+    broken: Vec<(String, Vec<Problem>)>,
     time: Duration,
 }
 
@@ -60,8 +61,9 @@ pub(crate) fn test(common: &Common, args: &TestArgs) -> Result<(), Failure> {
         write(file, &format!("{text}\n"))?;
     }
     output::show(common.output, &to_json(&results), || Ok(page(&results)))?;
-    let broken = results.broken.iter().flat_map(|(_, problems)| problems).map(String::as_str);
-    let errors: Vec<&str> = broken.chain(results.suites.iter().flat_map(SuiteRun::errors)).collect();
+    let broken = results.broken.iter().flat_map(|(_, problems)| problems).map(ToString::to_string);
+    let errors = results.suites.iter().flat_map(SuiteRun::errors).map(ToOwned::to_owned);
+    let errors: Vec<String> = broken.chain(errors).collect();
     if !errors.is_empty() {
         return Err(Failure::Broken(errors.join("\n")));
     }
@@ -94,10 +96,7 @@ fn results(args: &TestArgs) -> Result<Results, Failure> {
             .map_err(|error| Failure::Broken(format!("cannot read {name}: {error}")))?;
         match suite::parse(name, &text) {
             Ok(suites) => run_all(args, &suites, &mut results),
-            Err(problems) => {
-                let problems = problems.iter().map(ToString::to_string).collect();
-                results.broken.push((name.to_owned(), problems));
-            }
+            Err(problems) => results.broken.push((name.to_owned(), problems)),
         }
         if args.fail_fast && !results.all_well() {
             break;
@@ -132,7 +131,8 @@ impl Results {
     }
 
     fn errors(&self) -> usize {
-        self.broken.len() + self.suites.iter().map(|suite| suite.errors().count()).sum::<usize>()
+        let broken: usize = self.broken.iter().map(|(_, problems)| problems.len()).sum();
+        broken + self.suites.iter().map(|suite| suite.errors().count()).sum::<usize>()
     }
 
     fn all_well(&self) -> bool {
@@ -205,7 +205,7 @@ fn page(results: &Results) -> String {
     }
     let errors = match results.errors() {
         0 => String::new(),
-        errors => format!(", {errors} could not be asked"),
+        errors => format!(", {errors} wrong"),
     };
     let summary = format!("{} passed, {} failed{errors}", results.passed(), results.failed());
     let style = if results.all_well() { Style::Good } else { Style::Bad };
@@ -297,6 +297,11 @@ fn junit(results: &Results) -> String {
         .iter()
         .map(|suite| suite.cases.iter().map(|case| told(suite, case)).collect())
         .collect();
+    let broken: Vec<Vec<String>> = results
+        .broken
+        .iter()
+        .map(|(_, problems)| problems.iter().map(ToString::to_string).collect())
+        .collect();
     let mut suites: Vec<JunitSuite<'_>> = Vec::new();
     for (suite, details) in results.suites.iter().zip(&details) {
         let cases = suite.cases.iter().zip(details);
@@ -313,13 +318,13 @@ fn junit(results: &Results) -> String {
         });
         suites.push(JunitSuite { name: &suite.name, cases: cases.collect(), time: suite.time });
     }
-    for (file, problems) in &results.broken {
-        let cases = problems.iter().map(|problem| JunitCase {
+    for ((file, problems), texts) in results.broken.iter().zip(&broken) {
+        let cases = problems.iter().zip(texts).map(|(problem, text)| JunitCase {
             name: "file",
             file,
-            line: 1,
+            line: problem.line,
             time: Duration::ZERO,
-            outcome: JunitOutcome::Error(problem),
+            outcome: JunitOutcome::Error(text),
         });
         suites.push(JunitSuite { name: file, cases: cases.collect(), time: Duration::ZERO });
     }
@@ -353,9 +358,10 @@ fn sarif(results: &Results) -> Value {
             found.push(SarifResult { rule, level: "error", message, file: &suite.source, line, column });
         }
     }
-    for (file, problems) in &results.broken {
-        let (rule, message) = (RULES[1].id, problems.join("\n"));
-        found.push(SarifResult { rule, level: "error", message, file, line: 0, column: 0 });
+    for problem in results.broken.iter().flat_map(|(_, problems)| problems) {
+        let Problem { line, column, .. } = *problem;
+        let (rule, message) = (RULES[1].id, problem.to_string());
+        found.push(SarifResult { rule, level: "error", message, file: &problem.source, line, column });
     }
     sarif::document(&RULES, &found)
 }

@@ -1,12 +1,13 @@
 //! What policies say about things that are not there. Only where an inventory is among the manifests.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use bulkhead_model::labels::{
     DOMAIN_LABEL, NAMESPACE_LABEL, NAMESPACE_LABELS_PREFIX, RESERVED_PREFIX, SERVICE_LABEL,
 };
 use bulkhead_model::policy::{CALICO_PROFILES_TIER, Peer, PolicySpec, Rule};
 use bulkhead_model::ports::PortMatch;
+use bulkhead_model::selector::Restriction;
 use bulkhead_model::suggest::edits;
 use bulkhead_model::{Direction, Entity, Kind, ObjectKey, Resource, Selector, entity, facts};
 
@@ -29,6 +30,7 @@ struct Vocabulary<'a>(BTreeMap<&'a str, BTreeSet<&'a str>>);
 struct Inventory<'a> {
     world: &'a World,
     endpoints: Vec<&'a Entity>,
+    by_label: HashMap<(&'a str, &'a str), Vec<&'a Entity>>,
     has_sets: bool,
     has_hosts: bool,
     has_services: bool,
@@ -128,6 +130,7 @@ impl<'a> Inventory<'a> {
         let mut inventory = Self {
             world,
             endpoints: world.entities.values().filter(|entity| entity.is_endpoint()).collect(),
+            by_label: HashMap::new(),
             has_sets: any(&|entity| is(entity, Kind::NetworkSet)),
             has_hosts: any(&|entity| is(entity, Kind::Host)),
             has_services: objects
@@ -140,6 +143,9 @@ impl<'a> Inventory<'a> {
             namespaces: Vocabulary::default(),
         };
         for entity in world.entities.values() {
+            for label in entity.labels.iter() {
+                inventory.by_label.entry(label).or_default().push(entity);
+            }
             if is_selected_by_default(entity) {
                 inventory.selected.take(entity, "");
                 inventory.namespaces.take(entity, NAMESPACE_LABELS_PREFIX);
@@ -154,13 +160,26 @@ impl<'a> Inventory<'a> {
         inventory
     }
 
+    /// Whether a condition that includes this selector holds of anything.
+    fn any_with(&self, selector: Option<&Selector>, condition: impl Fn(&Entity) -> bool) -> bool {
+        match selector.map(Selector::restriction) {
+            Some(Restriction::Nothing) => false,
+            Some(Restriction::OneOf(label, values)) => {
+                let of = |value| self.by_label.get(&(&*label, value)).into_iter().flatten();
+                values.iter().flat_map(|value| of(&**value)).any(|entity| condition(entity))
+            }
+            Some(Restriction::None | Restriction::Present(_)) | None => self.any(&condition),
+        }
+    }
+
     fn subjects(&self, key: &ObjectKey, policy: &PolicySpec, found: &mut Found) {
         if self.endpoints.is_empty() {
             return;
         }
         let place = Place { policy: key, path: "spec.appliesTo".into() };
         let misspelt = self.selected.check(&place, &policy.applies_to, found);
-        let selected = self.endpoints.iter().any(|entity| selects(key, policy, entity));
+        let selected = |entity: &Entity| entity.is_endpoint() && selects(key, policy, entity);
+        let selected = self.any_with(Some(&policy.applies_to), selected);
         if !selected && !misspelt {
             let message = format!("{} selects no endpoint of the inventory", key.policy_name());
             found.add(Code::SelectsNothing, key, place.path, message);
@@ -282,7 +301,7 @@ impl<'a> Inventory<'a> {
             ("notSameLabels", !peer.not_same_labels.is_empty()),
         ];
         let Some((first, _)) = criteria.iter().find(|(_, given)| *given) else { return };
-        if misspelt || self.any(&|entity| fits(key, peer, entity)) {
+        if misspelt || self.any_with(peer.selector.as_ref(), |entity| fits(key, peer, entity)) {
             return;
         }
         let given: Vec<&str> = criteria.iter().filter(|(_, given)| *given).map(|(name, _)| *name).collect();
@@ -303,14 +322,16 @@ impl<'a> Inventory<'a> {
         path: &str,
         found: &mut Found,
     ) {
-        let subject = |entity: &&&Entity| selects(key, policy, entity);
-        if !self.endpoints.iter().any(|entity| subject(&entity)) {
-            return;
-        }
+        let subject = |entity: &Entity| entity.is_endpoint() && selects(key, policy, entity);
+        let applies_to = Some(&policy.applies_to);
         for port in rule.ports.iter().filter(|port| matches!(port, PortMatch::Named { .. })) {
+            // Of a policy for nobody that is said already.
+            if !self.any_with(applies_to, subject) {
+                return;
+            }
             let gives = |entity: &Entity| entity.ports.iter().any(|named| port.names(named));
             let given = match direction {
-                Direction::Ingress => self.endpoints.iter().filter(subject).any(|entity| gives(entity)),
+                Direction::Ingress => self.any_with(applies_to, |entity| subject(entity) && gives(entity)),
                 Direction::Egress => self.any(&gives),
             };
             if !given {
