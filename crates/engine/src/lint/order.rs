@@ -17,16 +17,22 @@ const POLICIES_MAX: usize = 500;
 /// Most rules of a policy that are compared with another's.
 const RULES_MAX: usize = 200;
 
+/// Rules of one direction that decide, with their ports.
+type Deciding<'a> = Vec<(&'a Rule, PortSet<'a>)>;
+
 pub(super) fn check(world: &World, found: &mut Found) {
     let mut groups: BTreeMap<(&str, Order), Vec<(&ObjectKey, &PolicySpec)>> = BTreeMap::new();
     for (key, policy) in &world.policies {
         groups.entry((&policy.tier, policy.order)).or_default().push((key, policy));
     }
     let endpoints: Vec<&Entity> = world.entities.values().filter(|entity| entity.is_endpoint()).collect();
-    for ((tier, order), policies) in groups {
-        for (index, (key, policy)) in policies.iter().enumerate().take(POLICIES_MAX) {
-            for (other, with) in policies.iter().take(POLICIES_MAX).skip(index + 1) {
-                let Some(direction) = disagree(policy, with) else { continue };
+    for ((tier, order), mut policies) in groups {
+        policies.truncate(POLICIES_MAX);
+        let rules: Vec<[Deciding<'_>; 2]> =
+            policies.iter().map(|(_, policy)| Direction::BOTH.map(|of| deciding(policy, of))).collect();
+        for (index, (key, policy)) in policies.iter().enumerate() {
+            for (number, (other, with)) in policies.iter().enumerate().skip(index + 1) {
+                let Some(direction) = disagree(&rules[index], &rules[number]) else { continue };
                 if meet(&endpoints, (key, policy), (other, with)) {
                     let (name, other) = (key.policy_name(), other.policy_name());
                     let order =
@@ -42,23 +48,23 @@ pub(super) fn check(world: &World, found: &mut Found) {
 }
 
 /// A direction in which rules of different action may meet.
-fn disagree(one: &PolicySpec, other: &PolicySpec) -> Option<Direction> {
-    Direction::BOTH.into_iter().find(|direction| {
-        let rules = |policy| deciding(policy, *direction);
-        rules(one)
-            .any(|rule| rules(other).any(|with| rule.action != with.action && meet_on_a_port(rule, with)))
-    })
+fn disagree(one: &[Deciding<'_>; 2], other: &[Deciding<'_>; 2]) -> Option<Direction> {
+    let pairs = Direction::BOTH.into_iter().zip(one.iter().zip(other));
+    let mut disagreeing = pairs.filter(|(_, (one, other))| {
+        one.iter().any(|rule| other.iter().any(|with| rule.0.action != with.0.action && may_meet(rule, with)))
+    });
+    disagreeing.next().map(|(direction, _)| direction)
 }
 
-fn deciding(policy: &PolicySpec, direction: Direction) -> impl Iterator<Item = &Rule> {
-    let rules = policy.rules(direction).unwrap_or_default();
-    rules.iter().take(RULES_MAX).filter(|rule| rule.action != Action::Log)
+fn deciding(policy: &PolicySpec, direction: Direction) -> Deciding<'_> {
+    let rules = policy.rules(direction).unwrap_or_default().iter().take(RULES_MAX);
+    rules.filter(|rule| rule.action != Action::Log).map(|rule| (rule, PortSet::of(rule))).collect()
 }
 
-fn meet_on_a_port(one: &Rule, other: &Rule) -> bool {
+fn may_meet((one, ports): &(&Rule, PortSet<'_>), (other, others): &(&Rule, PortSet<'_>)) -> bool {
     let families =
         one.ip_version.is_none() || other.ip_version.is_none() || one.ip_version == other.ip_version;
-    families && PortSet::of(one).meets(&PortSet::of(other))
+    families && ports.meets(others)
 }
 
 /// Whether both are for a common endpoint: one of the inventory or, without one, whatever the narrower selects.

@@ -32,8 +32,8 @@ impl<'a> PortSet<'a> {
 
     /// Whether a connection may be in both; a name may be any port.
     pub(super) fn meets(&self, other: &Self) -> bool {
-        let apart = without_all(&self.numbers, &other.numbers) == self.numbers;
-        !apart || !self.names.is_empty() || !other.names.is_empty()
+        let meet = |one: &Interval| other.numbers.iter().any(|two| one.0 <= two.1 && two.0 <= one.1);
+        self.numbers.iter().any(meet) || !self.names.is_empty() || !other.names.is_empty()
     }
 
     /// Takes away what an earlier rule surely matches of it; `owner` is the rule whose ports these are.
