@@ -47,6 +47,13 @@ impl AddressBook {
         }
     }
 
+    /// An address of an entity, the lowest if it has several. Looks at every address: for questions of people.
+    pub(crate) fn address_of(&self, entity: &str) -> Option<IpAddr> {
+        let owned =
+            self.owners.iter().filter(|(_, owners)| owners.keys().any(|owner| &*owner.entity == entity));
+        owned.map(|(address, _)| *address).min()
+    }
+
     /// The owner of an address; with several, the first by name, so that records do not flap.
     pub(crate) fn owner(&self, address: IpAddr) -> Option<&Owner> {
         let owners: BTreeSet<&Owner> = self.owners.get(&address)?.keys().collect();

@@ -11,6 +11,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{delete, get};
 use bulkhead_discover::NotManaged;
+use bulkhead_model::ports::{PortMatch, Protocol, USUAL_SOURCE_PORT};
 use bulkhead_model::registration::{self, Registration};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -18,6 +19,7 @@ use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::inputs::Input;
+use crate::reconcile::Lookup;
 use crate::{AgentError, Config};
 
 /// A question that only the reconcile loop can answer.
@@ -26,6 +28,8 @@ pub(crate) enum Request {
     Status,
     Flows(usize),
     Plan,
+    Dump,
+    Lookup(Lookup),
 }
 
 /// One endpoint as it is in force.
@@ -111,6 +115,8 @@ pub(crate) fn spawn(
         .route("/status", get(status))
         .route("/flows", get(flows))
         .route("/plan", get(plan))
+        .route("/dataplane/dump", get(dump))
+        .route("/dataplane/lookup", get(lookup))
         .route("/workloads", get(workloads).post(add_workload))
         .route("/workloads/{name}", delete(remove_workload))
         .with_state(api);
@@ -142,6 +148,30 @@ async fn status(State(api): State<Api>) -> Response {
 
 async fn plan(State(api): State<Api>) -> Response {
     ask(&api, Request::Plan).await
+}
+
+async fn dump(State(api): State<Api>) -> Response {
+    ask(&api, Request::Dump).await
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct LookupQuery {
+    from: String,
+    to: String,
+    port: String,
+    source_port: Option<u16>,
+}
+
+async fn lookup(State(api): State<Api>, Query(query): Query<LookupQuery>) -> Response {
+    let LookupQuery { from, to, port, source_port } = query;
+    let single = port.parse::<PortMatch>().ok().and_then(|port| port.single());
+    let Some(key) = single else {
+        return refuse(StatusCode::BAD_REQUEST, format!("port {port:?}: expected one port, like tcp/80"));
+    };
+    let has_ports = Protocol::of_key(key).has_ports();
+    let source_port = if has_ports { source_port.unwrap_or(USUAL_SOURCE_PORT) } else { 0 };
+    ask(&api, Request::Lookup(Lookup { from, to, key, source_port })).await
 }
 
 #[derive(Deserialize)]

@@ -28,10 +28,12 @@ use crate::session::Progress;
 use crate::{AgentError, Config};
 
 mod controller;
+mod inspect;
 mod interfaces;
 mod report;
 
 use controller::Link;
+pub(crate) use inspect::Lookup;
 
 /// Inputs taken in before the tables are computed again.
 const INPUTS_PER_TURN: usize = 256;

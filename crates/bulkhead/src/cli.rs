@@ -110,6 +110,8 @@ pub(crate) enum Command {
     Workload(WorkloadArgs),
     /// Print the tables that this host's agent enforces
     Plan,
+    /// Look into this host's kernel tables, beside what they should say
+    Dataplane(DataplaneArgs),
     /// Print a completion script for a shell
     Completion {
         /// The shell
@@ -433,6 +435,35 @@ pub(crate) struct FlowArgs {
     /// Ask this host's agent instead of the controller
     #[arg(long, conflicts_with_all = ["follow", "since", "workload", "label", "verdict", "policy"])]
     pub(crate) local: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DataplaneArgs {
+    #[command(subcommand)]
+    pub(crate) command: DataplaneCommand,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DataplaneCommand {
+    /// Show how full the tables are, what was dropped, and whether the tables are what they should be
+    Status,
+    /// Print the tables as the kernel holds them, and where they are others than they should be
+    Dump,
+    /// Ask the kernel's tables about one connection
+    Lookup {
+        /// Who begins: a workload of this host, a peer known here, or an address
+        #[arg(long, value_name = "WORKLOAD|ADDRESS")]
+        from: String,
+        /// Who is called, likewise
+        #[arg(long, value_name = "WORKLOAD|ADDRESS")]
+        to: String,
+        /// What is called, e.g. tcp/80
+        #[arg(long, value_name = "PORT")]
+        port: String,
+        /// Port of whoever begins; without it, an ephemeral one (50000)
+        #[arg(long, value_name = "NUMBER")]
+        source_port: Option<u16>,
+    },
 }
 
 #[derive(Debug, Args)]

@@ -11,6 +11,7 @@ use crate::manifests;
 
 pub(crate) mod apply;
 pub(crate) mod convert;
+pub(crate) mod dataplane;
 pub(crate) mod decide;
 pub(crate) mod describe;
 pub(crate) mod docs;

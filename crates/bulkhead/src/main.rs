@@ -67,6 +67,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Flows(args) => commands::flows::flows(&common, &args).await,
         Command::Status => commands::status::status(&common).await,
         Command::Workload(args) => commands::workload::workload(&common, &args).await,
+        Command::Dataplane(args) => commands::dataplane::dataplane(&common, &args.command).await,
         Command::Plan => commands::status::plan(&common).await,
         Command::Completion { shell } => {
             commands::docs::completion(shell);

@@ -159,6 +159,15 @@ impl Dataplane for FakeDataplane {
         Ok(DataplaneStats::default())
     }
 
+    fn read_back(&self) -> Result<HostPolicy, DataplaneError> {
+        let mut policy = self.state().policy.clone();
+        let endpoints = std::mem::take(&mut policy.endpoints);
+        let by_index = endpoints.into_values().map(|binding| (binding.ifindex.to_string().into(), binding));
+        policy.endpoints = by_index.collect();
+        policy.rules.clear();
+        Ok(policy)
+    }
+
     fn lookup(
         &self,
         ifindex: u32,

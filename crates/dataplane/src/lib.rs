@@ -77,6 +77,13 @@ pub trait Dataplane: Send {
         source_port: u16,
     ) -> Result<Option<Cell>, DataplaneError>;
 
+    /// The tables in force as the kernel holds them now. Endpoints are named by the index of their interface, and rules
+    /// by their ids alone: names and meanings are not in the kernel.
+    ///
+    /// # Errors
+    /// If the kernel refuses, or what is there cannot be tables of ours.
+    fn read_back(&self) -> Result<HostPolicy, DataplaneError>;
+
     /// Number of this process's term. Whoever took over later has a higher one, and from then on
     /// [`Self::replace`] and [`Self::apply`] here answer [`DataplaneError::Fenced`].
     fn generation(&self) -> u64;

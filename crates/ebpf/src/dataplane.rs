@@ -23,6 +23,7 @@ use crate::layout::{ABI_VERSION, COUNTER_LOST_EVENTS, COUNTER_UNRECORDED};
 use crate::loader::{self, Loaded, libbpf_error};
 use crate::lookup::Reader;
 use crate::mapping::Mapping;
+use crate::readback;
 use crate::sweep::Sweeper;
 use crate::tcx::Links;
 use crate::{requirements, sys};
@@ -306,6 +307,10 @@ impl Dataplane for EbpfDataplane {
         }
         let reader = Reader { outer: &self.outer, bank: binding.bank };
         reader.cell(compiled, peer, key, source_port).map_err(io_error)
+    }
+
+    fn read_back(&self) -> Result<HostPolicy, DataplaneError> {
+        readback::read_back(&self.outer, &self.endpoints)
     }
 
     fn generation(&self) -> u64 {

@@ -247,6 +247,18 @@ impl Endpoints {
         self.unsettled = false;
     }
 
+    /// Interfaces with a binding, and the addresses that each may use, sorted.
+    pub(crate) fn addresses_in_force(&self) -> io::Result<BTreeMap<u32, Vec<IpAddr>>> {
+        let slots = self.slots.entries()?;
+        let mut addresses: BTreeMap<u32, Vec<IpAddr>> =
+            slots.into_iter().map(|(ifindex, _)| (ifindex, Vec::new())).collect();
+        for (key, _) in self.addrs.entries()? {
+            addresses.entry(key.ifindex).or_default().push(key.addr.address());
+        }
+        addresses.values_mut().for_each(|list| list.sort_unstable());
+        Ok(addresses)
+    }
+
     /// The binding that programs see.
     pub(crate) fn binding(&self, ifindex: u32) -> io::Result<Option<BindingWord>> {
         let slot = self.slots.get(&ifindex)?.filter(|slot| *slot < self.capacities.endpoints);

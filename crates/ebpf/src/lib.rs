@@ -18,6 +18,7 @@ mod layout;
 mod loader;
 mod lookup;
 mod mapping;
+mod readback;
 pub mod requirements;
 mod sweep;
 mod sys;

@@ -3,15 +3,14 @@
 use std::io;
 use std::net::IpAddr;
 
-use bulkhead_model::host_policy::{Cell, CompiledId, RuleId};
+use bulkhead_model::host_policy::{Cell, CompiledId};
 use bulkhead_model::ports::PortKey;
 
 use crate::bank::Outer;
-use crate::events::verdict;
 use crate::layout::{
-    Addr, CELL_LOG, CELL_WRITTEN, CLASS_DEFAULT_ROW, CellEntry, ClassEntry, LpmKey, Plain, RowEntry, RowKey,
-    Step, VariantEntry,
+    Addr, CLASS_DEFAULT_ROW, CellEntry, ClassEntry, LpmKey, Plain, RowEntry, RowKey, Step, VariantEntry,
 };
+use crate::readback::meaning;
 use crate::sys::Table;
 
 /// The last of `len` elements that `begins` is true of: a binary search, the first counting as true. `None` if one is
@@ -92,13 +91,6 @@ impl Reader<'_> {
         else {
             return Ok(None);
         };
-        Ok(cells.get(&step.cell)?.map(|cell| Cell {
-            verdict: verdict(cell.verdict),
-            rule: RuleId(cell.rule),
-            audit_verdict: verdict(cell.audit),
-            audit_rule: RuleId(cell.audit_rule),
-            log: cell.flags & CELL_LOG != 0,
-            written: cell.flags & CELL_WRITTEN != 0,
-        }))
+        Ok(cells.get(&step.cell)?.map(meaning))
     }
 }

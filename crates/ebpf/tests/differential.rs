@@ -202,7 +202,22 @@ impl World {
         delta
     }
 
+    /// What is read back is what was put there, as far as an endpoint can reach it.
+    fn compare_tables(&self, state: &HostPolicy) {
+        let read = self.bench.dataplane.read_back().unwrap();
+        let expected: BTreeMap<u32, _> =
+            state.endpoints.values().map(|binding| (binding.ifindex, binding)).collect();
+        assert_eq!(read.endpoints.values().map(|b| (b.ifindex, b)).collect::<BTreeMap<_, _>>(), expected);
+        if !expected.is_empty() {
+            assert_eq!(read.addresses, state.addresses);
+        }
+        let bound = expected.values().flat_map(|binding| [binding.ingress, binding.egress]);
+        let bound = bound.filter_map(|id| state.policies.get(&id).map(|policy| (id, policy.clone())));
+        assert_eq!(read.policies, bound.collect());
+    }
+
     fn compare(&mut self, state: &HostPolicy, flows: usize) {
+        self.compare_tables(state);
         for _ in 0..flows {
             self.compare_one(state);
         }

@@ -167,6 +167,17 @@ impl PortMatch {
         Some(interval)
     }
 
+    /// Its port key, if it means a single port or message.
+    pub fn single(&self) -> Option<PortKey> {
+        match self {
+            // Without a code it stands for code 0, which is what most messages have.
+            Self::Icmp { .. } => self.interval().map(|(first, _)| first),
+            Self::Protocol(protocol) if !protocol.has_ports() => self.interval().map(|(first, _)| first),
+            Self::Ports { first, last, .. } if first == last => self.interval().map(|(first, _)| first),
+            _ => None,
+        }
+    }
+
     /// Whether it matches a packet with this key to a destination that names these ports.
     pub fn matches(&self, key: PortKey, destination: &[NamedPort]) -> bool {
         match self {

@@ -87,6 +87,21 @@ fn policies_of_kubernetes_and_calico_hold_in_the_kernel() {
     );
     let written = bulkhead.ok(&["get", "networkpolicies", "data/db", "-o", "yaml"]).unwrap();
     assert!(written.contains("networking.k8s.io/v1") && written.contains("port: http"), "{written}");
+    // The kernel's own tables, beside what they should say.
+    let status = bulkhead.on_host("host-2", &["dataplane", "status"]).unwrap();
+    assert!(status.contains("what they should be"), "{status}");
+    let web_address = web.v4.to_string();
+    let ask = |port| {
+        ["dataplane", "lookup", "--from", &web_address, "--to", "data/db", "--port", port]
+            .map(ToOwned::to_owned)
+    };
+    for (port, verdict) in [("tcp/8081", "allow by first/GlobalNetworkPolicy/guard"), ("tcp/8080", "deny by")]
+    {
+        let arguments = ask(port);
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        let answer = bulkhead.on_host("host-2", &arguments).unwrap();
+        assert!(answer.contains(verdict), "{answer}");
+    }
     bulkhead.ok(&["delete", "gnp", "guard"]).unwrap();
     wait_outcome(&web, &db, Protocol::Tcp(OTHER), Outcome::Silent);
 

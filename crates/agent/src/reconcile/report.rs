@@ -1,10 +1,13 @@
 //! Answers to the agent's own socket.
 
-use serde_json::{Value, json};
+use std::collections::BTreeMap;
+
+use bulkhead_model::RuleRef;
+use bulkhead_model::host_policy::{CompiledId, HostPolicy, Row, RuleId};
+use serde_json::{Map, Value, json};
 
 use super::Agent;
 use crate::api::{AgentReport, Programmed, Request};
-use bulkhead_model::host_policy::CompiledId;
 
 /// Most flow records in one answer.
 const FLOWS_MAX: usize = crate::config::FLOW_RING_LEN;
@@ -14,7 +17,9 @@ impl Agent {
         match request {
             Request::Status => json!(self.report()),
             Request::Flows(limit) => json!(self.flows.recent((*limit).min(FLOWS_MAX)).collect::<Vec<_>>()),
-            Request::Plan => self.plan(),
+            Request::Plan => tables(self.engine.policy(), &self.engine.policy().rules),
+            Request::Dump => self.dump(),
+            Request::Lookup(lookup) => self.look_up(lookup),
         }
     }
 
@@ -55,60 +60,59 @@ impl Agent {
             flow_records_lost: self.flows.lost(),
         }
     }
+}
 
-    /// What this host enforces, as values: addresses by class, endpoints with their rows.
-    fn plan(&self) -> Value {
-        let policy = self.engine.policy();
-        let addresses: serde_json::Map<String, Value> =
-            policy.addresses.iter().map(|(prefix, class)| (prefix.to_string(), json!(class))).collect();
-        let rule = |id| policy.rules.get(&id).map(ToString::to_string);
-        let row = |row: &bulkhead_model::host_policy::Row| -> Vec<Value> {
-            let variants =
-                row.variants().flat_map(|(from, steps)| steps.iter().map(move |step| (from, step)));
-            variants
-                .map(|(source_port, column)| {
-                    let mut step = json!({
-                        "from": { "protocol": column.first >> 16, "port": column.first & 0xffff },
-                        "verdict": column.cell.verdict,
-                        "rule": rule(column.cell.rule),
-                        "auditVerdict": column.cell.audit_verdict,
-                        "auditRule": rule(column.cell.audit_rule),
-                    });
-                    if row.reads_source_port() {
-                        step["fromSourcePort"] = json!(source_port);
-                    }
-                    step
-                })
-                .collect()
-        };
-        let policies: serde_json::Map<String, Value> = policy
-            .policies
-            .values()
-            .map(|compiled| {
-                let rows: serde_json::Map<String, Value> =
-                    compiled.rows.iter().map(|(class, r)| (class.0.to_string(), json!(row(r)))).collect();
-                let table = json!({ "defaultRow": row(&compiled.default_row), "rows": rows });
-                (compiled.id.0.to_string(), table)
-            })
-            .collect();
-        let endpoints: serde_json::Map<String, Value> = policy
-            .endpoints
-            .iter()
-            .map(|(name, binding)| {
-                let binding = json!({
-                    "ifindex": binding.ifindex,
-                    "addresses": binding.addresses,
-                    "ingress": binding.ingress,
-                    "egress": binding.egress,
-                });
-                (name.to_string(), binding)
-            })
-            .collect();
-        json!({
-            "revision": policy.revision,
-            "addresses": addresses,
-            "policies": policies,
-            "endpoints": endpoints,
+/// Tables as values: addresses by class, compiled policies with their rows, endpoints. `rules` tells what ids mean.
+pub(super) fn tables(policy: &HostPolicy, rules: &BTreeMap<RuleId, RuleRef>) -> Value {
+    let addresses: Map<String, Value> =
+        policy.addresses.iter().map(|(prefix, class)| (prefix.to_string(), json!(class))).collect();
+    let policies: Map<String, Value> = policy
+        .policies
+        .values()
+        .map(|compiled| {
+            let rows = compiled.rows.iter().map(|(class, r)| (class.0.to_string(), json!(row(r, rules))));
+            let rows: Map<String, Value> = rows.collect();
+            let table = json!({ "defaultRow": row(&compiled.default_row, rules), "rows": rows });
+            (compiled.id.0.to_string(), table)
         })
-    }
+        .collect();
+    let endpoints: Map<String, Value> = policy
+        .endpoints
+        .iter()
+        .map(|(name, binding)| {
+            let binding = json!({
+                "ifindex": binding.ifindex,
+                "addresses": binding.addresses,
+                "ingress": binding.ingress,
+                "egress": binding.egress,
+            });
+            (name.to_string(), binding)
+        })
+        .collect();
+    json!({
+        "revision": policy.revision,
+        "addresses": addresses,
+        "policies": policies,
+        "endpoints": endpoints,
+    })
+}
+
+fn row(row: &Row, rules: &BTreeMap<RuleId, RuleRef>) -> Vec<Value> {
+    let rule = |id| rules.get(&id).map(ToString::to_string);
+    let variants = row.variants().flat_map(|(from, steps)| steps.iter().map(move |step| (from, step)));
+    variants
+        .map(|(source_port, column)| {
+            let mut step = json!({
+                "from": { "protocol": column.first >> 16, "port": column.first & 0xffff },
+                "verdict": column.cell.verdict,
+                "rule": rule(column.cell.rule),
+                "auditVerdict": column.cell.audit_verdict,
+                "auditRule": rule(column.cell.audit_rule),
+            });
+            if row.reads_source_port() {
+                step["fromSourcePort"] = json!(source_port);
+            }
+            step
+        })
+        .collect()
 }
