@@ -45,10 +45,10 @@ impl<'a> PortSet<'a> {
         }
         let excluded: Vec<Interval> = excluded.by_ref().filter_map(PortMatch::interval).collect();
         let mut taken = numbers_of(&earlier.ports);
-        for interval in excluded {
-            taken = without(&taken, interval);
+        for interval in &excluded {
+            taken = without(&taken, *interval);
         }
-        self.names.retain(|name| !takes_name(&taken, &earlier.ports, name));
+        self.names.retain(|name| !takes_name(&taken, &excluded, &earlier.ports, name));
         for interval in taken {
             self.numbers = without(&self.numbers, interval);
         }
@@ -59,8 +59,9 @@ fn is_named(port: &PortMatch) -> bool {
     matches!(port, PortMatch::Named { .. })
 }
 
-/// A name is taken by itself, by the name under any protocol, and by every port of its protocols.
-fn takes_name(taken: &[Interval], ports: &[PortMatch], wanted: &PortMatch) -> bool {
+/// A name is taken by itself, by the name under any protocol, and by every port of its protocols. By name only if none
+/// of the numbers that it may mean is excluded.
+fn takes_name(taken: &[Interval], excluded: &[Interval], ports: &[PortMatch], wanted: &PortMatch) -> bool {
     let PortMatch::Named { protocol, name } = wanted else { return false };
     let by_name = ports.iter().any(|port| match port {
         PortMatch::Named { protocol: over, name: other } => {
@@ -68,12 +69,11 @@ fn takes_name(taken: &[Interval], ports: &[PortMatch], wanted: &PortMatch) -> bo
         }
         _ => false,
     });
-    let whole = |interval: Interval| without_all(&[interval], taken).is_empty();
-    by_name
-        || match protocol {
-            Some(protocol) => whole(interval_of(*protocol)),
-            None => ported().all(whole),
-        }
+    let possible: Vec<Interval> = match protocol {
+        Some(protocol) => vec![interval_of(*protocol)],
+        None => ported().collect(),
+    };
+    (by_name && without_all(&possible, excluded) == possible) || without_all(&possible, taken).is_empty()
 }
 
 /// The protocols that have ports.
@@ -180,6 +180,9 @@ mod tests {
         assert!(left(&rule(&["tcp/http"], &[]), &[rule(&["tcp/80"], &[])]));
         assert!(left(&rule(&["tcp/80"], &[]), &[rule(&["tcp/http"], &[])]));
         assert!(left(&rule(&["tcp/80"], &[]), &[rule(&["tcp"], &["tcp/http"])]));
+        // The number that the name means may be the one that is excluded.
+        assert!(left(&rule(&["tcp/http"], &[]), &[rule(&["tcp/http"], &["tcp/80"])]));
+        assert!(!left(&rule(&["tcp/http"], &[]), &[rule(&["tcp/http"], &["udp"])]));
     }
 
     #[test]

@@ -461,7 +461,7 @@ fn without(world: &World, policy: &ObjectKey, direction: Direction, index: usize
 
 #[test]
 fn removing_a_rule_that_is_called_dead_changes_no_verdict() {
-    const DEAD_WANTED: usize = 150;
+    const DEAD_WANTED: usize = 300;
     let mut runner = TestRunner::deterministic();
     let strategy = any_world();
     let mut seen: BTreeMap<&str, usize> = BTreeMap::new();
