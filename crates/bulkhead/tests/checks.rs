@@ -309,3 +309,23 @@ fn every_code_explains_itself() {
         assert!(out.contains(info["explanation"].as_str().expect("a text")), "{out}");
     }
 }
+
+/// The project's own cases for every numbered rule: of the design, of Kubernetes, of Calico.
+#[test]
+fn every_numbered_rule_has_its_cases_and_they_pass() {
+    let output = bulkhead(&root(), &["test", "tests/policy", "-o", "json"]);
+    let (out, _) = ends(&output, 0);
+    for rule in ["4.1", "4.9", "4.11", "N1 ", "N10", "N18", "C1 ", "C9 C10", "C14", "C15", "A1 A2", "A4"] {
+        assert!(out.contains(&format!("\"{rule}")), "{rule} has no case");
+    }
+    for rule in [
+        "end of tier",
+        "after the last one to the profiles",
+        "staged",
+        "notSelector",
+        "named ports",
+        "v4 blocks",
+    ] {
+        assert!(out.contains(rule), "{rule} has no case");
+    }
+}
