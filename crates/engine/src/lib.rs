@@ -13,6 +13,7 @@ mod assembly;
 mod classes;
 mod decide;
 mod explain;
+mod few;
 mod find;
 mod fleet;
 mod host;
