@@ -7,7 +7,8 @@
 //!
 //! INVARIANT: a class id stands for one signature for as long as anybody may hold it; ids are not reused.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, HashMap};
 
 use bulkhead_model::Prefix;
 use bulkhead_model::host_policy::ClassId;
@@ -16,11 +17,71 @@ use bulkhead_model::host_policy::ClassId;
 pub(crate) type AtomId = u32;
 
 /// What one address block contributes, and where it stands.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Block {
-    /// Atoms that this very block was entered for, sorted, with the number of entries.
-    own: Vec<(AtomId, u32)>,
-    class: Option<ClassId>,
+    own: Own,
+    /// [`ClassId::NOBODY`] before the first [`Classes::settle`], and once nothing is entered any more.
+    class: ClassId,
+    /// Whether it stands in the list of what is to be settled.
+    dirty: bool,
+}
+
+/// Atoms that a block was entered for, with the number of entries. One atom, as a rule, which then takes no memory of
+/// its own: there may be hundreds of thousands of blocks.
+#[derive(Debug)]
+enum Own {
+    One((AtomId, u32)),
+    /// Sorted. None at all means that the block is about to go.
+    Any(Box<Vec<(AtomId, u32)>>),
+}
+
+impl Own {
+    fn entries(&self) -> &[(AtomId, u32)] {
+        match self {
+            Self::One(entry) => std::slice::from_ref(entry),
+            Self::Any(entries) => entries,
+        }
+    }
+
+    fn atoms(&self) -> impl Iterator<Item = AtomId> {
+        self.entries().iter().map(|(atom, _)| *atom)
+    }
+
+    /// Answers whether the atom is new.
+    fn add(&mut self, atom: AtomId) -> bool {
+        let found = self.entries().binary_search_by_key(&atom, |(atom, _)| *atom);
+        match (self, found) {
+            (Self::One((_, count)), Ok(_)) => *count += 1,
+            (Self::Any(entries), Ok(at)) => entries[at].1 += 1,
+            (own, Err(at)) => {
+                let mut entries = own.entries().to_vec();
+                entries.insert(at, (atom, 1));
+                *own = Self::of(entries);
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Answers whether the atom is gone.
+    fn remove(&mut self, atom: AtomId) -> bool {
+        let Ok(at) = self.entries().binary_search_by_key(&atom, |(atom, _)| *atom) else { return false };
+        let mut entries = self.entries().to_vec();
+        entries[at].1 -= 1;
+        let gone = entries[at].1 == 0;
+        if gone {
+            entries.remove(at);
+        }
+        *self = Self::of(entries);
+        gone
+    }
+
+    fn of(entries: Vec<(AtomId, u32)>) -> Self {
+        match entries.as_slice() {
+            [entry] => Self::One(*entry),
+            _ => Self::Any(Box::new(entries)),
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -35,7 +96,7 @@ pub(crate) struct Classes {
     blocks: BTreeMap<Prefix, Block>,
     /// How many blocks there are of each length, single addresses left out.
     lengths: BTreeMap<u8, u32>,
-    dirty: BTreeSet<Prefix>,
+    dirty: Vec<Prefix>,
     by_signature: HashMap<Box<[AtomId]>, ClassId>,
     classes: BTreeMap<ClassId, Class>,
     next_class: u32,
@@ -54,7 +115,7 @@ impl Classes {
         Self {
             blocks: BTreeMap::new(),
             lengths: BTreeMap::new(),
-            dirty: BTreeSet::new(),
+            dirty: Vec::new(),
             by_signature: HashMap::new(),
             classes: BTreeMap::new(),
             next_class: ClassId::NOBODY.0 + 1,
@@ -63,31 +124,25 @@ impl Classes {
 
     /// Enters a block for an atom; it may be entered several times.
     pub(crate) fn add(&mut self, prefix: Prefix, atom: AtomId) {
-        let lengths = &mut self.lengths;
-        let block = self.blocks.entry(prefix).or_insert_with(|| {
-            if !prefix.is_host() {
-                *lengths.entry(prefix.mapped_len()).or_default() += 1;
+        match self.blocks.entry(prefix) {
+            Entry::Occupied(mut block) => {
+                if !block.get_mut().own.add(atom) {
+                    return;
+                }
             }
-            // One atom, as a rule.
-            Block { own: Vec::with_capacity(1), class: None }
-        });
-        match block.own.binary_search_by_key(&atom, |(atom, _)| *atom) {
-            Ok(at) => {
-                block.own[at].1 += 1;
-                return;
+            Entry::Vacant(vacant) => {
+                if !prefix.is_host() {
+                    *self.lengths.entry(prefix.mapped_len()).or_default() += 1;
+                }
+                vacant.insert(Block { own: Own::One((atom, 1)), class: ClassId::NOBODY, dirty: false });
             }
-            Err(at) => block.own.insert(at, (atom, 1)),
         }
         self.touch(prefix);
     }
 
     /// Takes back one [`Classes::add`].
     pub(crate) fn remove(&mut self, prefix: Prefix, atom: AtomId) {
-        let Some(block) = self.blocks.get_mut(&prefix) else { return };
-        let Ok(at) = block.own.binary_search_by_key(&atom, |(atom, _)| *atom) else { return };
-        block.own[at].1 -= 1;
-        if block.own[at].1 == 0 {
-            block.own.remove(at);
+        if self.blocks.get_mut(&prefix).is_some_and(|block| block.own.remove(atom)) {
             self.touch(prefix);
         }
     }
@@ -102,63 +157,59 @@ impl Classes {
         self.classes.keys().copied()
     }
 
+    /// Remembers that a block and all that it encloses are to be settled.
     fn touch(&mut self, prefix: Prefix) {
-        self.dirty.insert(prefix);
-        if !prefix.is_host() {
-            let inside = self.blocks.range(prefix..).map(|(block, _)| *block);
-            let inside = inside.take_while(|block| block.bits() <= prefix.last_bits());
-            self.dirty.extend(inside.filter(|block| prefix.contains(*block)));
+        let inside = self.blocks.range_mut(prefix..);
+        let inside = inside.take_while(|(block, _)| block.bits() <= prefix.last_bits());
+        let inside = inside.take(if prefix.is_host() { 1 } else { usize::MAX });
+        for (inner, block) in inside.filter(|(inner, block)| !block.dirty && prefix.contains(**inner)) {
+            block.dirty = true;
+            self.dirty.push(*inner);
         }
     }
 
     /// Brings the classes up to date and answers the difference.
     pub(crate) fn settle(&mut self) -> ClassChanges {
         let mut changes = ClassChanges::default();
-        for prefix in std::mem::take(&mut self.dirty) {
+        let mut dirty = std::mem::take(&mut self.dirty);
+        // The order in which classes get their numbers must not depend on the order of updates.
+        dirty.sort_unstable();
+        let mut addresses = Vec::new();
+        for prefix in dirty {
             let signature = self.signature_of(prefix);
-            let Some(block) = self.blocks.get(&prefix) else { continue };
-            let before = block.class;
-            let after =
-                if block.own.is_empty() { None } else { Some(self.class_for(signature, &mut changes)) };
-            self.rebind(prefix, before, after, &mut changes);
+            let Some(block) = self.blocks.get_mut(&prefix) else { continue };
+            block.dirty = false;
+            let (before, empty) = (block.class, block.own.entries().is_empty());
+            let after = if empty { ClassId::NOBODY } else { self.class_for(signature, &mut changes) };
+            if before != after {
+                self.rebind(prefix, before, after, &mut changes.died);
+                addresses.push((prefix, (after != ClassId::NOBODY).then_some(after)));
+            }
+            if empty {
+                self.forget(prefix);
+            }
         }
+        // Sorted already: a map made at once has full nodes.
+        changes.addresses = addresses.into_iter().collect();
         changes
     }
 
-    fn rebind(
-        &mut self,
-        prefix: Prefix,
-        before: Option<ClassId>,
-        after: Option<ClassId>,
-        changes: &mut ClassChanges,
-    ) {
-        if before == after {
-            if after.is_none() {
-                self.forget(prefix);
-            }
-            return;
-        }
-        if let Some(class) = after.and_then(|class| self.classes.get_mut(&class)) {
+    fn rebind(&mut self, prefix: Prefix, before: ClassId, after: ClassId, died: &mut Vec<ClassId>) {
+        if let Some(class) = self.classes.get_mut(&after) {
             class.blocks += 1;
         }
-        if let Some(id) = before
-            && let Some(class) = self.classes.get_mut(&id)
-        {
+        if let Some(class) = self.classes.get_mut(&before) {
             class.blocks -= 1;
             if class.blocks == 0 {
                 let signature = std::mem::take(&mut class.signature);
                 self.by_signature.remove(&signature);
-                self.classes.remove(&id);
-                changes.died.push(id);
+                self.classes.remove(&before);
+                died.push(before);
             }
         }
         if let Some(block) = self.blocks.get_mut(&prefix) {
             block.class = after;
         }
-        if after.is_none() {
-            self.forget(prefix);
-        }
-        changes.addresses.insert(prefix, after);
     }
 
     fn forget(&mut self, prefix: Prefix) {
@@ -187,12 +238,12 @@ impl Classes {
 
     /// Atoms of the block itself and of all that enclose it, sorted.
     fn signature_of(&self, prefix: Prefix) -> Box<[AtomId]> {
-        let own = |block: &Block| block.own.iter().map(|(atom, _)| *atom).collect::<Vec<_>>();
-        let mut atoms = self.blocks.get(&prefix).map(own).unwrap_or_default();
+        let own = |block: Prefix| self.blocks.get(&block).into_iter().flat_map(|block| block.own.atoms());
+        let mut atoms: Vec<AtomId> = own(prefix).collect();
         for length in self.lengths.range(..prefix.mapped_len()).map(|(length, _)| *length) {
             let outer = prefix.truncate(length);
             if outer.contains(prefix) {
-                atoms.extend(self.blocks.get(&outer).map(own).unwrap_or_default());
+                atoms.extend(own(outer));
             }
         }
         atoms.sort_unstable();

@@ -14,6 +14,7 @@ mod assembly;
 mod classes;
 mod decide;
 mod explain;
+mod few;
 mod find;
 mod fleet;
 mod host;

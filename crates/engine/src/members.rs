@@ -9,12 +9,13 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
-use bulkhead_model::entity::matches;
+use bulkhead_model::entity::{matches, matches_by};
 use bulkhead_model::labels::{HOST_LABEL, NAME_LABEL};
 use bulkhead_model::ports::NamedPort;
 use bulkhead_model::selector::Restriction;
 use bulkhead_model::{Entity, Labels, Prefix, Selector};
 
+use crate::few::Few;
 use crate::selector_index::SelectorIndex;
 
 /// A selector in a [`MemberIndex`].
@@ -65,15 +66,42 @@ type LabelSetId = u32;
 
 #[derive(Debug)]
 struct LabelSet {
-    labels: Labels,
+    labels: Arc<Labels>,
     /// Shared selectors that match.
-    matched: BTreeSet<SelectorId>,
-    entities: BTreeSet<Arc<str>>,
+    matched: Few<SelectorId>,
+    entities: Few<Arc<str>>,
+}
+
+/// The labels of an entity that are not part of its set: those that nobody shares.
+#[derive(Debug)]
+struct OwnLabels {
+    name: Option<Arc<str>>,
+    host: Option<Arc<str>>,
+}
+
+impl OwnLabels {
+    fn of(entity: &Entity) -> Self {
+        let host = entity.labels.get(HOST_LABEL);
+        let same = entity.host.as_ref().filter(|known| Some(&***known) == host);
+        Self {
+            name: entity.labels.get(NAME_LABEL).map(Into::into),
+            host: same.cloned().or_else(|| host.map(Into::into)),
+        }
+    }
+
+    /// Whether a selector holds for these together with those of the set.
+    fn match_with(&self, shared: &Labels, selector: &Selector) -> bool {
+        matches_by(selector, |key| match key {
+            NAME_LABEL => self.name.as_deref(),
+            HOST_LABEL => self.host.as_deref(),
+            _ => shared.get(key),
+        })
+    }
 }
 
 #[derive(Debug)]
 struct Known {
-    labels: Labels,
+    own: OwnLabels,
     prefixes: Arc<[Prefix]>,
     host: Option<Arc<str>>,
     ports: Arc<[NamedPort]>,
@@ -98,9 +126,10 @@ struct Subscribed {
 pub struct MemberIndex {
     entities: HashMap<Arc<str>, Known>,
     sets: HashMap<LabelSetId, LabelSet>,
-    set_by_labels: HashMap<Labels, LabelSetId>,
-    /// Label sets by key, then by value.
-    sets_by_label: HashMap<Arc<str>, HashMap<Arc<str>, BTreeSet<LabelSetId>>>,
+    set_by_labels: HashMap<Arc<Labels>, LabelSetId>,
+    /// Label sets by value, of keys by which a selector ever looked for them. Most keys of most labels are never
+    /// asked for, and cost nothing here.
+    sets_by_label: HashMap<Arc<str>, HashMap<Arc<str>, Few<LabelSetId>>>,
     selectors: BTreeMap<SelectorId, Subscribed>,
     selector_ids: HashMap<Selector, SelectorId>,
     shared: SelectorIndex<SelectorId>,
@@ -146,7 +175,8 @@ impl MemberIndex {
         if alone {
             self.alone.insert(&id, selector);
             for (name, known) in &mut self.entities {
-                if matches(selector, &known.labels) {
+                let Some(set) = self.sets.get(&known.set) else { continue };
+                if known.own.match_with(&set.labels, selector) {
                     known.matched_alone.insert(id);
                     subscribed.entities.insert(Arc::clone(name));
                 }
@@ -205,7 +235,7 @@ impl MemberIndex {
             .into_iter()
             .flat_map(|subscribed| &subscribed.sets)
             .filter_map(|set| self.sets.get(set))
-            .flat_map(|set| &set.entities);
+            .flat_map(|set| set.entities.iter());
         let alone = subscribed.into_iter().flat_map(|subscribed| &subscribed.entities);
         shared.chain(alone).filter_map(|entity| {
             let known = self.entities.get(entity)?;
@@ -225,10 +255,11 @@ impl MemberIndex {
             .filter(|id| self.selectors.get(id).is_some_and(|s| matches(&s.selector, &entity.labels)))
             .collect();
         let known = Known {
-            labels: entity.labels.clone(),
+            own: OwnLabels::of(entity),
             prefixes: entity.prefixes.as_slice().into(),
             host: entity.host.clone(),
-            ports: entity.ports.as_slice().into(),
+            // Of nothing there is one for all.
+            ports: if entity.ports.is_empty() { Arc::default() } else { entity.ports.as_slice().into() },
             set,
             matched_alone,
         };
@@ -298,8 +329,8 @@ impl MemberIndex {
 
     fn matched(&self, name: &str) -> BTreeSet<SelectorId> {
         let Some(known) = self.entities.get(name) else { return BTreeSet::new() };
-        let shared = self.sets.get(&known.set).map(|set| set.matched.clone()).unwrap_or_default();
-        shared.into_iter().chain(known.matched_alone.iter().copied()).collect()
+        let shared = self.sets.get(&known.set).into_iter().flat_map(|set| set.matched.iter());
+        shared.chain(&known.matched_alone).copied().collect()
     }
 
     fn intern(&mut self, labels: &Labels) -> LabelSetId {
@@ -309,23 +340,25 @@ impl MemberIndex {
         }
         let id = self.next_set;
         self.next_set += 1;
-        let matched: BTreeSet<_> = self
+        let matched: Few<_> = self
             .shared
             .candidates(&shared)
             .into_iter()
             .filter(|id| self.selectors.get(id).is_some_and(|s| matches(&s.selector, &shared)))
             .collect();
-        for selector in &matched {
+        for selector in matched.iter() {
             if let Some(subscribed) = self.selectors.get_mut(selector) {
                 subscribed.sets.insert(id);
             }
         }
         for (key, value) in shared.iter() {
-            let by_value = self.sets_by_label.entry(key.into()).or_default();
-            by_value.entry(value.into()).or_default().insert(id);
+            if let Some(by_value) = self.sets_by_label.get_mut(key) {
+                add_by_value(by_value, value, id);
+            }
         }
-        self.set_by_labels.insert(shared.clone(), id);
-        self.sets.insert(id, LabelSet { labels: shared, matched, entities: BTreeSet::new() });
+        let labels = Arc::new(shared);
+        self.set_by_labels.insert(Arc::clone(&labels), id);
+        self.sets.insert(id, LabelSet { labels, matched, entities: Few::None });
         id
     }
 
@@ -337,7 +370,7 @@ impl MemberIndex {
         }
         let Some(set) = self.sets.remove(&id) else { return };
         self.set_by_labels.remove(&set.labels);
-        for selector in &set.matched {
+        for selector in set.matched.iter() {
             if let Some(subscribed) = self.selectors.get_mut(selector) {
                 subscribed.sets.remove(&id);
             }
@@ -350,30 +383,42 @@ impl MemberIndex {
                     by_value.remove(value);
                 }
             }
-            if by_value.is_empty() {
-                self.sets_by_label.remove(key);
-            }
         }
     }
 
+    /// Label sets by the value of a key. The first who asks makes the index; the last set that leaves it empties it.
+    fn by_value(&mut self, key: &Arc<str>) -> &HashMap<Arc<str>, Few<LabelSetId>> {
+        let sets = &self.sets;
+        self.sets_by_label.entry(Arc::clone(key)).or_insert_with(|| {
+            let mut by_value = HashMap::new();
+            for (id, set) in sets {
+                if let Some(value) = set.labels.get(key) {
+                    add_by_value(&mut by_value, value, *id);
+                }
+            }
+            by_value
+        })
+    }
+
     /// Label sets that may match a selector; the others cannot.
-    fn candidate_sets(&self, selector: &Selector) -> Vec<LabelSetId> {
+    fn candidate_sets(&mut self, selector: &Selector) -> Vec<LabelSetId> {
         match selector.restriction() {
             Restriction::Nothing => Vec::new(),
             Restriction::None => self.sets.keys().copied().collect(),
-            Restriction::Present(key) => self
-                .sets_by_label
-                .get(&key)
-                .into_iter()
-                .flat_map(HashMap::values)
-                .flatten()
-                .copied()
-                .collect(),
+            Restriction::Present(key) => self.by_value(&key).values().flat_map(Few::iter).copied().collect(),
             Restriction::OneOf(key, values) => {
-                let by_value = self.sets_by_label.get(&key);
-                let sets = |value| by_value.and_then(|by_value| by_value.get(value)).into_iter().flatten();
-                values.iter().flat_map(sets).copied().collect()
+                let by_value = self.by_value(&key);
+                values.iter().filter_map(|value| by_value.get(value)).flat_map(Few::iter).copied().collect()
             }
+        }
+    }
+}
+
+fn add_by_value(by_value: &mut HashMap<Arc<str>, Few<LabelSetId>>, value: &str, id: LabelSetId) {
+    match by_value.get_mut(value) {
+        Some(sets) => sets.insert(id),
+        None => {
+            by_value.insert(value.into(), Few::One(id));
         }
     }
 }

@@ -195,9 +195,13 @@ const SELECTED: [Kind; 3] = [Kind::Workload, Kind::HostEndpoint, Kind::NetworkSe
 /// (hosts, backends of services, DNS names) is matched only by selectors that ask about `bulkhead.dev/kind`: "every
 /// workload" does not mean the machines they run on.
 pub fn matches(selector: &Selector, labels: &Labels) -> bool {
-    let plain =
-        labels.get(KIND_LABEL).is_none_or(|kind| SELECTED.iter().any(|selected| selected.as_str() == kind));
-    (plain || selector.reads(KIND_LABEL)) && selector.matches(labels)
+    matches_by(selector, |key| labels.get(key))
+}
+
+/// The same of labels that stand in several places: `get` tells the value of each.
+pub fn matches_by<'a>(selector: &Selector, get: impl Fn(&str) -> Option<&'a str>) -> bool {
+    let plain = get(KIND_LABEL).is_none_or(|kind| SELECTED.iter().any(|selected| selected.as_str() == kind));
+    (plain || selector.reads(KIND_LABEL)) && selector.matches_by(&get)
 }
 
 /// The automatic label that tells the number of a named port.

@@ -53,8 +53,11 @@ pub const CANONICAL_DEPTH_MAX: usize = SELECTOR_DEPTH_MAX + 8;
 /// A selector with its canonical text. Equal canonical text is equality.
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
-pub struct Selector {
-    expr: Arc<Expr>,
+pub struct Selector(Arc<Parsed>);
+
+/// Behind one pointer: selectors are parts of rules and keys of indexes, by the hundred thousand.
+struct Parsed {
+    expr: Expr,
     canonical: Arc<str>,
 }
 
@@ -161,7 +164,7 @@ impl Selector {
     /// From a tree.
     pub fn from_expr(expr: Expr) -> Self {
         let canonical = expr.to_string().into();
-        Self { expr: Arc::new(expr), canonical }
+        Self(Arc::new(Parsed { expr, canonical }))
     }
 
     /// True where all of `selectors` are; `all()` if there are none.
@@ -169,8 +172,8 @@ impl Selector {
         let mut operands: Vec<Expr> = Vec::new();
         let mut known = BTreeSet::new();
         for selector in selectors {
-            if *selector.expr != Expr::All && known.insert(Arc::clone(&selector.canonical)) {
-                operands.push((*selector.expr).clone());
+            if selector.0.expr != Expr::All && known.insert(Arc::clone(&selector.0.canonical)) {
+                operands.push(selector.0.expr.clone());
             }
         }
         match operands.len() {
@@ -182,29 +185,34 @@ impl Selector {
 
     /// The tree.
     pub fn expr(&self) -> &Expr {
-        &self.expr
+        &self.0.expr
     }
 
     /// The canonical text: parses to the same selector, and is the same for texts that differ only in
     /// blanks, quotes, needless parentheses and the order of sets.
     pub fn canonical(&self) -> &Arc<str> {
-        &self.canonical
+        &self.0.canonical
     }
 
     /// Calico's unique id of the canonical text.
     pub fn id(&self) -> String {
-        let digest = Sha224::digest(format!("s:{}", self.canonical).as_bytes());
+        let digest = Sha224::digest(format!("s:{}", self.0.canonical).as_bytes());
         format!("s:{}", base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(digest))
     }
 
     /// Whether it holds for these labels.
     pub fn matches(&self, labels: &Labels) -> bool {
-        self.expr.matches(labels)
+        self.matches_by(&|key| labels.get(key))
+    }
+
+    /// Whether it holds where labels have the values that `get` tells.
+    pub fn matches_by<'a>(&self, get: &impl Fn(&str) -> Option<&'a str>) -> bool {
+        self.0.expr.matches_by(get)
     }
 
     /// Whether it asks about this label.
     pub fn reads(&self, label: &str) -> bool {
-        self.expr.reads(label)
+        self.0.expr.reads(label)
     }
 
     /// The same question asked of labels that carry `prefix` before their keys.
@@ -216,7 +224,7 @@ impl Selector {
     /// The same question asked of other labels, with another expression in the place of `global()`.
     #[must_use]
     pub fn map_labels(&self, label: impl Fn(&str) -> Arc<str>, global: &Expr) -> Self {
-        Self::from_expr(self.expr.map(&label, global))
+        Self::from_expr(self.0.expr.map(&label, global))
     }
 
     /// As a question about namespaces, asked of what is in them: true of an entity in a namespace whose labels match,
@@ -231,12 +239,12 @@ impl Selector {
             return there;
         }
         let outside = Expr::Not(Box::new(inside));
-        Self::from_expr(Expr::Or(vec![outside, (*there.expr).clone()]))
+        Self::from_expr(Expr::Or(vec![outside, there.0.expr.clone()]))
     }
 
     /// Whether it is, as a question about namespaces, true of what is in none.
     pub fn holds_outside_namespaces(&self) -> bool {
-        self.expr.asks_for_global() && self.matches(&Labels::new())
+        self.0.expr.asks_for_global() && self.matches(&Labels::new())
     }
 
     /// Whether it is, as a question about namespaces, true of what is in one with these labels.
@@ -247,7 +255,7 @@ impl Selector {
 
     /// A condition on one label that every match fulfils, for indexing.
     pub fn restriction(&self) -> Restriction {
-        restriction::of(&self.expr)
+        restriction::of(&self.0.expr)
     }
 }
 
@@ -311,10 +319,14 @@ impl Expr {
 
     /// Whether it holds for these labels.
     pub fn matches(&self, labels: &Labels) -> bool {
+        self.matches_by(&|key| labels.get(key))
+    }
+
+    fn matches_by<'a>(&self, get: &impl Fn(&str) -> Option<&'a str>) -> bool {
         match self {
             Self::All | Self::Global => true,
-            Self::Has(label) => labels.get(label).is_some(),
-            Self::Compare { label, op, value } => match (labels.get(label), op) {
+            Self::Has(label) => get(label).is_some(),
+            Self::Compare { label, op, value } => match (get(label), op) {
                 (None, op) => *op == CompareOp::Ne,
                 (Some(actual), CompareOp::Eq) => actual == &**value,
                 (Some(actual), CompareOp::Ne) => actual != &**value,
@@ -323,15 +335,15 @@ impl Expr {
                 (Some(actual), CompareOp::EndsWith) => actual.ends_with(&**value),
             },
             Self::Typed { label, op, value } => {
-                op.holds(labels.get(label).and_then(|actual| value.compare_to(actual)))
+                op.holds(get(label).and_then(|actual| value.compare_to(actual)))
             }
-            Self::In { label, negated, values } => match labels.get(label) {
+            Self::In { label, negated, values } => match get(label) {
                 None => *negated,
                 Some(actual) => values.binary_search_by(|value| (**value).cmp(actual)).is_ok() != *negated,
             },
-            Self::Not(operand) => !operand.matches(labels),
-            Self::And(operands) => operands.iter().all(|operand| operand.matches(labels)),
-            Self::Or(operands) => operands.iter().any(|operand| operand.matches(labels)),
+            Self::Not(operand) => !operand.matches_by(get),
+            Self::And(operands) => operands.iter().all(|operand| operand.matches_by(get)),
+            Self::Or(operands) => operands.iter().any(|operand| operand.matches_by(get)),
         }
     }
 }
@@ -381,7 +393,7 @@ impl fmt::Display for Expr {
 
 impl PartialEq for Selector {
     fn eq(&self, other: &Self) -> bool {
-        self.canonical == other.canonical
+        self.0.canonical == other.0.canonical
     }
 }
 
@@ -389,7 +401,7 @@ impl Eq for Selector {}
 
 impl Hash for Selector {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        self.canonical.hash(state);
+        self.0.canonical.hash(state);
     }
 }
 
@@ -401,25 +413,25 @@ impl PartialOrd for Selector {
 
 impl Ord for Selector {
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        self.canonical.cmp(&other.canonical)
+        self.0.canonical.cmp(&other.0.canonical)
     }
 }
 
 impl fmt::Display for Selector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.canonical)
+        f.write_str(&self.0.canonical)
     }
 }
 
 impl fmt::Debug for Selector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.canonical)
+        f.write_str(&self.0.canonical)
     }
 }
 
 impl From<Selector> for String {
     fn from(selector: Selector) -> Self {
-        selector.canonical.to_string()
+        selector.0.canonical.to_string()
     }
 }
 

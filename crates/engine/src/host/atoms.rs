@@ -19,6 +19,29 @@ pub(super) enum AtomKind {
     Cidrs(Arc<[Prefix]>),
 }
 
+/// A member's blocks: one, as a rule, which then takes no memory of its own.
+#[derive(Debug, PartialEq, Eq)]
+enum Prefixes {
+    One(Prefix),
+    Any(Box<[Prefix]>),
+}
+
+impl Prefixes {
+    fn new(prefixes: &[Prefix]) -> Self {
+        match prefixes {
+            [prefix] => Self::One(*prefix),
+            prefixes => Self::Any(prefixes.into()),
+        }
+    }
+
+    fn as_slice(&self) -> &[Prefix] {
+        match self {
+            Self::One(prefix) => std::slice::from_ref(prefix),
+            Self::Any(prefixes) => prefixes,
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Atom {
     kind: AtomKind,
@@ -27,11 +50,11 @@ struct Atom {
     /// Whether its members are known.
     resolved: bool,
     /// Members elsewhere.
-    remote: HashMap<Arc<str>, Vec<Prefix>>,
+    remote: HashMap<Arc<str>, Prefixes>,
     /// Named ports of members elsewhere, of those that have any.
     remote_ports: HashMap<Arc<str>, Vec<NamedPort>>,
     /// Members here.
-    local: HashMap<Arc<str>, Vec<Prefix>>,
+    local: HashMap<Arc<str>, Prefixes>,
 }
 
 impl Atom {
@@ -73,7 +96,7 @@ impl Atoms {
             AtomKind::Selector(selector) => {
                 for entity in self.locals.values().filter(|entity| matches(selector, &entity.labels)) {
                     entity.prefixes.iter().for_each(|prefix| classes.add(*prefix, id));
-                    local.insert(Arc::clone(&entity.name), entity.prefixes.clone());
+                    local.insert(Arc::clone(&entity.name), Prefixes::new(&entity.prefixes));
                 }
                 false
             }
@@ -118,7 +141,7 @@ impl Atoms {
             if let AtomKind::Cidrs(blocks) = &atom.kind {
                 blocks.iter().for_each(|block| classes.remove(*block, id));
             }
-            for prefix in atom.remote.values().chain(atom.local.values()).flatten() {
+            for prefix in atom.remote.values().chain(atom.local.values()).flat_map(Prefixes::as_slice) {
                 classes.remove(*prefix, id);
             }
             self.ids.remove(&atom.kind);
@@ -164,7 +187,7 @@ impl Atoms {
             let AtomKind::Selector(selector) = &atom.kind else { continue };
             let prefixes = entity
                 .filter(|entity| matches(selector, &entity.labels))
-                .map(|entity| entity.prefixes.clone());
+                .map(|entity| entity.prefixes.as_slice());
             replace(classes, *id, &mut atom.local, name, prefixes);
         }
         match entity {
@@ -184,7 +207,7 @@ impl Atoms {
         for member in members {
             gone.remove(&member.entity);
             atom.set_ports(&member);
-            replace(classes, id, &mut atom.remote, &member.entity, Some(member.prefixes));
+            replace(classes, id, &mut atom.remote, &member.entity, Some(&member.prefixes));
         }
         for name in gone {
             atom.remote_ports.remove(&name);
@@ -203,7 +226,7 @@ impl Atoms {
         let Some((id, atom)) = self.find(selector).filter(|(_, atom)| atom.resolved) else { return };
         for member in joins {
             atom.set_ports(&member);
-            replace(classes, id, &mut atom.remote, &member.entity, Some(member.prefixes));
+            replace(classes, id, &mut atom.remote, &member.entity, Some(&member.prefixes));
         }
         for name in leaves {
             atom.remote_ports.remove(&name);
@@ -221,21 +244,21 @@ impl Atoms {
 fn replace(
     classes: &mut Classes,
     atom: AtomId,
-    members: &mut HashMap<Arc<str>, Vec<Prefix>>,
+    members: &mut HashMap<Arc<str>, Prefixes>,
     name: &Arc<str>,
-    prefixes: Option<Vec<Prefix>>,
+    prefixes: Option<&[Prefix]>,
 ) {
-    if members.get(name) == prefixes.as_ref() {
+    if members.get(name).map(Prefixes::as_slice) == prefixes {
         return;
     }
-    for prefix in prefixes.iter().flatten() {
+    for prefix in prefixes.into_iter().flatten() {
         classes.add(*prefix, atom);
     }
     let old = match prefixes {
-        Some(prefixes) => members.insert(Arc::clone(name), prefixes),
+        Some(prefixes) => members.insert(Arc::clone(name), Prefixes::new(prefixes)),
         None => members.remove(name),
     };
-    for prefix in old.iter().flatten() {
+    for prefix in old.iter().flat_map(Prefixes::as_slice) {
         classes.remove(*prefix, atom);
     }
 }

@@ -66,10 +66,10 @@ pub(super) fn parse(text: &str, limits: Limits) -> Result<Selector, SelectorErro
     let selector = Selector::from_expr(expr(text, limits)?);
     // The canonical text is what is stored and sent, so it must be readable in turn. It has parentheses around
     // everything and blanks around operators, and may exceed what the text keeps to.
-    if selector.expr.nesting() > limits.depth {
+    if selector.expr().nesting() > limits.depth {
         return Err(parser.too_deep());
     }
-    if selector.canonical.len() > limits.length {
+    if selector.0.canonical.len() > limits.length {
         return Err(parser.too_long());
     }
     Ok(selector)
