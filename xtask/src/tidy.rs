@@ -8,6 +8,9 @@ use anyhow::{Context, Result, bail};
 use bulkhead_model::flow::DropReason;
 use serde_json::Value;
 
+/// How git marks what it could not merge.
+const MERGE_MARKS: [&str; 2] = ["<<<<<<< ", ">>>>>>> "];
+
 /// Longest source file that is no test, in lines.
 const FILE_LINES_MAX: usize = 500;
 
@@ -115,12 +118,21 @@ fn source_file(root: &Path, file: &Path, problems: &mut Vec<String>) -> Result<(
     if file.file_name().is_some_and(|name| name == "mod.rs") && !name.contains("tests/") {
         problems.push(format!("{name}: modules are foo.rs beside foo/, never mod.rs"));
     }
-    let code =
-        file.extension().is_some_and(|extension| ["rs", "c", "h"].iter().any(|code| extension == *code));
-    if !code {
+    let is = |kinds: &[&str]| {
+        file.extension().is_some_and(|extension| kinds.iter().any(|kind| extension == *kind))
+    };
+    if !is(&["rs", "c", "h", "md", "toml", "yaml", "yml", "json"]) {
         return Ok(());
     }
     let text = std::fs::read_to_string(root.join(file)).with_context(|| name.clone())?;
+    for (number, line) in text.lines().enumerate() {
+        if MERGE_MARKS.iter().any(|mark| line.starts_with(mark)) {
+            problems.push(format!("{name}:{}: a merge was left half done", number + 1));
+        }
+    }
+    if !is(&["rs", "c", "h"]) {
+        return Ok(());
+    }
     let test = name.contains("tests") || name.starts_with("benches/");
     let lines = text.lines().count();
     if lines > FILE_LINES_MAX && !test {

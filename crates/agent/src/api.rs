@@ -20,6 +20,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::inputs::Input;
 use crate::reconcile::Lookup;
+use crate::trace::{self, Watched};
 use crate::{AgentError, Config};
 
 /// A question that only the reconcile loop can answer.
@@ -90,6 +91,7 @@ struct Api {
     config: Arc<Config>,
     input: mpsc::Sender<Input>,
     nudge: mpsc::Sender<()>,
+    watched: Watched,
 }
 
 /// Opens the socket and serves it.
@@ -97,6 +99,7 @@ pub(crate) fn spawn(
     config: &Arc<Config>,
     input: mpsc::Sender<Input>,
     nudge: mpsc::Sender<()>,
+    watched: Watched,
 ) -> Result<tokio::task::JoinHandle<()>, AgentError> {
     let path = &config.socket;
     let fail = |source| AgentError::Socket { path: path.clone(), source };
@@ -110,11 +113,12 @@ pub(crate) fn spawn(
     }
     let listener = UnixListener::bind(path).map_err(fail)?;
     fs::set_permissions(path, fs::Permissions::from_mode(0o600)).map_err(fail)?;
-    let api = Api { config: Arc::clone(config), input, nudge };
+    let api = Api { config: Arc::clone(config), input, nudge, watched };
     let router = Router::new()
         .route("/status", get(status))
         .route("/flows", get(flows))
         .route("/plan", get(plan))
+        .route("/trace", get(follow))
         .route("/dataplane/dump", get(dump))
         .route("/dataplane/lookup", get(lookup))
         .route("/workloads", get(workloads).post(add_workload))
@@ -148,6 +152,10 @@ async fn status(State(api): State<Api>) -> Response {
 
 async fn plan(State(api): State<Api>) -> Response {
     ask(&api, Request::Plan).await
+}
+
+async fn follow(State(api): State<Api>, Query(filter): Query<trace::Filter>) -> Response {
+    trace::watch(&api.watched, filter)
 }
 
 async fn dump(State(api): State<Api>) -> Response {

@@ -16,7 +16,8 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use crate::address_book::{AddressBook, Owner};
 use crate::config::{FLOW_QUEUE_LEN, FLOW_RING_LEN};
-use crate::{Config, session};
+use crate::trace::Watched;
+use crate::{Config, session, trace};
 
 /// Most records in one batch.
 const BATCH_LEN_MAX: usize = 512;
@@ -114,6 +115,7 @@ fn display_name(entity: &str) -> String {
 pub(crate) struct Flows {
     ring: VecDeque<Arc<FlowRecord>>,
     queue: Option<mpsc::Sender<Arc<FlowRecord>>>,
+    watched: Watched,
     lost: Arc<AtomicU64>,
     done: Option<oneshot::Receiver<()>>,
 }
@@ -124,7 +126,7 @@ pub(crate) fn spawn(config: &Arc<Config>) -> Flows {
     let (finished, done) = oneshot::channel();
     let lost = Arc::new(AtomicU64::new(0));
     tokio::spawn(report(Arc::clone(config), records, Arc::clone(&lost), finished));
-    Flows { ring: VecDeque::new(), queue: Some(queue), lost, done: Some(done) }
+    Flows { ring: VecDeque::new(), queue: Some(queue), watched: trace::channel(), lost, done: Some(done) }
 }
 
 impl Flows {
@@ -134,10 +136,17 @@ impl Flows {
             self.ring.pop_front();
         }
         self.ring.push_back(Arc::clone(&record));
+        // Nobody watches, as a rule.
+        let _ = self.watched.send(Arc::clone(&record));
         let sent = self.queue.as_ref().is_some_and(|queue| queue.try_send(record).is_ok());
         if !sent {
             self.lost.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    /// Where every record is told to whoever watches.
+    pub(crate) fn watched(&self) -> Watched {
+        self.watched.clone()
     }
 
     /// The newest records, newest last.

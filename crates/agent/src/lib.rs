@@ -34,6 +34,7 @@ mod inputs;
 mod locals;
 mod reconcile;
 mod session;
+mod trace;
 
 pub use api::{AgentReport, Programmed};
 pub use config::Config;
@@ -84,7 +85,7 @@ pub async fn run(
     let session =
         session::spawn(Arc::clone(&config), input.clone(), facts.clone(), remembered.progress.clone());
     let flows = flows::spawn(&config);
-    let api = api::spawn(&config, input, nudge)?;
+    let api = api::spawn(&config, input, nudge, flows.watched())?;
     let mut agent =
         reconcile::Agent::new(Arc::clone(&config), facts, dataplane, disk, remembered, session, flows);
     let result = agent.run(inputs, &mut shutdown).await;

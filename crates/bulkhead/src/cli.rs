@@ -108,6 +108,8 @@ pub(crate) enum Command {
     Convert(ConvertArgs),
     /// Show recent connections with names, labels and the rule that decided
     Flows(FlowArgs),
+    /// Follow connections of this host as they happen, with the rule that decides
+    Trace(TraceArgs),
     /// Show agents, revisions, and what is not enforced
     Status,
     /// Register workloads of this host by hand
@@ -384,6 +386,28 @@ pub(crate) struct FlowArgs {
     /// Ask this host's agent instead of the controller
     #[arg(long, conflicts_with_all = ["follow", "since", "workload", "label", "verdict", "policy"])]
     pub(crate) local: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TraceArgs {
+    /// Only begun by this workload or address
+    #[arg(long, value_name = "WORKLOAD|ADDRESS")]
+    pub(crate) from: Option<String>,
+    /// Only towards this workload or address
+    #[arg(long, value_name = "WORKLOAD|ADDRESS")]
+    pub(crate) to: Option<String>,
+    /// Only to these ports, like tcp/443 or tcp/8000-8100
+    #[arg(long, value_name = "PORT")]
+    pub(crate) port: Option<String>,
+    /// Only with this verdict
+    #[arg(long, value_name = "allow|deny", value_parser = ["allow", "deny"])]
+    pub(crate) verdict: Option<String>,
+    /// Only those that this policy decides
+    #[arg(long, value_name = "NAME")]
+    pub(crate) policy: Option<String>,
+    /// End after so many
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) count: Option<u64>,
 }
 
 #[derive(Debug, Args)]

@@ -21,6 +21,7 @@ pub(crate) mod get;
 pub(crate) mod lint;
 pub(crate) mod status;
 pub(crate) mod test;
+pub(crate) mod trace;
 pub(crate) mod workload;
 
 /// `KIND NAME`, `KIND/NAME` or just `KIND`.

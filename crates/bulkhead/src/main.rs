@@ -65,6 +65,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Lint(args) => commands::lint::lint(&common, &args),
         Command::Convert(args) => commands::convert::convert(&common, &args),
         Command::Flows(args) => commands::flows::flows(&common, &args).await,
+        Command::Trace(args) => commands::trace::trace(&common, &args).await,
         Command::Status => commands::status::status(&common).await,
         Command::Workload(args) => commands::workload::workload(&common, &args).await,
         Command::Dataplane(args) => commands::dataplane::dataplane(&common, &args.command).await,

@@ -11,7 +11,7 @@ use crate::failure::Failure;
 use crate::output::{self, Style, paint, table, text, verdict};
 use crate::yaml;
 
-const HEADINGS: [&str; 9] =
+pub(super) const HEADINGS: [&str; 9] =
     ["TIME", "EVENT", "VERDICT", "SOURCE", "DESTINATION", "PORT", "DIRECTION", "PACKETS", "DECIDED BY"];
 
 pub(crate) async fn flows(common: &Common, args: &FlowArgs) -> Result<(), Failure> {
@@ -65,7 +65,7 @@ fn show(format: Format, answer: &Value) -> Result<(), Failure> {
     })
 }
 
-fn row(flow: &Value) -> Vec<String> {
+pub(super) fn row(flow: &Value) -> Vec<String> {
     let end = |name: &str| {
         let workload = text(flow, &format!("/{name}/workload"));
         if workload.is_empty() { text(flow, &format!("/{name}/address")) } else { workload }
