@@ -140,8 +140,8 @@ fn identities() -> anyhow::Result<Outcome> {
     let selector = fixtures::selector("!has(key)")?;
     let spec = fixtures::allow_from(fixtures::selector("role == 'foo'")?, std::slice::from_ref(&selector));
     engine.set_policy(&fixtures::policy_key("p"), Some(&spec));
-    let foo = fixtures::workload("foo", &here, &[("role", "foo")], fixtures::address(IDENTITIES))?;
-    engine.set_local(&Arc::clone(&foo.name), Some(LocalEndpoint { entity: foo, ifindex: 2 }));
+    let own = fixtures::workload("foo", &here, &[("role", "foo")], fixtures::address(IDENTITIES))?;
+    engine.set_local(&Arc::clone(&own.name), Some(LocalEndpoint { entity: own, ifindex: 2 }));
     let entities = (0..IDENTITIES).map(entity).collect::<anyhow::Result<Vec<_>>>()?;
     for entity in &entities {
         index.upsert(entity);

@@ -59,7 +59,7 @@ pub(crate) fn measure(effort: Effort) -> anyhow::Result<Vec<Line>> {
     Ok(lines)
 }
 
-fn foo(engine: &mut HostEngine, number: u32) -> anyhow::Result<()> {
+fn add_foo(engine: &mut HostEngine, number: u32) -> anyhow::Result<()> {
     let here: Arc<str> = "here".into();
     let ip = fixtures::address((1 << 20) + number);
     let entity = fixtures::workload(&format!("foo{number}"), &here, &[("id", "foo")], ip)?;
@@ -87,7 +87,7 @@ fn label_rules(ingress: bool, action: Action) -> anyhow::Result<Outcome> {
             *if ingress { &mut spec.ingress } else { &mut spec.egress } = rules;
             engine.set_policy(&fixtures::policy_key(&format!("p{number}")), Some(&spec));
         }
-        foo(&mut engine, 0)?;
+        add_foo(&mut engine, 0)?;
         program(&mut engine, |selector| {
             let id = index.subscribe(selector);
             index.members(id).map(Member::from).collect::<Vec<_>>().into_iter()
@@ -111,7 +111,7 @@ fn cidr_rules() -> anyhow::Result<Outcome> {
             let spec = PolicySpec { egress: Some(vec![rule]), ..PolicySpec::new(subject.clone()) };
             engine.set_policy(&fixtures::policy_key(&format!("p{number}")), Some(&spec));
         }
-        foo(&mut engine, 0)?;
+        add_foo(&mut engine, 0)?;
         loop {
             entries += engine.flush().entries_written();
             if !engine.needs_flush() {
@@ -138,13 +138,13 @@ fn not_matching() -> anyhow::Result<Outcome> {
             let spec = fixtures::allow_from(subject, std::slice::from_ref(&peer));
             engine.set_policy(&fixtures::policy_key(&format!("p{number}")), Some(&spec));
         }
-        foo(&mut engine, 0)?;
+        add_foo(&mut engine, 0)?;
         engine.flush();
         Ok((engine.policy().endpoints.len(), ()))
     })?
     .checked(1)?;
     let more = crate::child::repeated(50, |number| {
-        foo(&mut engine, number + 1)?;
+        add_foo(&mut engine, number + 1)?;
         Ok(engine.flush().endpoints.len())
     })?
     .checked(50)?;
