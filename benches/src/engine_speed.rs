@@ -1,124 +1,53 @@
-//! The engine at the start of a day, in shapes for which others have published numbers.
+//! One host's tables at the start of a day, in shapes for which Calico has published numbers.
 //!
-//! Each runs in a process of its own, so that its peak of memory is its own. What a host is told arrives as
-//! it would from the controller, member by member; what the controller does for it is timed separately.
+//! What a host is told arrives as it would from the controller, member by member; what the controller does for all
+//! hosts once is measured separately, and both are added up where the published number is of both.
 
-use std::net::Ipv4Addr;
-use std::process::Command;
 use std::sync::Arc;
-use std::time::Instant;
 
-use anyhow::{Context, bail};
 use bulkhead_engine::{HostEngine, LocalEndpoint, Member, MemberIndex};
 use bulkhead_model::policy::PolicySpec;
-use bulkhead_model::{ObjectKey, Prefix, Selector};
-use serde::{Deserialize, Serialize};
+use bulkhead_model::{Entity, ObjectKey, Prefix, Selector};
 
+use crate::child::{Body, CALICO, Outcome, Shape, medians, timed};
 use crate::report::Line;
-use crate::stats::median;
-use crate::{Effort, fixtures, memory, progress};
+use crate::{Effort, fixtures, progress};
 
 const MARKERS: u32 = 31;
 const REMOTES: u32 = 250_000;
 const POLICIES: u32 = 10_000;
-const SNAPSHOT_LOCALS: u32 = 200;
-const CUSTOMERS: u32 = 100_000;
-const CUSTOMER_LOCALS: u32 = 100;
+const LOCALS: u32 = 200;
 const RULES_PER_POLICY: u32 = 5;
+/// Sets of the shape with network sets, how many addresses they have in turn, and the workloads beside them.
+const SETS: u32 = 1_000;
+const SET_SIZES: [u32; 10] = [1, 1, 1, 1, 2, 3, 4, 5, 100, 1000];
+const SET_REMOTES: u32 = 10_000;
 
-/// What a child process measured.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-struct Outcome {
-    seconds: f64,
-    megabytes: f64,
-    /// Addresses in the tables: a check that the work was done.
-    addresses: usize,
-}
-
-/// Runs one measurement in this process and prints its outcome.
-pub(crate) fn child(name: &str) -> anyhow::Result<()> {
-    let outcome = match name {
-        "snapshot" => snapshot()?,
-        "snapshot-index" => snapshot_index()?,
-        "customers" => customers()?,
-        "customers-index" => customers_index()?,
-        _ => bail!("there is no measurement {name:?}"),
-    };
-    println!("{}", serde_json::to_string(&outcome)?);
-    Ok(())
-}
-
-fn in_child(name: &str) -> anyhow::Result<Outcome> {
-    let program = std::env::current_exe()?;
-    let output = Command::new(program).args(["--child", name]).output()?;
-    if !output.status.success() {
-        bail!("{name}: {}", String::from_utf8_lossy(&output.stderr).trim());
-    }
-    serde_json::from_slice(&output.stdout).with_context(|| format!("answer of {name}"))
-}
+/// What runs in processes of its own.
+pub(crate) const BODIES: &[(&str, Body)] =
+    &[("snapshot", snapshot), ("snapshot-index", snapshot_index), ("network-sets", network_sets)];
 
 /// Measures both shapes.
 pub(crate) fn measure(effort: Effort) -> anyhow::Result<Vec<Line>> {
-    let rounds = effort.pick(5, 3);
-    let names = ["snapshot", "customers", "snapshot-index", "customers-index"];
-    let mut outcomes = names.map(|_| Vec::new());
-    for round in 0..rounds {
-        progress(&format!("engine: round {} of {rounds}", round + 1));
-        for (outcomes, name) in outcomes.iter_mut().zip(names) {
-            outcomes.push(in_child(name)?);
-        }
-    }
-    let [snapshot, customers, snapshot_index, customers_index] = outcomes;
-    let mut lines = Vec::new();
-    let shape = "start of day, 250 000 workloads, 10 000 policies, 200 local";
-    lines.extend(beside_published(shape, &snapshot, (3.39, 374.5), (0.34, 75.0)));
-    lines.extend(alone(&format!("{shape}: the controller's index"), &snapshot_index));
-    let shape = "100 000 isolated customers, 100 local";
-    lines.extend(beside_published(shape, &customers, (6.9, 402.0), (0.5, 80.0)));
-    lines.extend(alone(&format!("{shape}: the controller's index"), &customers_index));
-    Ok(lines)
-}
-
-fn medians(outcomes: &[Outcome]) -> (f64, f64) {
-    let seconds: Vec<f64> = outcomes.iter().map(|outcome| outcome.seconds).collect();
-    let megabytes: Vec<f64> = outcomes.iter().map(|outcome| outcome.megabytes).collect();
-    (median(&seconds), median(&megabytes))
-}
-
-fn beside_published(
-    shape: &str,
-    outcomes: &[Outcome],
-    published: (f64, f64),
-    budget: (f64, f64),
-) -> Vec<Line> {
-    let (seconds, megabytes) = medians(outcomes);
-    let line = |what: &str, unit, ours: f64, published: f64, budget: f64| {
-        Line::new(format!("{shape}: {what}"), unit, ours)
-            .beside("calico (published)", published)
-            .ratio(ours / published)
-            .budget(format!("<= {budget} {unit}"), ours <= budget)
+    progress("250 000 workloads at the start of a day");
+    let outcomes = medians(effort.pick(5, 1), &["snapshot", "snapshot-index", "network-sets"])?;
+    let [snapshot, index, sets] =
+        ["snapshot", "snapshot-index", "network-sets"].map(|name| outcomes[name].clone());
+    let name = "start of day, 250 000 workloads, 10 000 policies, 200 local";
+    let published = Some((CALICO, 3.39, 374.5));
+    let mut lines = Shape { name, published, budget: Some((0.34, 75.0)) }.lines(&snapshot);
+    let name = &format!("{name}: the controller's index");
+    lines.extend(Shape { name, ..Shape::default() }.lines(&index));
+    let both = Outcome {
+        seconds: snapshot.seconds + index.seconds,
+        megabytes: snapshot.megabytes + index.megabytes,
+        ..Outcome::default()
     };
-    vec![
-        line("time", "s", seconds, published.0, budget.0),
-        line("memory", "MB", megabytes, published.1, budget.1),
-    ]
-}
-
-fn alone(name: &str, outcomes: &[Outcome]) -> Vec<Line> {
-    let (seconds, megabytes) = medians(outcomes);
-    vec![
-        Line::new(format!("{name}: time"), "s", seconds),
-        Line::new(format!("{name}: memory"), "MB", megabytes),
-    ]
-}
-
-/// Times something from the first input to the last table.
-fn timed(act: impl FnOnce() -> anyhow::Result<usize>) -> anyhow::Result<Outcome> {
-    let before = memory::start()?;
-    let started = Instant::now();
-    let addresses = act()?;
-    let seconds = started.elapsed().as_secs_f64();
-    Ok(Outcome { seconds, megabytes: memory::peak()? - before, addresses })
+    let name = "the same, host and index added up";
+    lines.extend(Shape { name, published, budget: None }.lines(&both));
+    let name = "10 000 workloads, 1000 network sets, 1000 policies, 200 local";
+    lines.extend(Shape { name, published: Some((CALICO, 0.50, 81.0)), budget: None }.lines(&sets));
+    Ok(lines)
 }
 
 fn marker(number: u32) -> anyhow::Result<Selector> {
@@ -132,30 +61,26 @@ fn snapshot_labels(number: u32) -> Vec<(String, String)> {
     labels
 }
 
-fn entity(
-    number: u32,
-    host: &Arc<str>,
-    labels: &[(String, String)],
-) -> anyhow::Result<bulkhead_model::Entity> {
+fn entity(number: u32, host: &Arc<str>, labels: &[(String, String)]) -> anyhow::Result<Entity> {
     let labels: Vec<_> = labels.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
     fixtures::workload(&format!("w{number}"), host, &labels, fixtures::address(number))
 }
 
-fn local(number: u32, host: &Arc<str>, labels: &[(String, String)]) -> anyhow::Result<LocalEndpoint> {
-    Ok(LocalEndpoint { entity: entity(number, host, labels)?, ifindex: number + 2 })
+fn add_local(engine: &mut HostEngine, number: u32, entity: Entity) {
+    let name = Arc::clone(&entity.name);
+    engine.set_local(&name, Some(LocalEndpoint { entity, ifindex: number + 2 }));
 }
 
 fn remote(number: u32, host: &Arc<str>) -> Member {
-    let ip: Ipv4Addr = fixtures::address(number);
     Member {
         entity: format!("Workload/w{number}").into(),
         host: Some(Arc::clone(host)),
-        prefixes: vec![Prefix::host(ip.into())],
+        prefixes: vec![Prefix::host(fixtures::address(number).into())],
         ports: Vec::new(),
     }
 }
 
-/// Every host's tables: policies first, then workloads, then what the engine asks for.
+/// One host's tables: policies first, then workloads, then what the engine asks for.
 fn snapshot() -> anyhow::Result<Outcome> {
     let (here, elsewhere): (Arc<str>, Arc<str>) = ("here".into(), "elsewhere".into());
     let markers = (0..MARKERS).map(marker).collect::<anyhow::Result<Vec<_>>>()?;
@@ -169,22 +94,24 @@ fn snapshot() -> anyhow::Result<Outcome> {
         for (key, spec) in (0..POLICIES).map(policy) {
             engine.set_policy(&key, Some(&spec));
         }
-        for number in REMOTES..REMOTES + SNAPSHOT_LOCALS {
-            let endpoint = local(number, &here, &snapshot_labels(number))?;
-            engine.set_local(&Arc::clone(&endpoint.entity.name), Some(endpoint));
+        for number in REMOTES..REMOTES + LOCALS {
+            add_local(&mut engine, number, entity(number, &here, &snapshot_labels(number))?);
         }
         program(&mut engine, |selector| {
             let wanted = markers.iter().position(|marker| marker == selector).unwrap_or(usize::MAX);
             let wanted = u32::try_from(wanted).unwrap_or(REMOTES);
             (wanted..REMOTES).step_by(MARKERS as usize).map(|number| remote(number, &elsewhere))
         });
-        Ok(engine.policy().addresses.len())
-    })
-    .and_then(|outcome| check(outcome, REMOTES + SNAPSHOT_LOCALS))
+        Ok((engine.policy().addresses.len(), engine))
+    })?
+    .checked((REMOTES + LOCALS) as usize)
 }
 
 /// Flushes until nothing is missing, as an agent does.
-fn program<M: Iterator<Item = Member>>(engine: &mut HostEngine, members: impl Fn(&Selector) -> M) {
+pub(crate) fn program<M: Iterator<Item = Member>>(
+    engine: &mut HostEngine,
+    mut members: impl FnMut(&Selector) -> M,
+) {
     loop {
         engine.flush();
         let waiting = engine.waiting();
@@ -197,11 +124,12 @@ fn program<M: Iterator<Item = Member>>(engine: &mut HostEngine, members: impl Fn
     }
 }
 
-fn check(outcome: Outcome, addresses: u32) -> anyhow::Result<Outcome> {
-    if outcome.addresses != addresses as usize {
-        bail!("{} addresses came out where {addresses} were expected", outcome.addresses);
-    }
-    Ok(outcome)
+/// The same with an index to ask.
+pub(crate) fn program_from(engine: &mut HostEngine, index: &mut MemberIndex) {
+    program(engine, |selector| {
+        let id = index.subscribe(selector);
+        index.members(id).map(Member::from).collect::<Vec<_>>().into_iter()
+    });
 }
 
 fn snapshot_index() -> anyhow::Result<Outcome> {
@@ -214,46 +142,37 @@ fn snapshot_index() -> anyhow::Result<Outcome> {
         for number in 0..REMOTES {
             index.upsert(&entity(number, &host, &snapshot_labels(number))?);
         }
-        Ok(index.entities())
-    })
-    .and_then(|outcome| check(outcome, REMOTES))
+        Ok((index.entities(), index))
+    })?
+    .checked(REMOTES as usize)
 }
 
-fn customer(number: u32) -> anyhow::Result<Selector> {
-    fixtures::selector(&format!("customer == '{number}'"))
-}
-
-/// Every policy is known everywhere; a host wants the members of its own customers only.
-fn customers() -> anyhow::Result<Outcome> {
-    let here: Arc<str> = "here".into();
-    timed(|| {
-        let mut engine = HostEngine::new(&here);
-        for number in 0..CUSTOMERS {
-            let own = customer(number)?;
-            let key = fixtures::policy_key(&format!("isolate-{number}"));
-            engine.set_policy(&key, Some(&fixtures::allow_from(own.clone(), &[own])));
+/// Index and one host, as every policy applies to every workload: each set is a class of its own.
+fn network_sets() -> anyhow::Result<Outcome> {
+    let (here, elsewhere): (Arc<str>, Arc<str>) = ("here".into(), "elsewhere".into());
+    let mut next = SET_REMOTES + LOCALS;
+    let mut set_addresses = 0;
+    let outcome = timed(|| {
+        let (mut engine, mut index) = (HostEngine::new(&here), MemberIndex::new());
+        for number in 0..SETS {
+            let from = fixtures::selector(&format!("network-set-name == 'set-{number}'"))?;
+            let key = fixtures::policy_key(&format!("p{number}"));
+            engine.set_policy(&key, Some(&fixtures::allow_from(Selector::all(), &[from])));
         }
-        for number in 0..CUSTOMER_LOCALS {
-            let endpoint = local(number, &here, &[("customer".into(), number.to_string())])?;
-            engine.set_local(&Arc::clone(&endpoint.entity.name), Some(endpoint));
+        for number in 0..SET_REMOTES {
+            index.upsert(&entity(number, &elsewhere, &snapshot_labels(number))?);
         }
-        program(&mut engine, |_| std::iter::empty());
-        Ok(engine.policy().addresses.len())
-    })
-    .and_then(|outcome| check(outcome, CUSTOMER_LOCALS))
-}
-
-fn customers_index() -> anyhow::Result<Outcome> {
-    let host: Arc<str> = "elsewhere".into();
-    timed(|| {
-        let mut index = MemberIndex::new();
-        for number in 0..CUSTOMERS {
-            index.upsert(&entity(number, &host, &[("customer".into(), number.to_string())])?);
+        for number in 0..SETS {
+            let size = SET_SIZES[number as usize % SET_SIZES.len()];
+            index.upsert(&fixtures::network_set(&format!("set-{number}"), next..next + size)?);
+            next += size;
+            set_addresses += size;
         }
-        for number in 0..CUSTOMER_LOCALS {
-            index.subscribe(&customer(number)?);
+        for number in SET_REMOTES..SET_REMOTES + LOCALS {
+            add_local(&mut engine, number, entity(number, &here, &snapshot_labels(number))?);
         }
-        Ok(index.entities())
-    })
-    .and_then(|outcome| check(outcome, CUSTOMERS))
+        program_from(&mut engine, &mut index);
+        Ok((engine.policy().addresses.len(), (engine, index)))
+    })?;
+    outcome.checked(set_addresses as usize)
 }

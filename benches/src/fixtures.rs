@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
+use std::ops::Range;
 use std::sync::Arc;
 
 use anyhow::anyhow;
@@ -9,6 +10,7 @@ use bulkhead_model::entity::with_automatic_labels;
 use bulkhead_model::host_policy::{
     Cell, ClassId, Column, CompiledId, CompiledPolicy, EndpointBinding, HostPolicy, Row, RuleId,
 };
+use bulkhead_model::labels::NAMESPACE_LABELS_PREFIX;
 use bulkhead_model::policy::{Action, Peer, PolicySpec, Rule};
 use bulkhead_model::ports::Protocol;
 use bulkhead_model::verdict::FIRST_FREE_RULE_ID;
@@ -102,6 +104,43 @@ pub(crate) fn workload(
         labels: with_automatic_labels(&own, Kind::Workload, None, name, Some(host)),
         prefixes: vec![Prefix::host(IpAddr::V4(ip))],
         host: Some(Arc::clone(host)),
+        ..Entity::default()
+    })
+}
+
+/// A workload in a namespace, from whose labels it inherits.
+pub(crate) fn pod(
+    namespace: &str,
+    name: &str,
+    host: &Arc<str>,
+    labels: &[(String, String)],
+    inherited: &[(String, String)],
+    ip: Ipv4Addr,
+) -> anyhow::Result<Entity> {
+    let mut own = Labels::new();
+    for (key, value) in labels {
+        own.insert(key, value)?;
+    }
+    for (key, value) in inherited {
+        own.insert_any(&format!("{NAMESPACE_LABELS_PREFIX}{key}"), value)?;
+    }
+    Ok(Entity {
+        name: format!("Workload/{namespace}/{name}").into(),
+        labels: with_automatic_labels(&own, Kind::Workload, Some(namespace), name, Some(host)),
+        prefixes: vec![Prefix::host(IpAddr::V4(ip))],
+        host: Some(Arc::clone(host)),
+        ..Entity::default()
+    })
+}
+
+/// A network set with a label that is its name.
+pub(crate) fn network_set(name: &str, addresses: Range<u32>) -> anyhow::Result<Entity> {
+    let mut own = Labels::new();
+    own.insert("network-set-name", name)?;
+    Ok(Entity {
+        name: format!("NetworkSet/{name}").into(),
+        labels: with_automatic_labels(&own, Kind::NetworkSet, None, name, None),
+        prefixes: addresses.map(|number| Prefix::host(IpAddr::V4(address(number)))).collect(),
         ..Entity::default()
     })
 }

@@ -12,17 +12,22 @@ use anyhow::bail;
 use clap::Parser;
 
 mod change;
+mod child;
+mod customers;
 mod engine_speed;
 mod entries;
 mod fixtures;
+mod index_speed;
 mod load;
 mod memory;
 mod netns;
 mod packets;
 mod plan;
 mod report;
+mod resolve;
 mod small;
 mod stats;
+mod text;
 mod traffic;
 
 use report::{Line, Machine};
@@ -34,7 +39,8 @@ struct Arguments {
     /// Fewer and shorter rounds: less than a minute, and noisier.
     #[arg(long)]
     quick: bool,
-    /// Only this measurement (may be repeated): traffic, packets, change, entries, engine, small, plan.
+    /// Only this measurement (may be repeated): small, entries, text, resolve, index, engine, customers, packets,
+    /// plan, change, traffic.
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
     /// Where the numbers go.
@@ -62,13 +68,21 @@ impl Effort {
     }
 }
 
+/// What runs in processes of its own.
+const BODIES: &[&[(&str, child::Body)]] =
+    &[text::BODIES, resolve::BODIES, index_speed::BODIES, engine_speed::BODIES, customers::BODIES];
+
 type Measurement = fn(Effort) -> anyhow::Result<Vec<Line>>;
 
 /// Quick ones first, so that a mistake shows early.
-const MEASUREMENTS: [(&str, Measurement); 7] = [
+const MEASUREMENTS: [(&str, Measurement); 11] = [
     ("small", small::measure),
     ("entries", entries::measure),
+    ("text", text::measure),
+    ("resolve", resolve::measure),
+    ("index", index_speed::measure),
     ("engine", engine_speed::measure),
+    ("customers", customers::measure),
     ("packets", packets::measure),
     ("plan", plan::measure),
     ("change", change::measure),
@@ -83,7 +97,7 @@ pub(crate) fn progress(text: &str) {
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let result = match &arguments.child {
-        Some(name) => engine_speed::child(name),
+        Some(name) => child::here(name, BODIES),
         None => all(&arguments),
     };
     match result {

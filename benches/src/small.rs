@@ -14,7 +14,17 @@ use crate::report::Line;
 use crate::stats::median;
 use crate::{Effort, fixtures, progress};
 
-const SELECTOR: &str = "role == 'web' && env in {'prod', 'staging'} && !has(quarantine)";
+const SELECTORS: [(&str, &str); 4] = [
+    ("one condition", "role == 'web'"),
+    ("three conditions", "role == 'web' && env in {'prod', 'staging'} && !has(quarantine)"),
+    ("Calico's BenchmarkParse", "! (a == \"b\"&&! c != \"d\") || !(a == \"b\" && !c != \"d\")"),
+    (
+        "twelve conditions",
+        "(role in {'web', 'api', 'batch'} && env != 'dev' || role starts with 'w' && !has(quarantine)) \
+         && (team == 'b' || team contains 'x' || tier in {'1', '2', '3'}) && !(app == 'mail' && env == 'test') \
+         && has(app) && app not in {'a', 'b', 'c', 'd'} && tier ends with '2'",
+    ),
+];
 
 /// Measures all of them.
 pub(crate) fn measure(effort: Effort) -> anyhow::Result<Vec<Line>> {
@@ -24,21 +34,25 @@ pub(crate) fn measure(effort: Effort) -> anyhow::Result<Vec<Line>> {
     for (key, value) in [("role", "web"), ("env", "prod"), ("app", "shop"), ("team", "a"), ("tier", "2")] {
         labels.insert(key, value)?;
     }
-    let selector = fixtures::selector(SELECTOR)?;
-    let parse = nanos(rounds, 20_000, || drop(black_box(Selector::parse(black_box(SELECTOR)))));
-    let matching = nanos(rounds, 200_000, || {
-        black_box(selector.matches(black_box(&labels)));
-    });
+    let mut lines = Vec::new();
+    for (name, text) in SELECTORS {
+        let selector = fixtures::selector(text)?;
+        let parse = nanos(rounds, 20_000, || drop(black_box(Selector::parse(black_box(text)))));
+        let matching = nanos(rounds, 200_000, || {
+            black_box(selector.matches(black_box(&labels)));
+        });
+        lines.push(Line::new(format!("selector, {name}: parse"), "1/s", 1e9 / parse));
+        lines.push(Line::new(format!("selector, {name}: match"), "ns", matching));
+    }
     let text = policies(1_000)?;
     let yaml = nanos(rounds.min(5), 1, || drop(black_box(document::parse("bench", black_box(&text)))));
     let (world, flow) = world(1_000)?;
     let decided = nanos(rounds, 200, || drop(black_box(decide(black_box(&world), black_box(&flow)))));
-    Ok(vec![
-        Line::new("selector of three conditions: parse", "ns", parse),
-        Line::new("selector of three conditions: match", "ns", matching),
+    lines.extend([
         Line::new("1000 policies of two rules from YAML", "ms", yaml / 1e6),
         Line::new("reference evaluator over 1000 policies, with its trace", "1/s", 1e9 / decided),
-    ])
+    ]);
+    Ok(lines)
 }
 
 fn nanos(rounds: usize, repeat: u32, mut act: impl FnMut()) -> f64 {
@@ -51,7 +65,8 @@ fn nanos(rounds: usize, repeat: u32, mut act: impl FnMut()) -> f64 {
     median(&values)
 }
 
-fn policies(count: u32) -> anyhow::Result<String> {
+/// Policies of two rules each, as somebody would write them.
+pub(crate) fn policies(count: u32) -> anyhow::Result<String> {
     let mut text = String::new();
     for number in 0..count {
         write!(

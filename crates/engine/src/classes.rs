@@ -29,6 +29,7 @@ struct Block {
 /// Atoms that a block was entered for, with the number of entries. One atom, as a rule, which then takes no memory of
 /// its own: there may be hundreds of thousands of blocks.
 #[derive(Debug)]
+#[expect(clippy::box_collection, reason = "the rare case, and half as large in the usual one")]
 enum Own {
     One((AtomId, u32)),
     /// Sorted. None at all means that the block is about to go.

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 /// A set.
 #[derive(Debug, Clone, Default)]
+#[expect(clippy::box_collection, reason = "the rare case, and half as large in the usual one")]
 pub(crate) enum Few<T> {
     /// Nothing.
     #[default]

@@ -337,7 +337,7 @@ mod tests {
             }
             prop_assert_eq!(labels.cmp(&other), map.cmp(&other_map));
             prop_assert_eq!(labels == other, map == other_map);
-            let mut over = other_map.clone();
+            let mut over = other_map;
             over.extend(map.clone());
             prop_assert_eq!(listed(&labels.over(&other)), list(&over));
             let mut without = map.clone();
