@@ -52,7 +52,7 @@ pub(crate) fn measure(effort: Effort) -> anyhow::Result<Vec<Line>> {
     Ok(lines)
 }
 
-fn problems(problems: Vec<Problem>) -> anyhow::Error {
+fn problems(problems: &[Problem]) -> anyhow::Error {
     anyhow!("{problems:?}")
 }
 
@@ -68,7 +68,7 @@ fn yaml() -> anyhow::Result<Outcome> {
             parts.push((name.to_owned(), now - last));
             last = now;
         };
-        let documents = document::parse("bench", &text).map_err(problems)?;
+        let documents = document::parse("bench", &text).map_err(|found| problems(&found))?;
         part("parse");
         let mut assembly = Assembly::default();
         let mut changes = Vec::new();
@@ -107,7 +107,7 @@ fn yaml() -> anyhow::Result<Outcome> {
 fn in_process() -> anyhow::Result<Outcome> {
     let mut fleet = Fleet::new();
     let mut assembly = Assembly::default();
-    for document in document::parse("bench", &policies(LARGE_POLICIES)?).map_err(problems)? {
+    for document in document::parse("bench", &policies(LARGE_POLICIES)?).map_err(|found| problems(&found))? {
         let key = document.resource.key();
         fleet.change(&assembly.set(&key, Some(document.resource)));
     }

@@ -1,5 +1,7 @@
 //! Flow records: who, where, which labels, and which rule decided, from both ends.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use anyhow::{Context, ensure};
 use bulkhead_testbed::{Example, Outcome, Protocol, eventually};
 
@@ -86,4 +88,41 @@ fn filters_narrow_down(example: &Example, caller: &str) {
         Ok(())
     })
     .unwrap();
+}
+
+#[test]
+fn a_trace_follows_what_it_was_asked_for() {
+    let example = example("bt-trace");
+    example.apply().unwrap();
+    example.wait_expected().unwrap();
+    let of = |name: &str| example.workload(name);
+    let filters =
+        ["--from", "geo-web", "--to", "map-db", "--verdict", "deny", "--policy", "dmz-to-restricted"];
+    let arguments: Vec<&str> = ["trace", "--count", "2", "-o", "json"].into_iter().chain(filters).collect();
+    let ended = AtomicBool::new(false);
+    let traced = std::thread::scope(|scope| {
+        let trace = scope.spawn(|| {
+            let traced = example.bulkhead.on_host("host-2", &arguments);
+            ended.store(true, Ordering::SeqCst);
+            traced
+        });
+        eventually("two connections were traced", || {
+            assert_eq!(
+                outcome(of("credit-check-eu"), of("credit-status"), Protocol::Tcp(8083)),
+                Outcome::Reached
+            );
+            assert_eq!(outcome(of("geo-web"), of("map-db"), Protocol::Tcp(5432)), Outcome::Silent);
+            ensure!(ended.load(Ordering::SeqCst), "the trace goes on");
+            Ok(())
+        })
+        .unwrap();
+        trace.join().unwrap().unwrap()
+    });
+    let records: Vec<Value> = traced.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(records.len(), 2, "{traced}");
+    for record in records {
+        assert_eq!(record["source"]["workload"], "geo-web.host-3", "{record}");
+        assert_eq!(record["destination"]["workload"], "map-db.host-2", "{record}");
+        assert_eq!(record["enforced"]["verdict"], "deny", "{record}");
+    }
 }
