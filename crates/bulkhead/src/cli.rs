@@ -321,7 +321,7 @@ pub(crate) struct DecideArgs {
         value_name = "FILE"
     )]
     pub(crate) filename: Vec<PathBuf>,
-    /// Who begins: pod:NAMESPACE/NAME, workload:NAME, host:NAME or ip:ADDRESS
+    /// Who begins: pod:NAMESPACE/NAME, workload:NAME, host:NAME, ip:ADDRESS, or a name that only one has
     #[arg(long, value_name = "END", conflicts_with = "batch")]
     pub(crate) from: Option<String>,
     /// Who is called, likewise

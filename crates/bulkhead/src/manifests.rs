@@ -1,9 +1,10 @@
 //! Manifests from files, directories, patterns and standard input, read here and not by a controller.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use bulkhead_model::document::{Document, parse};
-use bulkhead_model::{Problem, Resource};
+use bulkhead_model::{ObjectKey, Problem, Resource};
 
 use crate::failure::Failure;
 use crate::suite::is_test_file;
@@ -96,7 +97,7 @@ pub(crate) fn files(path: &PathBuf) -> Result<Vec<PathBuf>, Failure> {
     Ok(files)
 }
 
-/// All objects of all texts.
+/// All objects of all texts, each once.
 ///
 /// # Errors
 /// With every problem of every text; then nothing is to be used.
@@ -107,6 +108,18 @@ pub(crate) fn documents(sources: &[Source]) -> Result<Vec<Document>, Vec<Problem
         match parse(name, text) {
             Ok(mut more) => documents.append(&mut more),
             Err(mut more) => problems.append(&mut more),
+        }
+    }
+    let mut places: BTreeMap<ObjectKey, &Document> = BTreeMap::new();
+    for document in &documents {
+        let key = document.resource.key();
+        if let Some(first) = places.get(&key) {
+            let at = first.position_of("metadata.name");
+            let message =
+                format!("{key} is given twice, first at {}:{}:{}", first.source, at.line, at.column);
+            problems.push(document.problem("metadata.name", message, None));
+        } else {
+            places.insert(key, document);
         }
     }
     if problems.is_empty() { Ok(documents) } else { Err(problems) }

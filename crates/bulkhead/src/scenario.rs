@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use bulkhead_engine::{Assembly, Endpoint, Explanation, Fleet, Flow};
+use bulkhead_engine::{Assembly, Endpoint, Explanation, FindError, Fleet, Flow, find_endpoint};
 use bulkhead_model::ports::{Protocol, USUAL_SOURCE_PORT};
 use bulkhead_model::resource::{Metadata, NameTable, nearest_name};
 use bulkhead_model::settings::{NameTableSpec, domain};
@@ -61,19 +61,14 @@ impl Scenario {
         scenario
     }
 
-    /// Makes these objects the whole state: what is not among them is gone, what is as before is not touched.
+    /// Makes these objects the whole state: what is not among them is gone, what is as before is not touched. Of an
+    /// object that is given twice the later stands, as if they had been applied one after the other.
     ///
     /// # Errors
     /// With what is wrong with the objects together; then they are in place all the same.
     pub(crate) fn set(&mut self, resources: Vec<Resource>) -> Result<(), Vec<String>> {
-        let mut errors = Vec::new();
-        let mut wanted: BTreeMap<ObjectKey, Resource> = BTreeMap::new();
-        for resource in resources {
-            let key = resource.key();
-            if wanted.insert(key.clone(), resource).is_some() {
-                errors.push(format!("{key} is given twice"));
-            }
-        }
+        let wanted: BTreeMap<ObjectKey, Resource> =
+            resources.into_iter().map(|resource| (resource.key(), resource)).collect();
         let gone: Vec<ObjectKey> =
             self.assembly.objects().keys().filter(|key| !wanted.contains_key(*key)).cloned().collect();
         for key in gone {
@@ -85,7 +80,7 @@ impl Scenario {
             }
         }
         self.fleet.settle();
-        errors.extend(self.unknown_tiers());
+        let errors: Vec<String> = self.unknown_tiers().collect();
         if errors.is_empty() { Ok(()) } else { Err(errors) }
     }
 
@@ -156,25 +151,42 @@ impl Scenario {
 
     /// The endpoint behind an end, if it is one, and its addresses.
     fn end(&self, text: &str) -> Result<(Option<Arc<str>>, Vec<IpAddr>), String> {
-        if let Some(address) = text.strip_prefix("ip:") {
-            let address: IpAddr = address.parse().map_err(|_| format!("{text:?}: not an IP address"))?;
+        let address = match text.strip_prefix("ip:") {
+            Some(address) => Some(address.parse().map_err(|_| format!("{text:?}: not an IP address"))?),
+            None => text.parse().ok(),
+        };
+        if let Some(address) = address {
             let holder = self.holders.get(&address).and_then(BTreeSet::first);
             return Ok((holder.cloned(), vec![address]));
         }
-        let (kind, name) = text.split_once(':').unwrap_or(("", text));
-        let kinds: &[&str] = match kind {
-            "pod" => &["Pod", "WorkloadEndpoint", "Workload"],
-            "workload" => &["Workload", "WorkloadEndpoint", "Pod"],
-            "host" => &["HostEndpoint", "HostEndpoint.projectcalico.org"],
-            _ => {
-                return Err(format!(
-                    "{text:?}: expected pod:NAMESPACE/NAME, workload:NAME, host:NAME or ip:ADDRESS"
-                ));
+        let world = self.fleet.world();
+        let entity = match text.split_once(':') {
+            None => find_endpoint(world, text).map_err(|error| error.to_string())?,
+            Some((kind, name)) => {
+                let kinds: &[&str] = match kind {
+                    "pod" => &["Pod", "WorkloadEndpoint", "Workload"],
+                    "workload" => &["Workload", "WorkloadEndpoint", "Pod"],
+                    "host" => &["HostEndpoint", "HostEndpoint.projectcalico.org"],
+                    _ => {
+                        return Err(format!(
+                            "{text:?}: expected pod:NAMESPACE/NAME, workload:NAME, host:NAME or ip:ADDRESS"
+                        ));
+                    }
+                };
+                let exact =
+                    kinds.iter().find_map(|kind| world.entities.get(format!("{kind}/{name}").as_str()));
+                match exact {
+                    Some(entity) => entity,
+                    // Its host need not be told, if only one is called so.
+                    None if kind == "workload" => match find_endpoint(world, name) {
+                        Ok(entity) => entity,
+                        Err(FindError::Unknown(_)) => return Err(self.unknown_end(text, kind, kinds)),
+                        Err(FindError::Ambiguous(message)) => return Err(message),
+                    },
+                    None => return Err(self.unknown_end(text, kind, kinds)),
+                }
             }
         };
-        let entities = &self.fleet.world().entities;
-        let found = kinds.iter().find_map(|kind| entities.get(format!("{kind}/{name}").as_str()));
-        let Some(entity) = found else { return Err(self.unknown_end(text, kind, kinds)) };
         let addresses = entity.prefixes.iter().map(|prefix| prefix.address()).collect();
         // A pod on its node's network has the node's address and no policy of its own.
         Ok((entity.is_endpoint().then(|| Arc::clone(&entity.name)), addresses))

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use bulkhead_engine::{Assembly, CODES, Code, CodeInfo, Finding, Severity, World, lint as analyse};
+use bulkhead_model::ObjectKey;
 use bulkhead_model::document::{Document, Position};
-use bulkhead_model::{ObjectKey, Problem};
 use serde_json::{Value, json};
 
 use crate::cli::{Common, LintArgs};
@@ -83,21 +83,10 @@ fn look(
     let mut world = World::new();
     world.now = args.at.unwrap_or_else(now);
     let mut places: BTreeMap<ObjectKey, Document> = BTreeMap::new();
-    let mut problems: Vec<Problem> = Vec::new();
     for document in documents {
         let key = document.resource.key();
-        if let Some(first) = places.get(&key) {
-            let at = first.position_of("metadata.name");
-            let message =
-                format!("{key} is given twice, first at {}:{}:{}", first.source, at.line, at.column);
-            problems.push(document.problem("metadata.name", message, None));
-            continue;
-        }
         world.change(&assembly.set(&key, Some(document.resource.clone())));
         places.insert(key, document);
-    }
-    if !problems.is_empty() {
-        return Err(manifests::refused(&problems).broken());
     }
     let findings = analyse(&world, assembly.objects());
     let placed = findings.list.into_iter().filter_map(|finding| {

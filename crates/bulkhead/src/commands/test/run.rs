@@ -1,5 +1,6 @@
 //! Runs policy tests: the compiled tables answer, and the reference evaluator must agree.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -115,6 +116,12 @@ fn scenario(suite: &Suite) -> Result<Scenario, Vec<String>> {
     match scenario::names(&suite.dns) {
         Ok(names) => resources.extend(names),
         Err(error) => errors.push(format!("{}: dns: {error}", suite.source)),
+    }
+    let mut seen = BTreeSet::new();
+    for key in resources.iter().map(Resource::key) {
+        if !seen.insert(key.clone()) {
+            errors.push(format!("{}: manifests: {key} is given twice", suite.source));
+        }
     }
     let now = suite.at.unwrap_or_else(scenario::now);
     let mut scenario = Scenario::at(now);
