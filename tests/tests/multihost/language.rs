@@ -128,7 +128,9 @@ fn an_exception_ends_by_itself() {
                   spec: {appliesTo: app == 'db', ingress: []}\n";
     bulkhead.apply_text("closed.yaml", closed).unwrap();
     wait_outcome(&web, &db, Protocol::Tcp(PORT), Outcome::Silent);
-    let until = SystemTime::now().duration_since(UNIX_EPOCH).unwrap() + Duration::from_secs(8);
+    // Policies tell time in whole seconds.
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    let until = Duration::from_secs(now.as_secs() + 8);
     let exception = format!(
         "apiVersion: bulkhead.dev/v1\nkind: Policy\nmetadata: {{name: exception}}\nspec:\n  tier: admin\n  \
          validUntil: {}\n  appliesTo: app == 'db'\n  ingress:\n  - {{action: Allow, from: {{selector: app == 'web'}}}}\n  \
