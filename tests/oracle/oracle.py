@@ -14,6 +14,8 @@ FAILSAFE = {
     "ingress": {("TCP", 22), ("UDP", 68), ("TCP", 179), ("TCP", 2379), ("TCP", 2380), ("TCP", 5473), ("TCP", 6443), ("TCP", 6666), ("TCP", 6667)},
     "egress": {("UDP", 53), ("UDP", 67), ("TCP", 179), ("TCP", 2379), ("TCP", 2380), ("TCP", 5473), ("TCP", 6443), ("TCP", 6666), ("TCP", 6667)},
 }
+# Policies of one order: by kind as docs/kubernetes.md lists them, then by namespace and name.
+KINDS = ["KubernetesNetworkPolicy", "ClusterNetworkPolicy", "AdminNetworkPolicy", "BaselineAdminNetworkPolicy", "NetworkPolicy", "GlobalNetworkPolicy"]
 address = functools.lru_cache(maxsize=None)(ipaddress.ip_address)
 network = functools.lru_cache(maxsize=None)(functools.partial(ipaddress.ip_network, strict=False))
 
@@ -88,7 +90,7 @@ class State:
         ports = [(p.get("name"), number(p.get("protocol", "TCP")), p["containerPort"])
                  for c in spec["containers"] for p in c.get("ports") or []]
         self.owners.append(Owner("Pod", meta["name"], meta["namespace"], meta.get("labels") or {},
-                                 [i["ip"] for i in m["status"]["podIPs"]], ports, spec.get("serviceAccountName"), spec.get("nodeName")))
+                                 [i["ip"] for i in m["status"]["podIPs"]], ports, spec.get("serviceAccountName", "default"), spec.get("nodeName")))
 
     def read_WorkloadEndpoint(self, m, meta, spec):
         ports = [(p["name"], number(p["protocol"]), p["port"]) for p in spec.get("ports") or []]
@@ -137,6 +139,8 @@ class State:
                 labels["pcsa." + key] = value
             labels["pcsa.projectcalico.org/name"] = owner.account
         labels.update(owner.own)
+        # Calico converts Kubernetes' selectors into its own, which see what endpoints inherit from their profiles.
+        owner.own = {k: v for k, v in labels.items() if not k.startswith(("pcns.", "pcsa."))}
         if owner.namespace:
             labels["projectcalico.org/namespace"] = owner.namespace
         if owner.account:
@@ -241,7 +245,7 @@ class Kubernetes:
     def __init__(self, state, m):
         self.state, self.spec, self.namespace = state, m.get("spec") or {}, m["metadata"]["namespace"]
         self.name = f"Kubernetes NetworkPolicy {self.namespace}/{m['metadata']['name']}"
-        self.place = (1000, "KubernetesNetworkPolicy", self.namespace, m["metadata"]["name"])
+        self.place = (1000, KINDS.index("KubernetesNetworkPolicy"), self.namespace, m["metadata"]["name"])
 
     def applies(self, way, end):
         types = self.spec.get("policyTypes") or ["Ingress"] + (["Egress"] if self.spec.get("egress") else [])  # N3
@@ -289,7 +293,7 @@ class Cluster:
         baseline = kind == "BaselineAdminNetworkPolicy" or self.spec.get("tier") == "Baseline"
         self.tier = "kube-baseline" if baseline else "kube-admin"
         self.name = f"{kind} {m['metadata']['name']}"
-        self.place = (self.spec.get("priority", 0), kind, "", m["metadata"]["name"])
+        self.place = (self.spec.get("priority", 0), KINDS.index(kind), "", m["metadata"]["name"])
 
     def applies(self, way, end):
         subject = self.spec["subject"]
@@ -301,7 +305,9 @@ class Cluster:
         for i, rule in enumerate(self.spec.get(way) or []):
             action = {"Accept": "Allow"}.get(rule["action"], rule["action"])
             known = [p for p in rule[side] if set(p) & {"namespaces", "pods", "nodes", "networks", "domainNames"}]
-            if len(known) < len(rule[side]) and action != "Allow":
+            if len(known) < len(rule[side]):  # C14: fail closed
+                if action == "Allow":
+                    continue
                 return "Deny", f"{i}, which has a peer of an unknown kind (C14)"
             if any(self.peer(p, end, ip) for p in known) and self.ports(rule, conn):
                 return action, i
@@ -316,7 +322,7 @@ class Cluster:
             return bool(keys) and all(k in labels and labels[k] == ours.get(k) for k in keys)
         if "notSameLabels" in wanted:
             keys = wanted["notSameLabels"]
-            return bool(keys) and all(k in labels for k in keys) and any(labels[k] != ours.get(k) for k in keys)
+            return bool(keys) and all(k in labels and k in ours for k in keys) and any(labels[k] != ours[k] for k in keys)
         return label_selector(wanted.get("namespaceSelector", wanted), labels)
 
     def pods(self, wanted, pod, subject):
@@ -370,7 +376,7 @@ class Calico:
         self.tier = self.spec.get("tier") or "default"
         self.name = f"Calico {m['kind']} {self.namespace or ''}/{m['metadata']['name']}"
         order = self.spec.get("order")
-        self.place = (INFINITY if order is None else order, m["kind"], self.namespace or "", m["metadata"]["name"])
+        self.place = (INFINITY if order is None else order, KINDS.index(m["kind"]), self.namespace or "", m["metadata"]["name"])
 
     def applies(self, way, end):
         spec = self.spec
@@ -392,18 +398,21 @@ class Calico:
 
 
 def in_namespace(state, wanted, owner):
-    """Is the owner in a namespace with such labels? `global()` is: in none."""
-    if owner.namespace is None:
-        return "global()" in wanted and selector.matches(wanted, {}, True)
-    labels = {**state.namespaces.get(owner.namespace, {}), "projectcalico.org/name": owner.namespace}
-    return selector.matches(wanted, labels, False)
+    """Is the owner in a namespace with such labels? Endpoints and sets inherit them, so what is in no namespace has none of
+    them: `env != 'prod'` means it too. `global()` means just what is in none, `all()` by itself what is in any."""
+    inside = owner.namespace is not None
+    labels = {**state.namespaces.get(owner.namespace, {}), "projectcalico.org/name": owner.namespace} if inside else {}
+    return selector.matches(wanted, labels, not inside) and (inside or wanted.strip() != "all()")
 
 
 def has_account(state, wanted, owner):
-    if not owner.account:
+    """Likewise by the labels of its service account, if it has one."""
+    labels, wanted_labels = {}, wanted.get("selector") or ""
+    if owner.account:
+        labels = {**state.accounts.get((owner.namespace, owner.account), {}), "projectcalico.org/name": owner.account}
+    elif wanted_labels.strip() == "all()":
         return False
-    labels = {**state.accounts.get((owner.namespace, owner.account), {}), "projectcalico.org/name": owner.account}
-    return (not wanted.get("names") or owner.account in wanted["names"]) and selector.matches(wanted.get("selector"), labels)
+    return (not wanted.get("names") or owner.account in wanted["names"]) and selector.matches(wanted_labels, labels)
 
 
 class Rule:

@@ -43,7 +43,7 @@ class Parser:
     def whole(self):
         self.blank()
         if self.at == len(self.text):
-            return lambda labels, known: True
+            return lambda labels, is_global: True
         tree = self.either()
         self.blank()
         if self.at != len(self.text):
@@ -54,18 +54,18 @@ class Parser:
         parts = [self.both()]
         while self.take("||"):
             parts.append(self.both())
-        return lambda labels, known: any(part(labels, known) for part in parts)
+        return lambda labels, is_global: any(part(labels, is_global) for part in parts)
 
     def both(self):
         parts = [self.unary()]
         while self.take("&&"):
             parts.append(self.unary())
-        return lambda labels, known: all(part(labels, known) for part in parts)
+        return lambda labels, is_global: all(part(labels, is_global) for part in parts)
 
     def unary(self):
         if self.take("!"):
             inner = self.unary()
-            return lambda labels, known: not inner(labels, known)
+            return lambda labels, is_global: not inner(labels, is_global)
         return self.primary()
 
     def primary(self):
@@ -75,32 +75,32 @@ class Parser:
             return inner
         if self.take("all("):
             self.need(")")
-            return lambda labels, known: True
+            return lambda labels, is_global: True
         if self.take("global("):
             self.need(")")
-            return lambda labels, known: known
+            return lambda labels, is_global: is_global
         if self.take("has("):
             name = self.need(LABEL)
             self.need(")")
-            return lambda labels, known: name in labels
+            return lambda labels, is_global: name in labels
         return self.comparison(self.need(LABEL))
 
     def comparison(self, name):
         if self.take("=="):
             value = self.string()
-            return lambda labels, known: labels.get(name) == value
+            return lambda labels, is_global: labels.get(name) == value
         if self.take("!="):
             value = self.string()
-            return lambda labels, known: labels.get(name) != value
+            return lambda labels, is_global: labels.get(name) != value
         for pattern, word in WORDS:
             if not self.take(pattern):
                 continue
             if word in ("in", "not in"):
                 values, wanted = self.set(), word == "in"
-                return lambda labels, known: (labels.get(name) in values) == wanted
+                return lambda labels, is_global: (labels.get(name) in values) == wanted
             value = self.string()
             test = {"contains": str.__contains__, "starts": str.startswith, "ends": str.endswith}[word]
-            return lambda labels, known: name in labels and test(labels[name], value)
+            return lambda labels, is_global: name in labels and test(labels[name], value)
         raise Wrong(f"{self.text!r} at {self.at}: expected operator after label")
 
     def string(self):

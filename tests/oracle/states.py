@@ -141,11 +141,16 @@ class States:
     def network_policy(self, spaces, api="networking.k8s.io/v1", kind="NetworkPolicy"):
         spec = {"podSelector": self.pod_selector()}
         if self.chance(0.6):
-            spec["policyTypes"] = self.some(["Ingress", "Egress"], 1, 2)
+            spec["policyTypes"] = self.some(["Ingress", "Egress"], 0, 2)
         for way, side in (("ingress", "from"), ("egress", "to")):
             if self.chance(0.6):
                 spec[way] = [self.network_policy_rule(side) for _ in range(self.random.randint(0, 2))]
         return obj(api, kind, self.name(), self.one(spaces), spec=spec)
+
+    def staged_kubernetes(self, spaces):
+        staged = self.network_policy(spaces, "projectcalico.org/v3", "StagedKubernetesNetworkPolicy")
+        staged["spec"]["stagedAction"] = self.one(["Set", "Learn", "Ignore"])
+        return staged
 
     def network_policy_rule(self, side):
         rule = {}
@@ -226,8 +231,8 @@ class States:
         return {kind: self.some(["api.example.com", "*.example.com", "example.com.", "*.y.example.com", "db.internal", "nowhere.test"], 1, 2)}
 
     def old_namespaces(self):
-        return self.one([lambda: {"namespaceSelector": self.space_selector()}, lambda: {"sameLabels": self.some(["env", "team"], 1)},
-                         lambda: {"notSameLabels": self.some(["env", "team"], 1)}])()
+        return self.one([lambda: {"namespaceSelector": self.space_selector()}, lambda: {"sameLabels": self.some(["env", "team", "kubernetes.io/metadata.name"], 0)},
+                         lambda: {"notSameLabels": self.some(["env", "team", "kubernetes.io/metadata.name"], 0)}])()
 
     def range(self):
         start = self.one(PORTS[:-1])
@@ -271,6 +276,8 @@ class States:
     def calico_selector(self):
         return self.selector({"app": APPS, "env": ENVS, "team": TEAMS, "color": ["green"], "projectcalico.org/namespace": NAMESPACES, "pcns.env": ENVS,
                               "pcsa.role": ["ops", "app"], "projectcalico.org/serviceaccount": ["default", "robot"],
+                              "pcns.projectcalico.org/name": NAMESPACES, "pcsa.projectcalico.org/name": ["default", "robot"],
+                              "projectcalico.org/kind": ["NetworkSet", "GlobalNetworkSet"], "projectcalico.org/name": ["s1", "q2", "r3"],
                               "projectcalico.org/orchestrator": ["k8s"]})
 
     def namespace_selector(self):
@@ -282,9 +289,9 @@ class States:
     def calico_policy(self, spaces, tiers, staged=False):
         everywhere, spec = self.chance(0.5), {}
         if tiers and self.chance(0.6):
-            spec["tier"] = self.one(tiers)
+            spec["tier"] = self.one(tiers + ["default"])
         if self.chance(0.8):
-            spec["order"] = self.one([0, 1, 10, 10.5, 999, 1001, 5000])
+            spec["order"] = self.one([0, 1, 10, 10.5, 999, 1000, 1001, 5000])
         if self.chance(0.85):
             spec["selector"] = self.calico_selector()
         if everywhere and self.chance(0.3):
@@ -317,7 +324,7 @@ class States:
         elif self.chance(0.15):
             rule["notProtocol"] = self.one(["TCP", "UDP", "ICMP"])
         for side, p in (("source", 0.7 if way == "ingress" else 0.2), ("destination", 0.7 if way == "egress" else 0.2)):
-            entity = self.entity(side, namespace, p)
+            entity = self.entity(namespace, p, (side == "source") == (way == "ingress"))
             if ported and side == "destination" and self.chance(0.5) and "services" not in entity:
                 for key in self.one([["ports"], ["ports"], ["notPorts"], ["ports", "notPorts"]]):
                     entity[key] = [self.calico_port(True) for _ in range(self.random.randint(1, 2))]
@@ -331,10 +338,10 @@ class States:
         start = self.one(PORTS[:-1])
         return self.one([start, f"{start}:{start + self.random.randint(0, 3)}"] + ([self.one(PORT_NAMES)] if named else []))
 
-    def entity(self, side, namespace, p):
+    def entity(self, namespace, p, other_end):
         if not self.chance(p):
             return {}
-        if self.chance(0.1):
+        if other_end and self.chance(0.1):
             service = {"name": self.one(["s", "t"])}
             if namespace is None or self.chance(0.7):
                 service["namespace"] = self.one(NAMESPACES)
@@ -363,7 +370,7 @@ class States:
         calico = tiers or any(m["kind"] in ("WorkloadEndpoint", "HostEndpoint", "Profile") for m in manifests)
         makers = [lambda: self.network_policy(spaces)] * 3 + [lambda: self.cluster_policy(spaces)] * 3
         makers += [lambda: self.calico_policy(spaces, tiers)] * (8 if calico else 2) + [lambda: self.network_set(spaces)] * 2
-        makers += [lambda: self.calico_policy(spaces, tiers, True)]
+        makers += [lambda: self.calico_policy(spaces, tiers, True), lambda: self.staged_kubernetes(spaces)]
         return self.one(makers)()
 
     def first(self):
@@ -389,6 +396,8 @@ class States:
                     new["metadata"]["name"] = old["metadata"]["name"]
                     manifests.remove(old)
                 manifests = put(manifests, new)
+            elif what < 0.8:
+                manifests = self.rearrange(manifests)
             else:
                 old = self.one([m for m in manifests if m["kind"] in ("Namespace", "Pod", "WorkloadEndpoint", "HostEndpoint", "ServiceAccount", "Node")])
                 labels = self.space_labels() if old["kind"] == "Namespace" else self.pod_labels()
@@ -398,6 +407,19 @@ class States:
                 else:
                     manifests[manifests.index(old)] = new
         return manifests
+
+    def rearrange(self, manifests):
+        """Another tier, profile, slice or host endpoint of the same name, or none."""
+        make = {"Tier": lambda n: obj("projectcalico.org/v3", "Tier", n, spec=self.one([{"order": 20}, {"order": 2000000}, {"defaultAction": "Pass"}, {}])),
+                "Profile": self.profile, "HostEndpoint": lambda n: self.host_endpoint(int(n[3:])),
+                "EndpointSlice": lambda n: self.slice(NAMESPACES[:2])}
+        found = [m for m in manifests if m["kind"] in make]
+        if not found:
+            return manifests
+        old = self.one(found)
+        if old["kind"] != "Tier" and self.chance(0.3):
+            return [m for m in manifests if m is not old]
+        return put(manifests, make[old["kind"]](old["metadata"]["name"]))
 
     def flows(self, manifests, most=260):
         """Questions: every pair of addresses of one family that has a workload or a host endpoint among it."""
