@@ -448,7 +448,8 @@ class Rule:
             if not any(scope(o) and selector.matches(e.get("selector"), o.labels, o.namespace is None)
                        and (not e.get("serviceAccounts") or has_account(self.state, e["serviceAccounts"], o)) for o in owners):
                 return False
-        if e.get("notSelector") and any(scope(o) and selector.matches(e["notSelector"], o.labels, o.namespace is None) for o in owners):
+        # Whoever matches it, in whatever namespace, as docs/migrating.md says.
+        if e.get("notSelector") and any(selector.matches(e["notSelector"], o.labels, o.namespace is None) for o in owners):
             return False
         if e.get("services") and not self.service(e["services"], ip, conn, destination):
             return False

@@ -158,8 +158,9 @@ fn peer(decoder: &mut Decoder, node: &Node, egress: bool) -> Option<Option<Peer>
                 namespace_selector: Some(newer.unwrap_or_else(Selector::all)),
                 ..Peer::default()
             });
-            let selector = Selector::all_of([pods, workloads()]);
-            Peer { selector: Some(selector), ..namespaces }
+            // What the namespaces ask for stays: an empty list of labels there selects nobody.
+            let parts = [pods, workloads()].into_iter().chain(namespaces.selector);
+            Peer { selector: Some(Selector::all_of(parts)), ..namespaces }
         }
         "nodes" => Peer { hosts: Some(label_selector(decoder, value)?), ..Peer::default() },
         "networks" => {
