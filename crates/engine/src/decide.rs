@@ -9,7 +9,8 @@ use std::sync::Arc;
 
 use bulkhead_model::entity::matches;
 use bulkhead_model::labels::{
-    DOMAIN_LABEL, KIND_LABEL, NAMESPACE_LABEL, NAMESPACE_LABELS_PREFIX, SERVICE_ACCOUNT_LABEL, SERVICE_LABEL,
+    DOMAIN_LABEL, HOST_LABEL, KIND_LABEL, NAME_LABEL, NAMESPACE_LABEL, NAMESPACE_LABELS_PREFIX,
+    SERVICE_ACCOUNT_LABEL, SERVICE_LABEL,
 };
 use bulkhead_model::policy::{
     Action, DefaultAction, Mode, Order, Own, Peer, PolicySpec, Rule, ServiceName, SourcePorts,
@@ -143,10 +144,47 @@ pub fn decide(world: &World, flow: &Flow) -> Explanation {
         }
         _ => (
             source.map(|entity| ask(entity, Direction::Egress, flow.destination.address)),
-            destination.map(|entity| ask(entity, Direction::Ingress, flow.source.address)),
+            destination.map(|entity| {
+                let judged = ask(entity, Direction::Ingress, flow.source.address);
+                unless_own_host(world, entity, flow.source.address, judged)
+            }),
         ),
     };
     Explanation::of(egress, ingress)
+}
+
+/// 4.10: its host reaches a workload unless a written rule forbids it. A kernel knows who sent a packet by the way that
+/// it came; here it is by the address.
+pub(crate) fn unless_own_host(
+    world: &World,
+    workload: &Entity,
+    source: IpAddr,
+    judged: Judgement,
+) -> Judgement {
+    let written = matches!(judged.rule, RuleRef::Rule { .. });
+    if judged.verdict == Verdict::Allow || written || !is_own_host(world, workload, source) {
+        return judged;
+    }
+    let rule = RuleRef::Builtin { builtin: Builtin::HostToWorkload };
+    let (audit_verdict, audit_rule) = if judged.audit_rule == judged.rule {
+        (Verdict::Allow, rule.clone())
+    } else {
+        (judged.audit_verdict, judged.audit_rule)
+    };
+    Judgement { verdict: Verdict::Allow, rule, audit_verdict, audit_rule, ..judged }
+}
+
+/// Whether an address is of the host that a workload runs on.
+fn is_own_host(world: &World, workload: &Entity, address: IpAddr) -> bool {
+    let Some(host) = workload.labels.get(HOST_LABEL) else { return false };
+    !workload.is_host_endpoint()
+        && world.entities.values().any(|entity| {
+            let is_host = kind(entity) == Some(Kind::Host.as_str());
+            let label = if is_host { NAME_LABEL } else { HOST_LABEL };
+            (is_host || entity.is_host_endpoint())
+                && entity.labels.get(label) == Some(host)
+                && entity.prefixes.iter().any(|prefix| prefix.contains_address(address))
+        })
 }
 
 impl Explanation {
@@ -356,7 +394,10 @@ impl Query<'_> {
             Direction::Ingress => ports.matches(self.key, &self.endpoint.ports),
             Direction::Egress => {
                 ports.matches(self.key, &[])
-                    || self.peer_entities().any(|entity| ports.matches(self.key, &entity.ports))
+                    || self
+                        .peer_entities()
+                        .filter(|entity| is_selected_by_default(entity))
+                        .any(|entity| ports.matches(self.key, &entity.ports))
             }
         }
     }

@@ -12,7 +12,7 @@ use bulkhead_model::time::Timestamp;
 use bulkhead_model::{Builtin, Direction, Entity, ObjectKey, RuleRef, Selector, Verdict};
 
 use crate::assembly::Changes;
-use crate::decide::{Explanation, Flow, Judgement, decide};
+use crate::decide::{Explanation, Flow, Judgement, decide, unless_own_host};
 use crate::host::{HostEngine, LocalEndpoint, Member};
 use crate::members::{Change, MemberChange, MemberIndex, MemberRef, SelectorId};
 use crate::world::World;
@@ -180,6 +180,10 @@ impl Fleet {
         };
         let egress = side(&source.workload, Direction::Egress, destination.address);
         let ingress = side(&destination.workload, Direction::Ingress, source.address);
+        let ingress = ingress.map(|judged| match self.world.entities.get(&judged.workload) {
+            Some(workload) if !own => unless_own_host(&self.world, workload, source.address, judged),
+            _ => judged,
+        });
         Explanation::of(egress, ingress)
     }
 

@@ -114,11 +114,11 @@ fn rule(decoder: &mut Decoder, node: &Node, peers_name: &'static str) -> Option<
     let (action, peers) = (action?, peers?);
     let unknown = peers.iter().any(Option::is_none);
     let known: Vec<Peer> = peers.into_iter().flatten().collect();
-    // C14: of a peer that cannot be understood, Accept says nothing, and anything else denies all.
+    // C14: with a peer that cannot be understood, Accept matches nothing, and anything else denies all, on all ports.
     let (action, peers) = match (unknown, action) {
-        (true, Action::Deny | Action::Pass) => (Action::Deny, Vec::new()),
+        (true, Action::Deny | Action::Pass) => return Some(Rule::new(Action::Deny)),
         // An empty list would mean any: nobody is said by a block that holds nobody.
-        _ if known.is_empty() => (action, vec![nobody()]),
+        _ if unknown || known.is_empty() => (action, vec![nobody()]),
         _ => (action, known),
     };
     let ports = protocols.into_iter().chain(ports).flatten().collect();
@@ -158,8 +158,9 @@ fn peer(decoder: &mut Decoder, node: &Node, egress: bool) -> Option<Option<Peer>
                 namespace_selector: Some(newer.unwrap_or_else(Selector::all)),
                 ..Peer::default()
             });
-            let selector = Selector::all_of([pods, workloads()]);
-            Peer { selector: Some(selector), ..namespaces }
+            // What the namespaces ask for stays: an empty list of labels there selects nobody.
+            let parts = [pods, workloads()].into_iter().chain(namespaces.selector);
+            Peer { selector: Some(Selector::all_of(parts)), ..namespaces }
         }
         "nodes" => Peer { hosts: Some(label_selector(decoder, value)?), ..Peer::default() },
         "networks" => {
