@@ -3,14 +3,13 @@
 //! Short and obvious on purpose. Nothing here is shared with the compiler, so that the two check each other.
 //! Numbers in comments are those of the design's semantics.
 
-use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use bulkhead_model::entity::matches;
 use bulkhead_model::labels::{
-    DOMAIN_LABEL, HOST_LABEL, KIND_LABEL, NAME_LABEL, NAMESPACE_LABEL, NAMESPACE_LABELS_PREFIX,
-    SERVICE_ACCOUNT_LABEL, SERVICE_LABEL,
+    DOMAIN_LABEL, HOST_LABEL, KIND_LABEL, NAMESPACE_LABEL, NAMESPACE_LABELS_PREFIX, SERVICE_ACCOUNT_LABEL,
+    SERVICE_LABEL,
 };
 use bulkhead_model::policy::{
     Action, DefaultAction, Mode, Order, Own, Peer, PolicySpec, Rule, ServiceName, SourcePorts,
@@ -19,115 +18,10 @@ use bulkhead_model::ports::{PortKey, PortMatch, PortRange, Protocol};
 use bulkhead_model::{
     Builtin, Direction, Entity, Kind, Labels, ObjectKey, Prefix, RuleRef, Selector, Verdict,
 };
-use serde::Serialize;
 
+use crate::judgement::{Endpoint, Explanation, Flow, Judgement, Outcome, Step};
+use crate::own_host::{is_host_at, unless_own_host};
 use crate::world::World;
-
-/// One end of a flow.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Endpoint {
-    /// The workload, if this end is one of ours.
-    pub workload: Option<Arc<str>>,
-    /// Its address.
-    pub address: IpAddr,
-}
-
-/// A new connection.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Flow {
-    /// Who begins it.
-    pub source: Endpoint,
-    /// Who is called.
-    pub destination: Endpoint,
-    /// Protocol and destination port.
-    pub key: PortKey,
-    /// The port of whoever begins; 0 for protocols without.
-    pub source_port: u16,
-}
-
-/// Why a connection passes or not, at both ends.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Explanation {
-    /// Whether it passes.
-    pub verdict: Verdict,
-    /// Whether it would if every Audit policy were enforced.
-    pub audit_verdict: Verdict,
-    /// What the source's policy says, if the source is ours.
-    pub egress: Option<Judgement>,
-    /// What the destination's policy says, if the destination is ours.
-    pub ingress: Option<Judgement>,
-}
-
-/// What one endpoint's policy says in one direction.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Judgement {
-    /// The endpoint.
-    pub workload: Arc<str>,
-    /// What is enforced.
-    pub verdict: Verdict,
-    /// Who decided.
-    pub rule: RuleRef,
-    /// What would be enforced if every Audit policy were.
-    pub audit_verdict: Verdict,
-    /// Who would have decided that.
-    pub audit_rule: RuleRef,
-    /// Whether a rule on the way asked for the connection to be logged.
-    pub log: bool,
-    /// Everything that was looked at, in order. Audit policies are among it, marked.
-    pub trace: Vec<Step>,
-}
-
-/// One thing that was looked at.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Step {
-    /// What it was.
-    pub rule: RuleRef,
-    /// Whether it belongs to an Audit policy.
-    pub audit: bool,
-    /// What came of it.
-    pub outcome: Outcome,
-}
-
-/// What came of looking at a rule or at the end of a tier.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "camelCase")]
-pub enum Outcome {
-    /// The rule is not for this endpoint of its policy.
-    OtherEndpoint,
-    /// The other end is not one that the rule names.
-    OtherPeer,
-    /// The port is not one that the rule names.
-    OtherPort,
-    /// The source port is not one that the rule names, or there is none.
-    OtherSourcePort,
-    /// It matched: allow.
-    Allow,
-    /// It matched: deny.
-    Deny,
-    /// It matched: ask the next tier.
-    Pass,
-    /// It matched: noted.
-    Log,
-}
-
-impl fmt::Display for Outcome {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::OtherEndpoint => "no match: other endpoint",
-            Self::OtherPeer => "no match: other peer",
-            Self::OtherPort => "no match: other port",
-            Self::OtherSourcePort => "no match: other source port",
-            Self::Allow => "allow",
-            Self::Deny => "deny",
-            Self::Pass => "pass",
-            Self::Log => "log",
-        })
-    }
-}
 
 /// Judges a new connection at both ends (4.1).
 pub fn decide(world: &World, flow: &Flow) -> Explanation {
@@ -146,62 +40,14 @@ pub fn decide(world: &World, flow: &Flow) -> Explanation {
             source.map(|entity| ask(entity, Direction::Egress, flow.destination.address)),
             destination.map(|entity| {
                 let judged = ask(entity, Direction::Ingress, flow.source.address);
-                unless_own_host(world, entity, flow.source.address, judged)
+                let own = entity.labels.get(HOST_LABEL).is_some_and(|host| {
+                    world.entities.values().any(|other| is_host_at(other, host, flow.source.address))
+                });
+                unless_own_host(entity, own, judged)
             }),
         ),
     };
     Explanation::of(egress, ingress)
-}
-
-/// 4.10: its host reaches a workload unless a written rule forbids it. A kernel knows who sent a packet by the way that
-/// it came; here it is by the address.
-pub(crate) fn unless_own_host(
-    world: &World,
-    workload: &Entity,
-    source: IpAddr,
-    judged: Judgement,
-) -> Judgement {
-    let written = matches!(judged.rule, RuleRef::Rule { .. });
-    if judged.verdict == Verdict::Allow || written || !is_own_host(world, workload, source) {
-        return judged;
-    }
-    let rule = RuleRef::Builtin { builtin: Builtin::HostToWorkload };
-    let (audit_verdict, audit_rule) = if judged.audit_rule == judged.rule {
-        (Verdict::Allow, rule.clone())
-    } else {
-        (judged.audit_verdict, judged.audit_rule)
-    };
-    Judgement { verdict: Verdict::Allow, rule, audit_verdict, audit_rule, ..judged }
-}
-
-/// Whether an address is of the host that a workload runs on.
-fn is_own_host(world: &World, workload: &Entity, address: IpAddr) -> bool {
-    let Some(host) = workload.labels.get(HOST_LABEL) else { return false };
-    !workload.is_host_endpoint()
-        && world.entities.values().any(|entity| {
-            let is_host = kind(entity) == Some(Kind::Host.as_str());
-            let label = if is_host { NAME_LABEL } else { HOST_LABEL };
-            (is_host || entity.is_host_endpoint())
-                && entity.labels.get(label) == Some(host)
-                && entity.prefixes.iter().any(|prefix| prefix.contains_address(address))
-        })
-}
-
-impl Explanation {
-    /// A connection passes if both ends that are ours let it (4.1).
-    pub(crate) fn of(egress: Option<Judgement>, ingress: Option<Judgement>) -> Self {
-        let both = |verdict: fn(&Judgement) -> Verdict| {
-            let sides = [&egress, &ingress];
-            let all = sides.into_iter().flatten().all(|side| verdict(side) == Verdict::Allow);
-            if all { Verdict::Allow } else { Verdict::Deny }
-        };
-        Self {
-            verdict: both(|side| side.verdict),
-            audit_verdict: both(|side| side.audit_verdict),
-            egress,
-            ingress,
-        }
-    }
 }
 
 /// Judges a new connection between one of our endpoints and an address, in one direction.

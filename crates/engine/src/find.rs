@@ -7,7 +7,7 @@ use bulkhead_model::labels::HOST_LABEL;
 use bulkhead_model::suggest::nearest;
 use bulkhead_model::{Entity, ObjectKey};
 
-use crate::decide::Endpoint;
+use crate::judgement::Endpoint;
 use crate::world::World;
 
 /// Most names that an ambiguous name lists.

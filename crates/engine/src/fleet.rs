@@ -2,6 +2,7 @@
 //! calls. What `decide`, `test` and `lint` ask, and what they get is what a kernel's tables would say.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use bulkhead_model::host_policy::{Cell, HostPolicy, RuleId};
@@ -12,9 +13,11 @@ use bulkhead_model::time::Timestamp;
 use bulkhead_model::{Builtin, Direction, Entity, ObjectKey, RuleRef, Selector, Verdict};
 
 use crate::assembly::Changes;
-use crate::decide::{Explanation, Flow, Judgement, decide, unless_own_host};
+use crate::decide::decide;
 use crate::host::{HostEngine, LocalEndpoint, Member};
+use crate::judgement::{Explanation, Flow, Judgement};
 use crate::members::{Change, MemberChange, MemberIndex, MemberRef, SelectorId};
+use crate::own_host::{host_of, is_host_at, unless_own_host};
 use crate::world::World;
 
 /// Name of the host that everything runs on.
@@ -29,6 +32,8 @@ pub struct Fleet {
     engine: HostEngine,
     interfaces: BTreeMap<Arc<str>, u32>,
     next_interface: u32,
+    /// Hosts, and endpoints of hosts, by the host's name.
+    hosts: BTreeMap<String, BTreeSet<Arc<str>>>,
     /// The only host whose endpoints are ours, if it is not all of them.
     host: Option<String>,
 }
@@ -49,6 +54,7 @@ impl Fleet {
             engine: HostEngine::new(HOST),
             interfaces: BTreeMap::new(),
             next_interface: 1,
+            hosts: BTreeMap::new(),
             host: None,
         }
     }
@@ -126,6 +132,17 @@ impl Fleet {
                 self.next_interface
             }),
         });
+        if let Some(host) = self.world.entities.get(name).and_then(host_of)
+            && let Some(names) = self.hosts.get_mut(host)
+        {
+            names.remove(name);
+            if names.is_empty() {
+                self.hosts.remove(host);
+            }
+        }
+        if let Some(host) = entity.and_then(host_of) {
+            self.hosts.entry(host.to_owned()).or_default().insert(Arc::clone(name));
+        }
         let local = endpoint.is_some();
         self.engine.set_local(name, endpoint);
         let changes = match entity {
@@ -181,10 +198,18 @@ impl Fleet {
         let egress = side(&source.workload, Direction::Egress, destination.address);
         let ingress = side(&destination.workload, Direction::Ingress, source.address);
         let ingress = ingress.map(|judged| match self.world.entities.get(&judged.workload) {
-            Some(workload) if !own => unless_own_host(&self.world, workload, source.address, judged),
+            Some(workload) if !own => {
+                unless_own_host(workload, self.is_own_host(workload, source.address), judged)
+            }
             _ => judged,
         });
         Explanation::of(egress, ingress)
+    }
+
+    fn is_own_host(&self, workload: &Entity, address: IpAddr) -> bool {
+        let Some(host) = workload.labels.get(HOST_LABEL) else { return false };
+        let names = self.hosts.get(host).into_iter().flatten();
+        names.filter_map(|name| self.world.entities.get(name)).any(|entity| is_host_at(entity, host, address))
     }
 
     /// What the reference evaluator says of it.

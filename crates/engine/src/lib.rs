@@ -19,14 +19,16 @@ mod find;
 mod fleet;
 mod host;
 mod intervals;
+mod judgement;
 mod lint;
 mod members;
+mod own_host;
 mod program;
 mod selector_index;
 mod world;
 
 pub use assembly::{Assembly, Changes, Heritage};
-pub use decide::{Endpoint, Explanation, Flow, Judgement, Outcome, Step, decide, judge};
+pub use decide::{decide, judge};
 pub use explain::{
     COST_HOSTS_MAX, HostCost, Isolation, PolicyExplanation, PolicyUse, RuleExplanation, TierExplanation,
     WorkloadExplanation, explain_policy, explain_workload,
@@ -34,6 +36,7 @@ pub use explain::{
 pub use find::{FindError, find_end, find_endpoint, find_policy};
 pub use fleet::Fleet;
 pub use host::{HostEngine, LocalEndpoint, Member, NotReady};
+pub use judgement::{Endpoint, Explanation, Flow, Judgement, Outcome, Step};
 pub use lint::{CODES, Code, CodeInfo, Finding, Findings, Severity, lint};
 pub use members::{Change, MemberChange, MemberIndex, MemberRef, SelectorId};
 pub use world::World;
