@@ -9,8 +9,7 @@ use std::sync::Arc;
 
 use bulkhead_model::entity::matches;
 use bulkhead_model::labels::{
-    DOMAIN_LABEL, HOST_LABEL, KIND_LABEL, NAME_LABEL, NAMESPACE_LABEL, NAMESPACE_LABELS_PREFIX,
-    SERVICE_ACCOUNT_LABEL, SERVICE_LABEL,
+    DOMAIN_LABEL, KIND_LABEL, NAMESPACE_LABEL, NAMESPACE_LABELS_PREFIX, SERVICE_ACCOUNT_LABEL, SERVICE_LABEL,
 };
 use bulkhead_model::policy::{
     Action, DefaultAction, Mode, Order, Own, Peer, PolicySpec, Rule, ServiceName, SourcePorts,
@@ -21,6 +20,7 @@ use bulkhead_model::{
 };
 use serde::Serialize;
 
+use crate::own::{own_traffic, unless_own_host};
 use crate::world::World;
 
 /// One end of a flow.
@@ -153,40 +153,6 @@ pub fn decide(world: &World, flow: &Flow) -> Explanation {
     Explanation::of(egress, ingress)
 }
 
-/// 4.10: its host reaches a workload unless a written rule forbids it. A kernel knows who sent a packet by the way that
-/// it came; here it is by the address.
-pub(crate) fn unless_own_host(
-    world: &World,
-    workload: &Entity,
-    source: IpAddr,
-    judged: Judgement,
-) -> Judgement {
-    let written = matches!(judged.rule, RuleRef::Rule { .. });
-    if judged.verdict == Verdict::Allow || written || !is_own_host(world, workload, source) {
-        return judged;
-    }
-    let rule = RuleRef::Builtin { builtin: Builtin::HostToWorkload };
-    let (audit_verdict, audit_rule) = if judged.audit_rule == judged.rule {
-        (Verdict::Allow, rule.clone())
-    } else {
-        (judged.audit_verdict, judged.audit_rule)
-    };
-    Judgement { verdict: Verdict::Allow, rule, audit_verdict, audit_rule, ..judged }
-}
-
-/// Whether an address is of the host that a workload runs on.
-fn is_own_host(world: &World, workload: &Entity, address: IpAddr) -> bool {
-    let Some(host) = workload.labels.get(HOST_LABEL) else { return false };
-    !workload.is_host_endpoint()
-        && world.entities.values().any(|entity| {
-            let is_host = kind(entity) == Some(Kind::Host.as_str());
-            let label = if is_host { NAME_LABEL } else { HOST_LABEL };
-            (is_host || entity.is_host_endpoint())
-                && entity.labels.get(label) == Some(host)
-                && entity.prefixes.iter().any(|prefix| prefix.contains_address(address))
-        })
-}
-
 impl Explanation {
     /// A connection passes if both ends that are ours let it (4.1).
     pub(crate) fn of(egress: Option<Judgement>, ingress: Option<Judgement>) -> Self {
@@ -220,19 +186,6 @@ pub fn judge(
     let (audit_verdict, audit_rule, audit_log) = query.walk(true, &mut trace);
     let log = log || audit_log;
     Judgement { workload: Arc::clone(&endpoint.name), verdict, rule, audit_verdict, audit_rule, log, trace }
-}
-
-fn own_traffic(endpoint: &Entity) -> Judgement {
-    let rule = RuleRef::Builtin { builtin: Builtin::SelfTraffic };
-    Judgement {
-        workload: Arc::clone(&endpoint.name),
-        verdict: Verdict::Allow,
-        rule: rule.clone(),
-        audit_verdict: Verdict::Allow,
-        audit_rule: rule,
-        log: false,
-        trace: Vec::new(),
-    }
 }
 
 /// Whether a policy is for an endpoint (4.2).

@@ -12,9 +12,10 @@ use bulkhead_model::time::Timestamp;
 use bulkhead_model::{Builtin, Direction, Entity, ObjectKey, RuleRef, Selector, Verdict};
 
 use crate::assembly::Changes;
-use crate::decide::{Explanation, Flow, Judgement, decide, unless_own_host};
+use crate::decide::{Explanation, Flow, Judgement, decide};
 use crate::host::{HostEngine, LocalEndpoint, Member};
 use crate::members::{Change, MemberChange, MemberIndex, MemberRef, SelectorId};
+use crate::own::unless_own_host;
 use crate::world::World;
 
 /// Name of the host that everything runs on.

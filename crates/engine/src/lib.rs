@@ -20,6 +20,7 @@ mod host;
 mod intervals;
 mod lint;
 mod members;
+mod own;
 mod program;
 mod selector_index;
 mod world;
