@@ -12,6 +12,10 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 CASES ?= ../shared/conformance
 export BULKHEAD_BIN ?= $(abspath $(TARGET)/release/bulkhead)
 
+# Random clusters that the oracle judges, each in four states, and the first one's seed.
+ORACLE_ROUNDS ?= 600
+ORACLE_SEED ?= 1
+
 # Seconds that each fuzz target runs.
 FUZZ_SECONDS ?= 60
 FUZZ_TARGETS := selector document port_match kubernetes wire
@@ -43,7 +47,7 @@ demo-clean: root ## Remove what a demo with KEEP=1 left
 	$(TARGET)/release/bulkhead-demo --clean
 
 .PHONY: test
-test: root build test-deps conformance ## Run every test, those on real kernels, hosts and containers too
+test: root build test-deps conformance oracle-short ## Run every test, those on real kernels, hosts and containers too
 	$(CARGO) test --locked --workspace
 
 .PHONY: conformance
@@ -53,6 +57,15 @@ conformance: build ## Run the public policy cases, where they lie beside the che
 	else \
 	  echo "no public cases in $(CASES): nothing to run"; \
 	fi
+
+.PHONY: oracle
+oracle: build ## Compare verdicts with an independent reading of Kubernetes' and Calico's policies (ORACLE_ROUNDS=600, ORACLE_SEED=1)
+	@$(call install,python3)
+	@python3 tests/oracle/fuzz.py --bulkhead "$(BULKHEAD_BIN)" --rounds $(ORACLE_ROUNDS) --seed $(ORACLE_SEED)
+
+.PHONY: oracle-short
+oracle-short:
+	@$(MAKE) --no-print-directory oracle ORACLE_ROUNDS=100 ORACLE_SEED=1
 
 .PHONY: bench
 bench: root build test-deps ## Measure side by side with the alternatives; writes target/bench.json

@@ -13,6 +13,7 @@ import sys
 import time
 
 import oracle
+import selector
 import states
 
 
@@ -30,6 +31,21 @@ class Bulkhead:
         if not answer:
             sys.exit("bulkhead decide has ended")
         return json.loads(answer)
+
+
+def selectors(bulkhead, make):
+    """A selector that is perhaps none: is it refused by both, or does it mean the same to both? What is different, if so."""
+    text = make.selector_soup()
+    labels = make.labels({"a": ["x", "in"], "in": ["x", "in"], "not": ["x"], "contains": ["x", "in"], "has": ["x"], "all": ["in"]})
+    pod = {**states.obj("v1", "Pod", "p", "n", labels, {"containers": []}), "status": {"podIPs": [{"ip": "10.0.0.1"}]}}
+    policy = states.obj("projectcalico.org/v3", "GlobalNetworkPolicy", "g", spec={"selector": text, "ingress": [{"action": "Deny"}]})
+    answer = bulkhead.ask([pod, policy], [{"from": "ip:203.0.113.1", "to": "ip:10.0.0.1", "protocol": "TCP", "port": 80}])
+    got = answer["results"][0]["verdict"] == "deny" if answer["results"] else "refused"
+    try:
+        want = selector.matches(text, labels)
+    except selector.Wrong:
+        want = "refused"
+    return None if got == want else f"selector {text!r} of {labels}: oracle {want}, bulkhead {got} {answer['errors']}"
 
 
 def difference(bulkhead, manifests, flow):
@@ -94,6 +110,7 @@ def main():
     parser.add_argument("--seed", type=int, default=1, help="of the first round; every round has the next one")
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--steps", type=int, default=4, help="states of a round")
+    parser.add_argument("--selectors", type=int, default=5, help="selectors of a round that may be none")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no round after this time")
     parser.add_argument("--show", type=int, default=5, help="differences to print")
     args = parser.parse_args()
@@ -104,6 +121,11 @@ def main():
             break
         rounds += 1
         make, manifests = states.States(random.Random(seed)), []
+        for _ in range(args.selectors):
+            problem = selectors(bulkhead, make)
+            if problem:
+                wrong += 1
+                print(f"DIFFERENCE (seed {seed}): {problem}", flush=True)
         for step in range(args.steps):
             manifests = make.next(manifests) if step else make.first()
             flows = make.flows(manifests)

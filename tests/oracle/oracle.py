@@ -216,7 +216,7 @@ class State:
             if name not in self.profiles:
                 return "Deny", f"profile {name}, which is missing", False
             for i, rule in enumerate(self.profiles[name].get(way) or []):
-                if rule["action"] in ("Allow", "Deny") and Rule(self, rule, None).matches(conn):
+                if rule["action"] in ("Allow", "Deny") and Rule(self, rule, None).matches(conn, way, end):
                     return rule["action"], f"profile {name} rule {i}", True
         return "Deny", "no profile decides", False
 
@@ -392,7 +392,7 @@ class Calico:
 
     def decide(self, way, end, conn):
         for i, rule in enumerate(self.spec.get(way) or []):
-            if rule["action"] != "Log" and Rule(self.state, rule, self.namespace).matches(conn):
+            if rule["action"] != "Log" and Rule(self.state, rule, self.namespace).matches(conn, way, end):
                 return rule["action"], i
         return None, None
 
@@ -421,8 +421,11 @@ class Rule:
     def __init__(self, state, rule, namespace):
         self.state, self.rule, self.namespace = state, rule, namespace
 
-    def matches(self, conn):
+    def matches(self, conn, way, end):
         rule = self.rule
+        # At the end where the rule is asked selectors mean the endpoint itself (docs/migrating.md).
+        source = [end] if way == "egress" else self.state.owners_of(conn.source)
+        destination = [end] if way == "ingress" else self.state.owners_of(conn.destination)
         if rule.get("ipVersion") not in (None, conn.version):
             return False
         if "protocol" in rule and conn.protocol != number(rule["protocol"]):
@@ -433,14 +436,13 @@ class Rule:
             return False
         if "notICMP" in rule and self.icmp(rule["notICMP"], conn):
             return False
-        return (self.entity(rule.get("source") or {}, conn.source, conn.source_port, conn, False)
-                and self.entity(rule.get("destination") or {}, conn.destination, conn.port, conn, True))
+        return (self.entity(rule.get("source") or {}, source, conn.source, conn.source_port, conn, False)
+                and self.entity(rule.get("destination") or {}, destination, conn.destination, conn.port, conn, True))
 
     def icmp(self, icmp, conn):
         return "type" not in icmp or (conn.port >> 8 == icmp["type"] and icmp.get("code", conn.port & 255) == conn.port & 255)
 
-    def entity(self, e, ip, port, conn, destination):
-        owners = self.state.owners_of(ip)
+    def entity(self, e, owners, ip, port, conn, destination):
         if e.get("nets") and not inside(ip, e["nets"]) or inside(ip, e.get("notNets") or []):
             return False
         scope = lambda o: self.scope(e, o)

@@ -73,11 +73,9 @@ class Parser:
             inner = self.either()
             self.need(")")
             return inner
-        if self.take("all("):
-            self.need(")")
+        if self.take("all()"):
             return lambda labels, is_global: True
-        if self.take("global("):
-            self.need(")")
+        if self.take("global()"):
             return lambda labels, is_global: is_global
         if self.take("has("):
             name = self.need(LABEL)

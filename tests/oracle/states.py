@@ -280,6 +280,19 @@ class States:
                               "projectcalico.org/kind": ["NetworkSet", "GlobalNetworkSet"], "projectcalico.org/name": ["s1", "q2", "r3"],
                               "projectcalico.org/orchestrator": ["k8s"]})
 
+    def selector_soup(self):
+        """Tokens in an order that is seldom right."""
+        tokens = ["a", "in", "not", "has", "all", "contains", "starts", "with", "ends", "startswith", "endswith", "notin", "global", "==", "!=", "!", "&&", "||",
+                  "(", ")", "{", "}", ",", "'x'", '"in"', "''", "has(a)", "has( in )", "has(a", "has (a)", "all()", "all( )", "global()", "a == 'x'",
+                  "in in{'x'}", "a not in {'x',}", "contains contains 'x'", "a starts with 'x'", "not == 'x'", "=", "&", "{}", "{,}", "\n", "a/b.c-d_e", "'"]
+        shapes = [["L", "O", "S"], ["L", "I", "{", "S", "}"], ["(", "L", "O", "S", ")"], ["!", "L", "O", "S", "&&", "!", "has(a)"]]
+        kinds = {"L": ["a", "in", "not", "has", "contains", "all"], "O": ["==", "!=", "contains", "starts with", "startswith", "ends\twith"], "S": ["'x'", '"in"', "''"],
+                 "I": ["in", "not in", "notin"]}
+        words = [self.one(kinds.get(w, [w])) for w in self.one(shapes)]
+        for _ in range(self.random.randint(0, 2)):
+            words.insert(self.random.randint(0, len(words)), self.one(tokens))
+        return "".join(w + self.one(["", " ", " ", "\t"]) for w in words)
+
     def namespace_selector(self):
         return self.selector({"env": ENVS, "team": TEAMS, "kubernetes.io/metadata.name": NAMESPACES, "projectcalico.org/name": NAMESPACES}, is_global=True)
 

@@ -68,20 +68,24 @@ impl Heritage {
 
     /// Adds to an entity what its parents leave to it.
     pub fn complete(&self, entity: &mut Entity) {
-        let mut profiles = 0;
+        let (mut profiles, mut asked) = (0, true);
         for parent in &entity.parents.clone() {
             let bequests = self.bequests.get(parent);
             if let Parent::Profile(name) = parent {
-                // A profile that is missing denies everything, so those after it are never asked.
-                let Some(profile) = bequests.and_then(|bequests| bequests.values().next()) else { break };
-                // A name that the repository took is an acceptable value.
-                let _ = entity.labels.insert_any(&profile_label(profiles), name);
-                profiles += 1;
+                // A profile that is missing denies everything, so the rules of those after it are never asked. Labels
+                // are inherited from all there are.
+                let Some(profile) = bequests.and_then(|bequests| bequests.values().next()) else {
+                    asked = false;
+                    continue;
+                };
                 entity.labels.inherit(&profile.labels);
-                // One that allows everything has the last word too.
-                if let Some(posture) = profile.posture {
-                    entity.posture = Some(posture);
-                    break;
+                if asked {
+                    // A name that the repository took is an acceptable value.
+                    let _ = entity.labels.insert_any(&profile_label(profiles), name);
+                    profiles += 1;
+                    entity.posture = profile.posture.or(entity.posture);
+                    // One that allows everything has the last word too.
+                    asked = profile.posture.is_none();
                 }
                 continue;
             }
