@@ -446,11 +446,12 @@ class Rule:
         if e.get("nets") and not inside(ip, e["nets"]) or inside(ip, e.get("notNets") or []):
             return False
         scope = lambda o: self.scope(e, o)
-        if e.get("selector") or e.get("namespaceSelector") or e.get("serviceAccounts"):
+        # In a namespace any selector says that the other end is known and of that namespace, a negative one too.
+        confined = self.namespace is not None and e.get("notSelector")
+        if confined or e.get("selector") or e.get("namespaceSelector") or e.get("serviceAccounts"):
             if not any(scope(o) and selector.matches(e.get("selector"), o.labels, o.namespace is None)
                        and (not e.get("serviceAccounts") or has_account(self.state, e["serviceAccounts"], o)) for o in owners):
                 return False
-        # Whoever matches it, in whatever namespace, as docs/migrating.md says.
         if e.get("notSelector") and any(selector.matches(e["notSelector"], o.labels, o.namespace is None) for o in owners):
             return False
         if e.get("services") and not self.service(e["services"], ip, conn, destination):

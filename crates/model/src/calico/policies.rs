@@ -117,7 +117,8 @@ fn policy_spec(decoder: &mut Decoder, mut fields: Fields<'_>, key: &ObjectKey) -
     });
     let mut rules = |decoder: &mut Decoder, name, direction| {
         fields.optional(decoder, name, |decoder, node| {
-            let rules = decoder.list(node, RULES_MAX, |decoder, node| rule(decoder, node, direction));
+            let rules =
+                decoder.list(node, RULES_MAX, |decoder, node| rule(decoder, node, direction, !global));
             bounded_source_ports(decoder, node, rules)
         })
     };
@@ -169,7 +170,8 @@ pub(super) fn profile(decoder: &mut Decoder, node: &Node, key: &ObjectKey) -> Op
         let labels = fields.optional(decoder, "labelsToApply", crate::resource::decode_labels);
         let mut rules = |decoder: &mut Decoder, name, direction| {
             fields.optional(decoder, name, |decoder, node| {
-                let rules = decoder.list(node, RULES_MAX, |decoder, node| rule(decoder, node, direction));
+                let rules =
+                    decoder.list(node, RULES_MAX, |decoder, node| rule(decoder, node, direction, false));
                 bounded_source_ports(decoder, node, rules)
             })
         };

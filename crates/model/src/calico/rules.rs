@@ -32,7 +32,13 @@ enum Port {
     Named(String),
 }
 
-pub(super) fn rule(decoder: &mut Decoder, node: &Node, direction: Direction) -> Option<Rule> {
+/// A rule of a policy in a namespace, or of one in none.
+pub(super) fn rule(
+    decoder: &mut Decoder,
+    node: &Node,
+    direction: Direction,
+    namespaced: bool,
+) -> Option<Rule> {
     let mut fields = decoder.fields(node, "a rule")?;
     let before = decoder.problems.len();
     let action = fields.required(decoder, "action", |decoder, node| {
@@ -104,7 +110,7 @@ pub(super) fn rule(decoder: &mut Decoder, node: &Node, direction: Direction) -> 
         Some(Protocol::ICMPV6) => Some(IpVersion::V6),
         _ => None,
     });
-    let peers = peer.as_peer();
+    let peers = peer.as_peer(namespaced);
     Some(Rule {
         peers: if peers.is_any() { Vec::new() } else { vec![peers] },
         ports,
@@ -124,11 +130,14 @@ impl End {
         (!parts.is_empty()).then(|| Selector::all_of(parts))
     }
 
-    fn as_peer(&self) -> Peer {
+    fn as_peer(&self, namespaced: bool) -> Peer {
+        // Any selector, notSelector too, confines a rule of a namespaced policy to the known of its namespace (Calico
+        // 3.30, libcalico-go updateprocessors, GetEntityRuleSelector).
+        let confined = namespaced && self.not_selector.is_some();
         // With a namespace selector a peer is not confined to the policy's own namespace.
         let everywhere = Expr::Or(vec![Expr::All, Expr::Global]);
         Peer {
-            selector: self.joined(),
+            selector: self.joined().or_else(|| confined.then(Selector::all)),
             not_selector: self.not_selector.clone(),
             namespace_selector: self.namespaces.as_ref().map(|_| Selector::from_expr(everywhere)),
             cidrs: self.nets.clone(),
