@@ -44,12 +44,16 @@ impl Naming {
             }
             Self::Port(_) => Vec::new(),
             Self::Service(namespace, name) => {
-                let namespace = namespace.as_ref().map(|name| Selector::equals(NAMESPACE_LABEL, name));
-                let own = [
+                let namespace = match namespace {
+                    Some(name) => Selector::equals(NAMESPACE_LABEL, name),
+                    // A policy in no namespace that names none means what is in none.
+                    None => Selector::from_expr(Expr::Not(Box::new(Expr::Has(NAMESPACE_LABEL.into())))),
+                };
+                vec![Selector::all_of([
+                    namespace,
                     Selector::equals(KIND_LABEL, Kind::EndpointSlice.as_str()),
                     Selector::equals(SERVICE_LABEL, name),
-                ];
-                vec![Selector::all_of(namespace.into_iter().chain(own))]
+                ])]
             }
         }
     }
