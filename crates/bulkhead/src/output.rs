@@ -119,6 +119,19 @@ fn visible(text: &str) -> usize {
     plain(text).chars().count()
 }
 
+/// Adds names to a page, one per line, `max` at most; or what is said of none.
+pub(crate) fn list(page: &mut String, names: &[String], max: usize, nothing: &str) {
+    if names.is_empty() {
+        let _ = writeln!(page, "  {nothing}");
+    }
+    for name in names.iter().take(max) {
+        let _ = writeln!(page, "  {name}");
+    }
+    if names.len() > max {
+        let _ = writeln!(page, "  … and {} more", names.len() - max);
+    }
+}
+
 /// Without colours.
 pub(crate) fn plain(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());

@@ -48,18 +48,6 @@ fn heading(page: &mut String, title: &str) {
     let _ = writeln!(page, "\n{}", paint(Style::Bold, title));
 }
 
-fn list(page: &mut String, names: &[String], nothing: &str) {
-    if names.is_empty() {
-        let _ = writeln!(page, "  {nothing}");
-    }
-    for name in names.iter().take(SHOWN_MAX) {
-        let _ = writeln!(page, "  {name}");
-    }
-    if names.len() > SHOWN_MAX {
-        let _ = writeln!(page, "  … and {} more", names.len() - SHOWN_MAX);
-    }
-}
-
 async fn policy(common: &Common, object: &Value, page: &mut String) -> Result<(), Failure> {
     let Ok(Resource::Policy(policy)) = Resource::from_json(object) else { return Ok(()) };
     let workloads = all(common, Kind::Workload).await?;
@@ -67,14 +55,14 @@ async fn policy(common: &Common, object: &Value, page: &mut String) -> Result<()
         workloads.iter().filter_map(Entity::of).filter(|e| policy.spec.applies_to.matches(&e.labels));
     let names: Vec<_> = selected.map(|entity| plain(&entity.name)).collect();
     heading(page, &format!("Applies to {} workloads", names.len()));
-    list(page, &names, "none now: check the selector against `bulkhead get workloads`");
+    output::list(page, &names, SHOWN_MAX, "none now: check the selector against `bulkhead get workloads`");
     for direction in Direction::BOTH {
         for (index, rule) in policy.spec.rules(direction).unwrap_or_default().iter().enumerate() {
             for selector in rule.peers.iter().filter_map(|peer| peer.selector.as_ref()) {
                 let matched = workloads.iter().filter_map(Entity::of).filter(|e| selector.matches(&e.labels));
                 let names: Vec<_> = matched.map(|entity| plain(&entity.name)).collect();
                 heading(page, &format!("{direction}[{index}] peers of {selector}: {}", names.len()));
-                list(page, &names, "none now");
+                output::list(page, &names, SHOWN_MAX, "none now");
             }
         }
     }
@@ -140,7 +128,7 @@ async fn tier(common: &Common, name: &str, page: &mut String) -> Result<(), Fail
     policies.sort();
     let names: Vec<_> = policies.into_iter().map(|(_, name)| name).collect();
     heading(page, "Policies, in order");
-    list(page, &names, "none");
+    output::list(page, &names, SHOWN_MAX, "none");
     Ok(())
 }
 
@@ -159,7 +147,7 @@ async fn host(common: &Common, name: &str, page: &mut String) -> Result<(), Fail
         .map(|resource| text(&resource.to_json(), "/metadata/name"))
         .collect();
     heading(page, &format!("Workloads: {}", names.len()));
-    list(page, &names, "none");
+    output::list(page, &names, SHOWN_MAX, "none");
     Ok(())
 }
 

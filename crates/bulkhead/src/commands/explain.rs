@@ -129,7 +129,7 @@ fn policy(explained: &Value) -> String {
     );
     let selected = names(&explained["selects"]);
     let _ = writeln!(page, "\n{}", paint(Style::Bold, &format!("selects {} endpoints", selected.len())));
-    listed(&mut page, &selected, "nobody: it has no effect now");
+    output::list(&mut page, &selected, SHOWN_MAX, "nobody: it has no effect now");
     for rule in explained["rules"].as_array().into_iter().flatten() {
         let title = format!("{}[{}] {}", text(rule, "/direction"), rule["index"], text(rule, "/action"));
         let peers = names(&rule["peers"]);
@@ -138,7 +138,7 @@ fn policy(explained: &Value) -> String {
             continue;
         }
         let _ = writeln!(page, "\n{}: {} known peers", paint(Style::Bold, &title), peers.len());
-        listed(&mut page, &peers, "nobody who is known");
+        output::list(&mut page, &peers, SHOWN_MAX, "nobody who is known");
     }
     let rows: Vec<Vec<String>> = explained["cost"]
         .as_array()
@@ -161,18 +161,6 @@ fn policy(explained: &Value) -> String {
         }
     }
     page
-}
-
-fn listed(page: &mut String, names: &[String], nothing: &str) {
-    if names.is_empty() {
-        let _ = writeln!(page, "  {nothing}");
-    }
-    for name in names.iter().take(SHOWN_MAX) {
-        let _ = writeln!(page, "  {name}");
-    }
-    if names.len() > SHOWN_MAX {
-        let _ = writeln!(page, "  … and {} more", names.len() - SHOWN_MAX);
-    }
 }
 
 /// `asked`: the source port that was asked about; the one that is meant otherwise is no news.

@@ -11,7 +11,7 @@ use crate::failure::Failure;
 use crate::output::{self, Style, paint, table, text, verdict};
 use crate::yaml;
 
-pub(super) const HEADINGS: [&str; 9] =
+const HEADINGS: [&str; 9] =
     ["TIME", "EVENT", "VERDICT", "SOURCE", "DESTINATION", "PORT", "DIRECTION", "PACKETS", "DECIDED BY"];
 
 pub(crate) async fn flows(common: &Common, args: &FlowArgs) -> Result<(), Failure> {
@@ -41,18 +41,23 @@ pub(crate) async fn flows(common: &Common, args: &FlowArgs) -> Result<(), Failur
         }
         return show(common.output, &answer);
     }
+    let mut follow = follower(common.output);
+    lines(common.controller(), &path, |flow| follow(&flow)).await
+}
+
+/// Shows records one by one as they come, with headings above the first in a table.
+pub(super) fn follower(format: Format) -> impl FnMut(&Value) -> Result<(), Failure> {
     let mut first = true;
-    lines(common.controller(), &path, |flow| match common.output {
-        Format::Json => output::line(&flow.to_string()),
-        Format::Yaml => output::print(&format!("---\n{}", yaml::document(&flow))),
+    move |record| match format {
+        Format::Json => output::line(&record.to_string()),
+        Format::Yaml => output::print(&format!("---\n{}", yaml::document(record))),
         Format::Table => {
             if std::mem::take(&mut first) {
                 output::line(&paint(Style::Bold, &HEADINGS.join("   ")))?;
             }
-            output::line(&row(&flow).join("   "))
+            output::line(&row(record).join("   "))
         }
-    })
-    .await
+    }
 }
 
 fn show(format: Format, answer: &Value) -> Result<(), Failure> {
@@ -65,7 +70,7 @@ fn show(format: Format, answer: &Value) -> Result<(), Failure> {
     })
 }
 
-pub(super) fn row(flow: &Value) -> Vec<String> {
+fn row(flow: &Value) -> Vec<String> {
     let end = |name: &str| {
         let workload = text(flow, &format!("/{name}/workload"));
         if workload.is_empty() { text(flow, &format!("/{name}/address")) } else { workload }

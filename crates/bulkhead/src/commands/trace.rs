@@ -1,13 +1,10 @@
 //! `trace`: connections of this host as they happen, with the deciding rule.
 
-use serde_json::Value;
-
 use super::{flows, query};
-use crate::cli::{Common, Format, TraceArgs};
+use crate::cli::{Common, TraceArgs};
 use crate::client::lines;
 use crate::failure::Failure;
-use crate::output::{self, Style, paint};
-use crate::yaml;
+use crate::output;
 
 pub(crate) async fn trace(common: &Common, args: &TraceArgs) -> Result<(), Failure> {
     let parameters = query(&[
@@ -17,7 +14,7 @@ pub(crate) async fn trace(common: &Common, args: &TraceArgs) -> Result<(), Failu
         ("verdict", args.verdict.as_deref()),
         ("policy", args.policy.as_deref()),
     ]);
-    let mut first = true;
+    let mut follow = flows::follower(common.output);
     let mut left = args.count;
     let path = format!("/trace{parameters}");
     let shown = lines(common.agent(), &path, |record| {
@@ -25,16 +22,7 @@ pub(crate) async fn trace(common: &Common, args: &TraceArgs) -> Result<(), Failu
             output::note(&format!("{missed} records were too quick for this trace and are missing\n"));
             return Ok(());
         }
-        match common.output {
-            Format::Json => output::line(&record.to_string())?,
-            Format::Yaml => output::print(&format!("---\n{}", yaml::document(&record)))?,
-            Format::Table => {
-                if std::mem::take(&mut first) {
-                    output::line(&paint(Style::Bold, &flows::HEADINGS.join("   ")))?;
-                }
-                output::line(&page(&record))?;
-            }
-        }
+        follow(&record)?;
         left = left.map(|left| left - 1);
         // Enough was seen.
         if left == Some(0) { Err(Failure::No(None)) } else { Ok(()) }
@@ -43,8 +31,4 @@ pub(crate) async fn trace(common: &Common, args: &TraceArgs) -> Result<(), Failu
         Err(Failure::No(None)) if left == Some(0) => Ok(()),
         other => other,
     }
-}
-
-fn page(record: &Value) -> String {
-    flows::row(record).join("   ")
 }
