@@ -6,12 +6,12 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
 
 use bulkhead_dataplane::DataplaneError;
 
-use crate::loader::{Loaded, remove_pins};
+use crate::loader::{Loaded, gates_directory, remove_pins};
 use crate::sys::{self, NetfilterHook, Table};
 
 /// After every rewriting of destinations (also IPVS, which takes its packets at 98) and before sources are hidden
@@ -33,7 +33,7 @@ pub(crate) struct Gates {
 impl Gates {
     /// Links the hooks if they are not linked yet. What is in force stays in force until [`Self::install`].
     pub(crate) fn open(root: &Path, loaded: &Loaded) -> Result<Self, DataplaneError> {
-        let gates = Self { dir: root.join("gates") };
+        let gates = Self { dir: gates_directory(root) };
         gates.link(loaded).map_err(|error| match error.raw_os_error() {
             Some(libc::EINVAL | libc::EOPNOTSUPP) => DataplaneError::Requirement {
                 feature: "netfilter links",
@@ -47,47 +47,38 @@ impl Gates {
     }
 
     fn link(&self, loaded: &Loaded) -> io::Result<()> {
-        fs::create_dir_all(&self.dir)?;
-        if self.array().is_ok() {
-            return Ok(());
+        // What is linked before there is something to jump to would refuse what workloads send.
+        let array = loaded.gates().map_err(io::Error::other)?;
+        if array.get(&0)?.is_none() {
+            write(&array, loaded)?;
         }
-        let other = |error: DataplaneError| io::Error::other(error);
-        let array = loaded.gates().map_err(other)?;
-        write(&array, loaded)?;
         for (family, suffix) in FAMILIES {
             for (hook, name) in HOOKS {
                 let path = self.dir.join(format!("{name}-{suffix}"));
-                match fs::remove_file(&path) {
-                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                    _ => {}
+                if path.exists() {
+                    continue;
                 }
-                let program = loaded.gate_program(name).map_err(other)?;
+                let program = loaded.gate_program(name).map_err(io::Error::other)?;
                 let at = NetfilterHook { family, hook, priority: PRIORITY };
                 let link = sys::netfilter_link_create(program.as_fd(), at)?;
                 sys::pin(link.as_fd(), &path)?;
             }
         }
-        // Last: it says that all the others are there.
-        sys::pin(array.as_fd(), &self.dir.join("programs"))
-    }
-
-    fn array(&self) -> io::Result<OwnedFd> {
-        sys::open_pin(&self.dir.join("programs"))
+        Ok(())
     }
 
     /// Puts this process's programs into force.
     pub(crate) fn install(&self, loaded: &Loaded) -> Result<(), DataplaneError> {
-        self.array()
-            .and_then(|array| write(&array, loaded))
+        write(&loaded.gates()?, loaded)
             .map_err(|error| DataplaneError::io("change the programs at netfilter's hooks", error))
     }
 
     /// Takes everything off the hooks.
     pub(crate) fn remove(root: &Path) -> Result<(), DataplaneError> {
-        let dir = root.join("gates");
+        let dir = gates_directory(root);
         for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {
             if let Ok(link) = sys::open_pin(&entry.path()) {
-                // Not a link: the array.
+                // The array is no link.
                 let _ = sys::link_detach(link.as_fd());
             }
         }
@@ -95,8 +86,7 @@ impl Gates {
     }
 }
 
-fn write(array: &OwnedFd, loaded: &Loaded) -> io::Result<()> {
-    let array = Table::<u32, u32>::from_fd(array.try_clone()?);
+fn write(array: &Table<u32, u32>, loaded: &Loaded) -> io::Result<()> {
     for (index, name) in (0..).zip(PROGRAMS) {
         let program = loaded.gate_program(name).map_err(io::Error::other)?;
         array.put(&index, &program.as_fd().as_raw_fd().cast_unsigned())?;

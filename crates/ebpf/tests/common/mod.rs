@@ -3,6 +3,7 @@
 
 pub(crate) mod live;
 pub(crate) mod packet;
+pub(crate) mod world;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::CString;
