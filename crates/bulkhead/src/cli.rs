@@ -455,13 +455,16 @@ pub(crate) enum WorkloadCommand {
         #[arg(
             long,
             value_name = "PATH",
-            required_unless_present = "interface",
-            conflicts_with = "interface"
+            required_unless_present_any = ["interface", "cgroup"],
+            conflicts_with_all = ["interface", "cgroup"]
         )]
         netns: Option<String>,
         /// Its host-side interface
         #[arg(long, value_name = "NAME", requires = "address")]
         interface: Option<String>,
+        /// Its control group (cgroup2): a path, or the name of a systemd unit, e.g. nginx.service
+        #[arg(long, value_name = "PATH|UNIT", conflicts_with = "interface")]
+        cgroup: Option<String>,
         /// Its address, if it cannot be seen in the namespace; may be given several times
         #[arg(long, value_name = "ADDRESS")]
         address: Vec<std::net::IpAddr>,

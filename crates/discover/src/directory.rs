@@ -10,7 +10,7 @@ use bulkhead_model::Facts;
 use bulkhead_model::registration::{self, Attachment, Registration};
 use tokio::sync::mpsc;
 
-use crate::{Found, FoundWorkload, NotManaged, links};
+use crate::{Found, FoundWorkload, NotManaged, groups, links};
 
 /// How often the directory is looked at. A namespace whose interface is not there yet is looked at as often.
 pub const LOOK_INTERVAL: Duration = Duration::from_millis(500);
@@ -137,6 +137,7 @@ fn resolve_among(
     here: &mut Option<Vec<links::Link>>,
 ) -> Result<FoundWorkload, links::LinksError> {
     let Registration { name, labels, attachment, addresses, identity } = registration;
+    let mut group = None;
     let (interfaces, seen) = match attachment {
         Attachment::Netns(path) => {
             let here = match here {
@@ -149,12 +150,26 @@ fn resolve_among(
         Attachment::Interface(interface) => {
             (vec![(links::interface(interface)?, interface.clone())], Vec::new())
         }
+        Attachment::Cgroup(text) => {
+            let found = groups::find(text).map_err(links::LinksError::NoGroup)?;
+            group = Some((found.inode, found.path.display().to_string()));
+            let own = links::addresses()?.into_iter().map(|(_, address)| address);
+            (Vec::new(), own.collect())
+        }
     };
     let mut addresses = if addresses.is_empty() { seen } else { addresses.clone() };
     addresses.sort_unstable();
     addresses.dedup();
     let (name, labels) = (name.clone(), labels.clone());
-    Ok(FoundWorkload { name, labels, addresses, interfaces, facts: Facts::new(), identity: identity.clone() })
+    Ok(FoundWorkload {
+        name,
+        labels,
+        addresses,
+        interfaces,
+        group,
+        facts: Facts::new(),
+        identity: identity.clone(),
+    })
 }
 
 fn not_managed(subject: &str, error: &dyn std::error::Error) -> NotManaged {

@@ -15,4 +15,5 @@ mod flows;
 mod hosts;
 mod inputs;
 mod language;
+mod processes;
 mod reachability;
