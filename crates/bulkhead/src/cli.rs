@@ -87,13 +87,15 @@ pub(crate) enum Command {
     /// Run controller and agent on one host
     Standalone(StandaloneArgs),
     /// Create or change what files say; all of them or nothing
-    Apply(FileArgs),
+    Apply(ApplyArgs),
     /// List objects
     Get(GetArgs),
     /// Show an object and everything about it
     Describe(ObjectArgs),
     /// Delete objects
     Delete(DeleteArgs),
+    /// Keep a change that was made with --confirm-within, or undo it at once
+    Confirm(ConfirmArgs),
     /// Show what apply would change
     Diff(FileArgs),
     /// Say whether a connection would pass, and why, at both ends
@@ -250,6 +252,36 @@ pub(crate) struct FileArgs {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct ApplyArgs {
+    #[command(flatten)]
+    pub(crate) files: FileArgs,
+    #[command(flatten)]
+    pub(crate) change: ChangeArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ChangeArgs {
+    /// Do it even if it cuts this session or an agent off from the controller
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Undo it by itself unless "bulkhead confirm" comes in time, like 90s, 2m or 1h (1s to 24h)
+    #[arg(long, value_name = "TIME")]
+    pub(crate) confirm_within: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ConfirmArgs {
+    /// Which change; may be left out if only one waits
+    pub(crate) id: Option<String>,
+    /// Show what waits, and what was rolled back lately
+    #[arg(long, conflicts_with_all = ["id", "rollback"])]
+    pub(crate) list: bool,
+    /// Undo it at once
+    #[arg(long)]
+    pub(crate) rollback: bool,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct GetArgs {
     /// tiers, policies, networksets, workloads or hosts; KIND or KIND/NAME
     pub(crate) kind: String,
@@ -284,6 +316,8 @@ pub(crate) struct DeleteArgs {
     /// Check everything, change nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
+    #[command(flatten)]
+    pub(crate) change: ChangeArgs,
 }
 
 #[derive(Debug, Args)]
