@@ -17,6 +17,7 @@ mod customers;
 mod engine_speed;
 mod entries;
 mod fixtures;
+mod guard_speed;
 mod index_speed;
 mod load;
 mod memory;
@@ -39,7 +40,7 @@ struct Arguments {
     /// Fewer and shorter rounds: less than a minute, and noisier.
     #[arg(long)]
     quick: bool,
-    /// Only this measurement (may be repeated): small, entries, text, resolve, index, engine, customers, packets,
+    /// Only this measurement (may be repeated): small, guard, entries, text, resolve, index, engine, customers, packets,
     /// plan, change, traffic.
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
@@ -75,8 +76,9 @@ const BODIES: &[&[(&str, child::Body)]] =
 type Measurement = fn(Effort) -> anyhow::Result<Vec<Line>>;
 
 /// Quick ones first, so that a mistake shows early.
-const MEASUREMENTS: [(&str, Measurement); 11] = [
+const MEASUREMENTS: [(&str, Measurement); 12] = [
     ("small", small::measure),
+    ("guard", guard_speed::measure),
     ("entries", entries::measure),
     ("text", text::measure),
     ("resolve", resolve::measure),

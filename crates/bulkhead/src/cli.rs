@@ -5,8 +5,10 @@ use std::path::PathBuf;
 use bulkhead_model::time::Timestamp;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+mod changes;
 mod checks;
 
+pub(crate) use changes::{ApplyArgs, ChangeArgs, ConfirmArgs, DeleteArgs, FileArgs};
 pub(crate) use checks::{LintArgs, TestArgs};
 
 /// Micro-segmentation by labels: say who may talk to whom, and every host enforces it in its kernel.
@@ -242,46 +244,6 @@ pub(crate) struct StandaloneArgs {
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct FileArgs {
-    /// Files or directories of YAML or JSON; - is standard input
-    #[arg(short, long = "filename", required = true, value_name = "FILE")]
-    pub(crate) filename: Vec<PathBuf>,
-    /// Check everything, change nothing
-    #[arg(long)]
-    pub(crate) dry_run: bool,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct ApplyArgs {
-    #[command(flatten)]
-    pub(crate) files: FileArgs,
-    #[command(flatten)]
-    pub(crate) change: ChangeArgs,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct ChangeArgs {
-    /// Do it even if it cuts this session or an agent off from the controller
-    #[arg(long)]
-    pub(crate) force: bool,
-    /// Undo it by itself unless "bulkhead confirm" comes in time, like 90s, 2m or 1h (1s to 24h)
-    #[arg(long, value_name = "TIME")]
-    pub(crate) confirm_within: Option<String>,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct ConfirmArgs {
-    /// Which change; may be left out if only one waits
-    pub(crate) id: Option<String>,
-    /// Show what waits, and what was rolled back lately
-    #[arg(long, conflicts_with_all = ["id", "rollback"])]
-    pub(crate) list: bool,
-    /// Undo it at once
-    #[arg(long)]
-    pub(crate) rollback: bool,
-}
-
-#[derive(Debug, Args)]
 pub(crate) struct GetArgs {
     /// tiers, policies, networksets, workloads or hosts; KIND or KIND/NAME
     pub(crate) kind: String,
@@ -301,23 +263,6 @@ pub(crate) struct ObjectArgs {
     pub(crate) kind: String,
     /// Name of the object
     pub(crate) name: Option<String>,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct DeleteArgs {
-    /// Kind of the object; KIND or KIND/NAME
-    #[arg(required_unless_present = "filename", conflicts_with = "filename")]
-    pub(crate) kind: Option<String>,
-    /// Name of the object
-    pub(crate) name: Option<String>,
-    /// Delete what these files name
-    #[arg(short, long = "filename", value_name = "FILE")]
-    pub(crate) filename: Vec<PathBuf>,
-    /// Check everything, change nothing
-    #[arg(long)]
-    pub(crate) dry_run: bool,
-    #[command(flatten)]
-    pub(crate) change: ChangeArgs,
 }
 
 #[derive(Debug, Args)]

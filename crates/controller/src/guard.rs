@@ -17,6 +17,9 @@ use crate::repository::Object;
 /// Most lifelines that an answer names; the others are counted.
 pub(crate) const NAMED_MAX: usize = 20;
 
+/// Most policies that are named behind one tier's end.
+const POLICIES_MAX: usize = 5;
+
 /// Both ends of a connection to this controller, as it sees them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Ends {
@@ -61,6 +64,9 @@ pub(crate) struct Warning {
     pub(crate) direction: String,
     /// The rule, and the policy or tier that it belongs to.
     pub(crate) rule: String,
+    /// If a tier's end decides: the policies that make the tier speak of the endpoint, the first few.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) policies: Vec<String>,
 }
 
 impl std::fmt::Display for Warning {
@@ -69,8 +75,12 @@ impl std::fmt::Display for Warning {
             Some(host) => write!(f, "the agent of {host}")?,
             None => f.write_str("your own session")?,
         }
-        let Self { from, to, endpoint, direction, rule, .. } = self;
-        write!(f, " ({from} to {to}) would be cut off by {rule}: {direction} of {endpoint}")
+        let Self { from, to, endpoint, direction, rule, policies, .. } = self;
+        write!(f, " ({from} to {to}) would be cut off by {rule}")?;
+        if !policies.is_empty() {
+            write!(f, " after {}", policies.join(", "))?;
+        }
+        write!(f, ": {direction} of {endpoint}")
     }
 }
 
@@ -106,6 +116,7 @@ pub(crate) fn warnings(
             endpoint: cut.endpoint,
             direction: cut.direction.to_string(),
             rule: cut.rule.to_string(),
+            policies: cut.policies.iter().take(POLICIES_MAX).map(ToString::to_string).collect(),
         }
     };
     Ok(cuts.into_iter().map(warning).collect())

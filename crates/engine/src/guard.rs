@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bulkhead_model::address::address_bits;
-use bulkhead_model::policy::PolicySpec;
+use bulkhead_model::policy::{Mode, PolicySpec};
 use bulkhead_model::ports::Protocol;
 use bulkhead_model::time::Timestamp;
 use bulkhead_model::{Direction, Entity, ObjectKey, Prefix, Resource, RuleRef, Verdict};
@@ -43,6 +43,8 @@ pub struct Cut {
     pub direction: Direction,
     /// What decides.
     pub rule: RuleRef,
+    /// If a tier's end decides: the policies that make the tier speak of the endpoint.
+    pub policies: Vec<ObjectKey>,
 }
 
 /// A change concerns more than [`LIFELINES_JUDGED_MAX`] lifelines.
@@ -82,7 +84,8 @@ pub fn cuts<'a>(
         if let Some((endpoint, direction, rule)) = thereafter.refusal(line)
             && then.refusal(line).is_none()
         {
-            cuts.push(Cut { lifeline: number, endpoint, direction, rule });
+            let policies = thereafter.behind(&endpoint, direction, &rule);
+            cuts.push(Cut { lifeline: number, endpoint, direction, rule, policies });
         }
     }
     Ok(cuts)
@@ -307,6 +310,22 @@ impl<'a> Court<'a> {
             }
         }
         None
+    }
+
+    /// The policies behind the end of a tier, in the world of the last judgement.
+    fn behind(&self, endpoint: &str, direction: Direction, rule: &RuleRef) -> Vec<ObjectKey> {
+        let (RuleRef::TierDefault { tier }, Some(endpoint)) = (rule, self.world.entities.get(endpoint))
+        else {
+            return Vec::new();
+        };
+        let policies = self.world.policies.iter().filter(|(key, spec)| {
+            spec.tier == *tier
+                && spec.mode == Mode::Enforce
+                && spec.is_valid_at(self.world.now)
+                && spec.rules(direction).is_some()
+                && selects(key, spec, endpoint)
+        });
+        policies.map(|(key, _)| key.clone()).collect()
     }
 
     /// Makes the world that a lifeline is judged in.

@@ -189,6 +189,7 @@ fn fail_safe_ports_hold_for_hosts_and_not_for_workloads() {
             endpoint: format!("{kind}/x").into(),
             direction: Direction::Egress,
             rule: RuleRef::TierDefault { tier: "application".into() },
+            policies: vec![policy[0].key()],
         };
         assert_eq!(judge(kind, line), [expected]);
     }
