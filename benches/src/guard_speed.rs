@@ -64,8 +64,10 @@ fn read(text: &str) -> anyhow::Result<Vec<Resource>> {
     Ok(documents.into_iter().map(|document| document.resource).collect())
 }
 
+/// Files are bounded, so there are several.
 fn objects() -> anyhow::Result<Vec<Resource>> {
-    let mut text = small::policies(POLICIES)?;
+    let mut objects = read(&small::policies(POLICIES)?)?;
+    let mut text = String::new();
     for number in 0..AGENTS {
         let address = host_address(number);
         write!(
@@ -76,6 +78,7 @@ fn objects() -> anyhow::Result<Vec<Resource>> {
              r{number}}}}}\nspec: {{host: h{number}, addresses: [{address}]}}\n"
         )?;
     }
+    objects.extend(read(&std::mem::take(&mut text))?);
     for number in 0..WORKLOADS {
         write!(
             text,
@@ -85,6 +88,9 @@ fn objects() -> anyhow::Result<Vec<Resource>> {
             number % AGENTS,
             fixtures::address(number),
         )?;
+        if number % 20_000 == 19_999 {
+            objects.extend(read(&std::mem::take(&mut text))?);
+        }
     }
-    read(&text)
+    Ok(objects)
 }

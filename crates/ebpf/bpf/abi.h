@@ -126,7 +126,7 @@ struct frag {
 	__u8 tcp_flags;
 	__u8 icmp_type;
 	__u8 icmp_code;
-	__u8 pad;
+	__u8 judged; /* later fragments begin here or behind it, in units of eight bytes */
 };
 
 struct event {

@@ -20,12 +20,15 @@
 #define TCP_ACK 0x10
 #define MAX_VLAN_TAGS 2
 #define MAX_EXTENSION_HEADERS 8
+#define MAX_IPV4_OPTIONS 40 /* bytes, and so options */
 
 enum parsed { PARSED_IP = 0, PARSED_ARP, PARSED_UNKNOWN, PARSED_MALFORMED };
 
 /* packet.frag */
 #define FRAG_FIRST 1
 #define FRAG_LATER 2
+/* Longest headers of a first fragment before the protocol's own. */
+#define FRAG_HEADERS_MAX 2000
 
 struct packet {
 	struct addr src;
@@ -37,6 +40,7 @@ struct packet {
 	__u16 sport;   /* host order; ICMP: identifier */
 	__u16 dport;
 	__u16 frag_offset;
+	__u16 frag_start; /* first fragments: offset from l3 of what is put together */
 	__u8 protocol;
 	__u8 frag;
 	__u8 tcp_flags;
@@ -44,7 +48,7 @@ struct packet {
 	__u8 icmp_code;
 	__u8 hop_limit;
 	__u8 v6;
-	__u8 pad[3];
+	__u8 pad[1];
 };
 
 static __always_inline int is_v4_mapped(const struct addr *a)
@@ -60,11 +64,34 @@ static __always_inline void map_v4(struct addr *a, __u32 v4)
 	a->w[3] = v4;
 }
 
+/* Whether a header of this protocol is read. */
+static __always_inline int has_header(const struct packet *p)
+{
+	switch (p->protocol) {
+	case IPPROTO_TCP:
+	case IPPROTO_UDP:
+	case IPPROTO_SCTP:
+	case PROTO_UDPLITE:
+		return 1;
+	default:
+		return p->protocol == (p->v6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP);
+	}
+}
+
+/* Bytes of a protocol's header that are judged. */
+static __always_inline __u32 judged_len(__u8 protocol)
+{
+	return protocol == IPPROTO_TCP ? 20 : 8;
+}
+
 /* Ports, flags, type and code. `quoted` packets (inside ICMP errors) may end after eight bytes. */
 static __always_inline int parse_l4(struct __sk_buff *skb, struct packet *p, int quoted)
 {
 	__u8 h[20];
 
+	/* What stands behind the end of the packet is padding, and no receiver reads ports from it. */
+	if (!quoted && has_header(p) && p->l4 + judged_len(p->protocol) > p->l3 + p->len)
+		return PARSED_MALFORMED;
 	switch (p->protocol) {
 	case IPPROTO_TCP:
 		if (bpf_skb_load_bytes(skb, p->l4, h, quoted ? 8 : 20))
@@ -100,6 +127,29 @@ static __always_inline int parse_l4(struct __sk_buff *skb, struct packet *p, int
 	return PARSED_IP;
 }
 
+/* Whether the options of an IPv4 header send the packet on from its destination, or cannot be read. */
+static __always_inline int goes_on_v4(struct __sk_buff *skb, const struct packet *p, __u32 header)
+{
+	__u32 at = sizeof(struct iphdr);
+	__u8 option[2];
+	int i;
+
+	for (i = 0; i < MAX_IPV4_OPTIONS && at < header; i++) {
+		if (bpf_skb_load_bytes(skb, p->l3 + at, option, 1) || option[0] == IPOPT_END)
+			return 0;
+		if (option[0] == IPOPT_NOOP) {
+			at++;
+			continue;
+		}
+		if (option[0] == IPOPT_LSRR || option[0] == IPOPT_SSRR)
+			return 1;
+		if (bpf_skb_load_bytes(skb, p->l3 + at + 1, option, 1) || option[0] < 2)
+			return 1;
+		at += option[0];
+	}
+	return 0;
+}
+
 static __always_inline int parse_v4(struct __sk_buff *skb, struct packet *p, int quoted)
 {
 	__u32 header, total, offset;
@@ -114,6 +164,9 @@ static __always_inline int parse_v4(struct __sk_buff *skb, struct packet *p, int
 		return PARSED_MALFORMED;
 	/* A total length of 0 is how the kernel writes packets of more than 64 KiB. */
 	if (!quoted && total && (total < header || total > p->len))
+		return PARSED_MALFORMED;
+	/* A source route ends elsewhere than where it is judged. */
+	if (!quoted && header > sizeof(ip) && goes_on_v4(skb, p, header))
 		return PARSED_MALFORMED;
 	if (total && total < p->len)
 		p->len = total;
@@ -130,6 +183,7 @@ static __always_inline int parse_v4(struct __sk_buff *skb, struct packet *p, int
 		p->frag = FRAG_LATER;
 	else if (offset & 0x2000)
 		p->frag = FRAG_FIRST;
+	p->frag_start = header;
 	return PARSED_IP;
 }
 
@@ -154,6 +208,9 @@ static __always_inline int parse_v6_headers(struct __sk_buff *skb, struct packet
 		default:
 			return PARSED_IP;
 		}
+		/* So does a routing header with segments left. */
+		if (next == IPPROTO_ROUTING && h[3])
+			return PARSED_MALFORMED;
 		p->protocol = h[0];
 		if (next == IPPROTO_FRAGMENT) {
 			__u16 word = h[2] << 8 | h[3];
@@ -166,8 +223,13 @@ static __always_inline int parse_v6_headers(struct __sk_buff *skb, struct packet
 				p->frag = FRAG_LATER;
 				return PARSED_IP;
 			}
-			if (word & 1)
+			if (word & 1) {
+				/* Parts of a part: nobody sends that. */
+				if (p->frag)
+					return PARSED_MALFORMED;
 				p->frag = FRAG_FIRST;
+				p->frag_start = p->l4 - p->l3;
+			}
 		} else if (next == IPPROTO_AH) {
 			p->l4 += (h[1] + 2) * 4;
 		} else {
@@ -180,14 +242,19 @@ static __always_inline int parse_v6_headers(struct __sk_buff *skb, struct packet
 static __always_inline int parse_v6(struct __sk_buff *skb, struct packet *p, int quoted)
 {
 	struct ipv6hdr ip;
+	__u32 payload;
 
 	if (bpf_skb_load_bytes(skb, p->l3, &ip, sizeof(ip)))
 		return PARSED_MALFORMED;
 	p->len = skb->len - p->l3;
 	if (ip.version != 6)
 		return PARSED_MALFORMED;
-	if (!quoted && bpf_ntohs(ip.payload_len) + sizeof(ip) > p->len)
+	payload = bpf_ntohs(ip.payload_len);
+	if (!quoted && payload + sizeof(ip) > p->len)
 		return PARSED_MALFORMED;
+	/* A payload length of 0 is how the kernel writes packets of more than 64 KiB. */
+	if (payload && payload + sizeof(ip) < p->len)
+		p->len = payload + sizeof(ip);
 	__builtin_memcpy(&p->src, &ip.saddr, sizeof(p->src));
 	__builtin_memcpy(&p->dst, &ip.daddr, sizeof(p->dst));
 	/* Never legal on the wire, and here it would pass for an IPv4 address. */
@@ -216,6 +283,9 @@ __noinline int parse_ip(struct __sk_buff *skb, struct packet *p, int v6, int quo
 			return PARSED_MALFORMED;
 		return PARSED_IP;
 	}
+	/* The table of fragments has a byte for where the judged part ends, in units of eight. */
+	if (p->frag == FRAG_FIRST && p->l4 - p->l3 - p->frag_start > FRAG_HEADERS_MAX)
+		return PARSED_MALFORMED;
 	return parse_l4(skb, p, quoted);
 }
 

@@ -219,12 +219,13 @@ static __always_inline int handle(struct __sk_buff *skb, __u8 direction)
 	/* Good enough to expire by, and a fifth of the price; slow_path() reads the exact clock. */
 	f.now = bpf_ktime_get_coarse_ns();
 	f.packets = skb->gso_segs ? skb->gso_segs : 1;
-	if (f.p.frag && follow_fragment(&f, ifindex)) {
+	reason = f.p.frag ? follow_fragment(&f, ifindex) : REASON_NONE;
+	if (reason) {
 		struct answer answer = {};
 
 		make_key(&f.key, &f.p, ifindex, direction);
 		if (is_programmed(binding_of(ifindex), direction))
-			answer_builtin(&answer, RULE_MALFORMED, 0, REASON_FRAGMENT_WITHOUT_FIRST);
+			answer_builtin(&answer, RULE_MALFORMED, 0, reason);
 		else
 			answer_builtin(&answer, RULE_UNPROGRAMMED, 0, REASON_UNPROGRAMMED);
 		return deny(&f, &answer, direction, 0);
