@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use bulkhead_engine::{HostEngine, LocalEndpoint, MemberIndex};
+use bulkhead_model::host_policy::Attachment;
 use bulkhead_model::labels::NAMESPACE_LABEL;
 use bulkhead_model::policy::{Action, Peer, PolicySpec, Rule};
 use bulkhead_model::ports::{PortMatch, Protocol};
@@ -108,7 +109,8 @@ fn add_locals(engine: &mut HostEngine, customers: u32) -> anyhow::Result<()> {
     for number in (0..customers).step_by((customers / LOCALS) as usize) {
         let entity = pod(number, &here)?;
         let name = Arc::clone(&entity.name);
-        engine.set_local(&name, Some(LocalEndpoint { entity, ifindex: number + 2 }));
+        engine
+            .set_local(&name, Some(LocalEndpoint { entity, attachment: Attachment::Interface(number + 2) }));
     }
     Ok(())
 }

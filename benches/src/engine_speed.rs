@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use bulkhead_engine::{HostEngine, LocalEndpoint, Member, MemberIndex};
+use bulkhead_model::host_policy::Attachment;
 use bulkhead_model::policy::PolicySpec;
 use bulkhead_model::{Entity, ObjectKey, Prefix, Selector};
 
@@ -68,7 +69,7 @@ fn entity(number: u32, host: &Arc<str>, labels: &[(String, String)]) -> anyhow::
 
 fn add_local(engine: &mut HostEngine, number: u32, entity: Entity) {
     let name = Arc::clone(&entity.name);
-    engine.set_local(&name, Some(LocalEndpoint { entity, ifindex: number + 2 }));
+    engine.set_local(&name, Some(LocalEndpoint { entity, attachment: Attachment::Interface(number + 2) }));
 }
 
 fn remote(number: u32, host: &Arc<str>) -> Member {

@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use bulkhead_engine::{Change, HostEngine, LocalEndpoint, Member, MemberChange, MemberIndex, SelectorId};
+use bulkhead_model::host_policy::Attachment;
 use bulkhead_model::{Entity, Selector};
 
 use crate::report::Line;
@@ -69,8 +70,8 @@ impl Fleet {
                 }
             }
         }
-        let ifindex = u32::try_from(self.index.entities()).unwrap_or(u32::MAX);
-        let endpoint = LocalEndpoint { entity: entity.clone(), ifindex };
+        let attachment = Attachment::Interface(u32::try_from(self.index.entities()).unwrap_or(u32::MAX));
+        let endpoint = LocalEndpoint { entity: entity.clone(), attachment };
         self.hosts[at].engine.set_local(&entity.name, Some(endpoint));
         concerned
     }

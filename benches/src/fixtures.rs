@@ -8,7 +8,7 @@ use std::sync::Arc;
 use anyhow::anyhow;
 use bulkhead_model::entity::with_automatic_labels;
 use bulkhead_model::host_policy::{
-    Cell, ClassId, Column, CompiledId, CompiledPolicy, EndpointBinding, HostPolicy, Row, RuleId,
+    Attachment, Cell, ClassId, Column, CompiledId, CompiledPolicy, EndpointBinding, HostPolicy, Row, RuleId,
 };
 use bulkhead_model::labels::NAMESPACE_LABELS_PREFIX;
 use bulkhead_model::policy::{Action, Peer, PolicySpec, Rule};
@@ -48,7 +48,7 @@ pub(crate) fn one_rule_per_peer(
     };
     let bindings = endpoints.iter().map(|(ifindex, address)| {
         let binding = EndpointBinding {
-            ifindex: *ifindex,
+            attachment: Attachment::Interface(*ifindex),
             addresses: vec![(*address).into()],
             ingress: COMPILED,
             egress: COMPILED,

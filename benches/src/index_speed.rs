@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use bulkhead_engine::{HostEngine, LocalEndpoint, Member, MemberIndex};
 use bulkhead_model::Selector;
+use bulkhead_model::host_policy::Attachment;
 use bulkhead_model::labels::NAMESPACE_LABEL;
 
 use crate::child::{ANTREA, Body, Outcome, Shape, medians, repeated, timed};
@@ -141,7 +142,10 @@ fn identities() -> anyhow::Result<Outcome> {
     let spec = fixtures::allow_from(fixtures::selector("role == 'foo'")?, std::slice::from_ref(&selector));
     engine.set_policy(&fixtures::policy_key("p"), Some(&spec));
     let own = fixtures::workload("foo", &here, &[("role", "foo")], fixtures::address(IDENTITIES))?;
-    engine.set_local(&Arc::clone(&own.name), Some(LocalEndpoint { entity: own, ifindex: 2 }));
+    engine.set_local(
+        &Arc::clone(&own.name),
+        Some(LocalEndpoint { entity: own, attachment: Attachment::Interface(2) }),
+    );
     let entities = (0..IDENTITIES).map(entity).collect::<anyhow::Result<Vec<_>>>()?;
     for entity in &entities {
         index.upsert(entity);
@@ -232,7 +236,10 @@ fn antrea_dense() -> anyhow::Result<Outcome> {
             let entity = fixtures::pod("ns", &format!("p{number}"), host, &labels, &[], ip)?;
             if local {
                 let name = Arc::clone(&entity.name);
-                engine.set_local(&name, Some(LocalEndpoint { entity, ifindex: number + 2 }));
+                engine.set_local(
+                    &name,
+                    Some(LocalEndpoint { entity, attachment: Attachment::Interface(number + 2) }),
+                );
             } else {
                 index.upsert(&entity);
             }

@@ -6,6 +6,7 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use bulkhead_engine::{HostEngine, LocalEndpoint, Member};
+use bulkhead_model::host_policy::Attachment;
 use bulkhead_model::policy::{Action, Peer, PolicySpec, Rule};
 use bulkhead_model::{Prefix, Selector};
 
@@ -63,7 +64,10 @@ fn add_foo(engine: &mut HostEngine, number: u32) -> anyhow::Result<()> {
     let here: Arc<str> = "here".into();
     let ip = fixtures::address((1 << 20) + number);
     let entity = fixtures::workload(&format!("foo{number}"), &here, &[("id", "foo")], ip)?;
-    engine.set_local(&Arc::clone(&entity.name), Some(LocalEndpoint { entity, ifindex: number + 2 }));
+    engine.set_local(
+        &Arc::clone(&entity.name),
+        Some(LocalEndpoint { entity, attachment: Attachment::Interface(number + 2) }),
+    );
     Ok(())
 }
 

@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, anyhow, bail};
 use bulkhead_engine::{Assembly, Endpoint, Fleet, Flow, HostEngine, LocalEndpoint, MemberIndex};
+use bulkhead_model::host_policy::Attachment;
 use bulkhead_model::ports::{Protocol, USUAL_SOURCE_PORT};
 use bulkhead_model::{Problem, document};
 use serde_json::{Value, json};
@@ -89,7 +90,10 @@ fn yaml() -> anyhow::Result<Outcome> {
             let entity = fixtures::workload(&format!("w{number}"), host, &labels, fixtures::address(number))?;
             if local {
                 let name = Arc::clone(&entity.name);
-                engine.set_local(&name, Some(LocalEndpoint { entity, ifindex: number + 2 }));
+                engine.set_local(
+                    &name,
+                    Some(LocalEndpoint { entity, attachment: Attachment::Interface(number + 2) }),
+                );
             } else {
                 index.upsert(&entity);
             }

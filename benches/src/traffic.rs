@@ -1,5 +1,6 @@
 //! What policy costs traffic between two workloads of one host, beside what others cost.
 
+use bulkhead_model::host_policy::Attachment;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::net::Ipv4Addr;
@@ -136,7 +137,7 @@ impl Ours {
 
     fn attach(&mut self) -> anyhow::Result<()> {
         for ifindex in &self.interfaces {
-            self.with(|dataplane| dataplane.attach(*ifindex))?;
+            self.with(|dataplane| dataplane.attach(Attachment::Interface(*ifindex)))?;
         }
         self.stop.store(false, Ordering::Relaxed);
         let (dataplane, stop) = (Arc::clone(&self.dataplane), Arc::clone(&self.stop));
@@ -158,7 +159,7 @@ impl Ours {
             let _panicked = poller.join();
         }
         for ifindex in &self.interfaces {
-            self.with(|dataplane| dataplane.detach(*ifindex))?;
+            self.with(|dataplane| dataplane.detach(Attachment::Interface(*ifindex)))?;
         }
         // Far in the future: what the samples left is forgotten.
         self.with(|dataplane| dataplane.sweep(u64::MAX / 2, &mut |_flow| {}))?;

@@ -11,6 +11,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::{delete, get};
 use bulkhead_discover::NotManaged;
+use bulkhead_model::host_policy::Attachment;
 use bulkhead_model::ports::{PortMatch, Protocol, USUAL_SOURCE_PORT};
 use bulkhead_model::registration::{self, Registration};
 use serde::{Deserialize, Serialize};
@@ -39,8 +40,8 @@ pub(crate) enum Request {
 pub struct Programmed {
     /// Name in the repository.
     pub workload: String,
-    /// Index of its host-side interface.
-    pub ifindex: u32,
+    /// Where its packets are met.
+    pub attachment: Attachment,
     /// Its labels.
     pub labels: bulkhead_model::Labels,
     /// Its addresses.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bulkhead_discover::{Found, FoundWorkload, NotManaged};
 use bulkhead_engine::{Heritage, LocalEndpoint};
 use bulkhead_model::entity::WorkloadSpec;
+use bulkhead_model::host_policy::Attachment;
 use bulkhead_model::registration::Identity;
 use bulkhead_model::resource::{Metadata, Object, is_name};
 use bulkhead_model::{Entity, Facts, Prefix, Resource};
@@ -79,7 +80,7 @@ fn add(locals: &mut Locals, resource: Resource, interfaces: &[(u32, String)], he
             entity.name = format!("{}%{interface}", entity.name).into();
         }
         debug_assert!(entity.prefixes.iter().copied().all(Prefix::is_host));
-        let endpoint = LocalEndpoint { entity, ifindex: *ifindex };
+        let endpoint = LocalEndpoint { entity, attachment: Attachment::Interface(*ifindex) };
         locals.endpoints.insert(Arc::clone(&endpoint.entity.name), endpoint);
     }
     locals.workloads.insert(resource.key().qualified_name(), resource);

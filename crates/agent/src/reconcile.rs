@@ -10,7 +10,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use bulkhead_dataplane::{Dataplane, DataplaneError};
 use bulkhead_discover::{Found, NotManaged};
 use bulkhead_engine::{Assembly, HostEngine, NotReady};
-use bulkhead_model::host_policy::HostDelta;
+use bulkhead_model::host_policy::{Attachment, HostDelta};
 use bulkhead_model::policy::SOURCE_PORT_PARTS_MAX;
 use bulkhead_model::settings::SettingsSpec;
 use bulkhead_model::time::Timestamp;
@@ -90,7 +90,7 @@ pub(crate) struct Agent {
     programmed: bool,
     /// The last application that failed: why, and when to try again.
     failed: Option<(String, Instant)>,
-    attached: BTreeSet<u32>,
+    attached: BTreeSet<Attachment>,
     /// Interfaces that were there before this agent: left alone until somebody claims them.
     older_interfaces: BTreeSet<u32>,
     flows: Flows,
@@ -307,7 +307,7 @@ impl Agent {
                     micros = applied.duration.as_micros(),
                     "applied"
                 );
-                released.into_iter().for_each(|ifindex| self.release(ifindex));
+                released.into_iter().for_each(|attachment| self.release(attachment));
                 Ok(())
             }
             Err(error @ DataplaneError::Fenced { .. }) => Err(error.into()),
@@ -399,14 +399,14 @@ impl Agent {
         if raw.is_empty() {
             return;
         }
-        let by_index: BTreeMap<u32, _> =
-            self.locals.endpoints.values().map(|local| (local.ifindex, local)).collect();
+        let by_attachment: BTreeMap<Attachment, _> =
+            self.locals.endpoints.values().map(|local| (local.attachment, local)).collect();
         let clock = Clock::now();
         for raw in raw {
             let context = Context {
                 host: &self.config.host,
                 policy: self.engine.policy(),
-                local: by_index.get(&raw.key.ifindex).copied(),
+                local: by_attachment.get(&raw.key.attachment).copied(),
                 book: &self.book,
                 clock,
             };

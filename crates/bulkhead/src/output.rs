@@ -6,6 +6,7 @@ use std::io::{IsTerminal, Write as _};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use bulkhead_model::host_policy::Attachment;
 use serde_json::Value;
 
 use crate::cli::{Colour, Format};
@@ -52,6 +53,11 @@ pub(crate) fn paint(style: Style, text: &str) -> String {
 /// A verdict, coloured.
 pub(crate) fn verdict(text: &str) -> String {
     paint(if text == "allow" { Style::Good } else { Style::Bad }, text)
+}
+
+/// Where an endpoint's packets are met, in words.
+pub(crate) fn attachment(value: &Value) -> String {
+    serde_json::from_value::<Attachment>(value.clone()).map_or_else(|_| "?".into(), |one| one.to_string())
 }
 
 /// Writes to standard output; a reader that has gone (`| head`) ends the program quietly.

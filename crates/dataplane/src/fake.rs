@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bulkhead_model::Direction;
 use bulkhead_model::flow::RawFlow;
-use bulkhead_model::host_policy::{Cell, CompiledId, HostDelta, HostPolicy};
+use bulkhead_model::host_policy::{Attachment, Cell, CompiledId, HostDelta, HostPolicy};
 use bulkhead_model::ports::PortKey;
 
 use crate::{Applied, Dataplane, DataplaneError, DataplaneStats, SweepStats};
@@ -16,9 +16,9 @@ use crate::{Applied, Dataplane, DataplaneError, DataplaneStats, SweepStats};
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Call {
     /// [`Dataplane::attach`].
-    Attach(u32),
+    Attach(Attachment),
     /// [`Dataplane::detach`].
-    Detach(u32),
+    Detach(Attachment),
     /// [`Dataplane::replace`].
     Replace(Box<HostPolicy>),
     /// [`Dataplane::apply`].
@@ -30,7 +30,7 @@ pub enum Call {
 #[derive(Debug, Default)]
 struct State {
     policy: HostPolicy,
-    attached: BTreeSet<u32>,
+    attached: BTreeSet<Attachment>,
     calls: Vec<Call>,
     events: VecDeque<RawFlow>,
     swept: VecDeque<RawFlow>,
@@ -110,17 +110,17 @@ impl Dataplane for FakeDataplane {
         "fake"
     }
 
-    fn attach(&mut self, ifindex: u32) -> Result<(), DataplaneError> {
-        self.begin(Call::Attach(ifindex))?.attached.insert(ifindex);
+    fn attach(&mut self, attachment: Attachment) -> Result<(), DataplaneError> {
+        self.begin(Call::Attach(attachment))?.attached.insert(attachment);
         Ok(())
     }
 
-    fn detach(&mut self, ifindex: u32) -> Result<(), DataplaneError> {
-        self.begin(Call::Detach(ifindex))?.attached.remove(&ifindex);
+    fn detach(&mut self, attachment: Attachment) -> Result<(), DataplaneError> {
+        self.begin(Call::Detach(attachment))?.attached.remove(&attachment);
         Ok(())
     }
 
-    fn attached(&self) -> Result<BTreeSet<u32>, DataplaneError> {
+    fn attached(&self) -> Result<BTreeSet<Attachment>, DataplaneError> {
         Ok(self.state().attached.clone())
     }
 
@@ -162,22 +162,24 @@ impl Dataplane for FakeDataplane {
     fn read_back(&self) -> Result<HostPolicy, DataplaneError> {
         let mut policy = self.state().policy.clone();
         let endpoints = std::mem::take(&mut policy.endpoints);
-        let by_index = endpoints.into_values().map(|binding| (binding.ifindex.to_string().into(), binding));
-        policy.endpoints = by_index.collect();
+        let by_attachment =
+            endpoints.into_values().map(|binding| (binding.attachment.to_string().into(), binding));
+        policy.endpoints = by_attachment.collect();
         policy.rules.clear();
         Ok(policy)
     }
 
     fn lookup(
         &self,
-        ifindex: u32,
+        attachment: Attachment,
         direction: Direction,
         peer: IpAddr,
         key: PortKey,
         source_port: u16,
     ) -> Result<Option<Cell>, DataplaneError> {
         let state = self.state();
-        let Some(binding) = state.policy.endpoints.values().find(|binding| binding.ifindex == ifindex) else {
+        let Some(binding) = state.policy.endpoints.values().find(|binding| binding.attachment == attachment)
+        else {
             return Ok(None);
         };
         let compiled = match direction {

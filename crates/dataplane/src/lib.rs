@@ -10,7 +10,7 @@ use std::os::fd::BorrowedFd;
 
 use bulkhead_model::Direction;
 use bulkhead_model::flow::RawFlow;
-use bulkhead_model::host_policy::{Cell, HostDelta, HostPolicy};
+use bulkhead_model::host_policy::{Attachment, Cell, HostDelta, HostPolicy};
 use bulkhead_model::ports::PortKey;
 
 mod error;
@@ -32,16 +32,16 @@ pub trait Dataplane: Send {
     /// Name in logs and status: `ebpf`, `fake`.
     fn name(&self) -> &'static str;
 
-    /// Takes charge of an interface, in both directions: deny all from now on, until a binding for it
-    /// is applied. Idempotent; an interface that already has a binding keeps it.
-    fn attach(&mut self, ifindex: u32) -> Result<(), DataplaneError>;
+    /// Takes charge of an interface or control group, in both directions: deny all from now on, until a binding for it
+    /// is applied. Idempotent; one that already has a binding keeps it. The host itself needs none: it is judged where
+    /// it has a binding, so that nobody is locked out before there is a policy.
+    fn attach(&mut self, attachment: Attachment) -> Result<(), DataplaneError>;
 
-    /// Lets an interface go: its traffic is not judged any more. Idempotent, also when the interface
-    /// no longer exists.
-    fn detach(&mut self, ifindex: u32) -> Result<(), DataplaneError>;
+    /// Lets it go: its traffic is not judged any more. Idempotent, also when it no longer exists.
+    fn detach(&mut self, attachment: Attachment) -> Result<(), DataplaneError>;
 
-    /// Interfaces in charge, those of an earlier process included.
-    fn attached(&self) -> Result<BTreeSet<u32>, DataplaneError>;
+    /// What is in charge, of an earlier process too.
+    fn attached(&self) -> Result<BTreeSet<Attachment>, DataplaneError>;
 
     /// Puts a whole state into force, whatever was there before, with one atomic switch per endpoint.
     /// Endpoints that are not in it are denied everything.
@@ -66,19 +66,19 @@ pub trait Dataplane: Send {
     fn stats(&self) -> Result<DataplaneStats, DataplaneError>;
 
     /// What the tables in force say about a new connection of an endpoint; the source port is that of whoever begins
-    /// (0 for protocols without). `None` if the interface has
-    /// no tables for that direction.
+    /// (0 for protocols without). `None` if it has no tables for
+    /// that direction.
     fn lookup(
         &self,
-        ifindex: u32,
+        attachment: Attachment,
         direction: Direction,
         peer: IpAddr,
         key: PortKey,
         source_port: u16,
     ) -> Result<Option<Cell>, DataplaneError>;
 
-    /// The tables in force as the kernel holds them now. Endpoints are named by the index of their interface, and rules
-    /// by their ids alone: names and meanings are not in the kernel.
+    /// The tables in force as the kernel holds them now. Endpoints are named by their attachment, and rules by
+    /// their ids alone: names and meanings are not in the kernel.
     ///
     /// # Errors
     /// If the kernel refuses, or what is there cannot be tables of ours.

@@ -10,7 +10,7 @@ use std::time::Duration;
 use bulkhead_dataplane::{Dataplane, DataplaneError};
 use bulkhead_model::Prefix;
 use bulkhead_model::host_policy::{
-    Cell, ClassId, Column, CompiledId, CompiledPolicy, EndpointBinding, HostPolicy, Row, RuleId,
+    Attachment, Cell, ClassId, Column, CompiledId, CompiledPolicy, EndpointBinding, HostPolicy, Row, RuleId,
 };
 use bulkhead_model::ports::Protocol;
 use bulkhead_model::verdict::{Direction, FIRST_FREE_RULE_ID, Verdict};
@@ -133,7 +133,7 @@ fn policy(peers: u32) -> HostPolicy {
         rows: (0..peers).map(|number| (ClassId(number + 1), row(number))).collect(),
     };
     let binding = EndpointBinding {
-        ifindex: LOOPBACK,
+        attachment: Attachment::Interface(LOOPBACK),
         addresses: vec![WORKLOAD.into()],
         ingress: COMPILED,
         egress: COMPILED,

@@ -11,7 +11,7 @@ use std::time::Instant;
 use bulkhead_dataplane::{Applied, Dataplane, DataplaneError, DataplaneStats, SweepStats, TableUse};
 use bulkhead_model::Direction;
 use bulkhead_model::flow::{DropReason, RawFlow};
-use bulkhead_model::host_policy::{Cell, CompiledId, HostDelta, HostPolicy};
+use bulkhead_model::host_policy::{Attachment, Cell, CompiledId, HostDelta, HostPolicy};
 use bulkhead_model::ports::PortKey;
 
 use crate::bank::{Bank, Outer, Tally};
@@ -19,7 +19,7 @@ use crate::capacities::Capacities;
 use crate::endpoints::{Endpoints, Targets};
 use crate::events::Events;
 use crate::grace::Grace;
-use crate::layout::{ABI_VERSION, COUNTER_LOST_EVENTS, COUNTER_UNRECORDED};
+use crate::layout::{ABI_VERSION, COUNTER_LOST_EVENTS, COUNTER_UNRECORDED, subject_of};
 use crate::loader::{self, Loaded, libbpf_error};
 use crate::lookup::Reader;
 use crate::mapping::Mapping;
@@ -216,18 +216,27 @@ impl Dataplane for EbpfDataplane {
         "ebpf"
     }
 
-    fn attach(&mut self, ifindex: u32) -> Result<(), DataplaneError> {
+    fn attach(&mut self, attachment: Attachment) -> Result<(), DataplaneError> {
         self.check_fence()?;
-        self.links.attach(&self.loaded, ifindex)
+        match attachment {
+            Attachment::Interface(ifindex) => self.links.attach(&self.loaded, ifindex),
+            // The netfilter programs are always there.
+            Attachment::Host(_) => Ok(()),
+            Attachment::Cgroup(_) => Ok(()),
+        }
     }
 
-    fn detach(&mut self, ifindex: u32) -> Result<(), DataplaneError> {
+    fn detach(&mut self, attachment: Attachment) -> Result<(), DataplaneError> {
         self.check_fence()?;
-        self.links.detach(ifindex)
+        match attachment {
+            Attachment::Interface(ifindex) => self.links.detach(ifindex),
+            Attachment::Host(_) => Ok(()),
+            Attachment::Cgroup(_) => Ok(()),
+        }
     }
 
-    fn attached(&self) -> Result<BTreeSet<u32>, DataplaneError> {
-        self.links.attached()
+    fn attached(&self) -> Result<BTreeSet<Attachment>, DataplaneError> {
+        Ok(self.links.attached()?.into_iter().map(Attachment::Interface).collect())
     }
 
     fn replace(&mut self, policy: &HostPolicy) -> Result<Applied, DataplaneError> {
@@ -290,14 +299,16 @@ impl Dataplane for EbpfDataplane {
 
     fn lookup(
         &self,
-        ifindex: u32,
+        attachment: Attachment,
         direction: Direction,
         peer: IpAddr,
         key: PortKey,
         source_port: u16,
     ) -> Result<Option<Cell>, DataplaneError> {
-        let io_error = |error| DataplaneError::io(format!("look up interface {ifindex}"), error);
-        let Some(binding) = self.endpoints.binding(ifindex).map_err(io_error)? else { return Ok(None) };
+        let io_error = |error| DataplaneError::io(format!("look up {attachment}"), error);
+        let Some(binding) = self.endpoints.binding(subject_of(attachment)).map_err(io_error)? else {
+            return Ok(None);
+        };
         let compiled = match direction {
             Direction::Ingress => binding.ingress,
             Direction::Egress => binding.egress,

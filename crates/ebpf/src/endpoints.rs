@@ -1,4 +1,5 @@
-//! Which interface is bound to what: the switches.
+//! Which endpoint is bound to what: the switches. Endpoints go by the number under which the programs know them
+//! ([`subject_of`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -12,7 +13,7 @@ use bulkhead_model::host_policy::{EndpointBinding, HostDelta, HostPolicy};
 use crate::bank::Tally;
 use crate::capacities::{Capacities, fits};
 use crate::extent::Extents;
-use crate::layout::{BANKS, BindingWord, EndpointAddrKey};
+use crate::layout::{BANKS, BindingWord, EndpointAddrKey, attachment_of, subject_of};
 use crate::loader::Loaded;
 use crate::mapping::Mapping;
 use crate::sys::Table;
@@ -67,12 +68,12 @@ impl Endpoints {
     }
 
     fn read_back(&mut self) -> io::Result<()> {
-        for (ifindex, slot) in self.slots.entries()? {
-            self.bound.insert(ifindex, Bound { slot, ..Bound::default() });
+        for (subject, slot) in self.slots.entries()? {
+            self.bound.insert(subject, Bound { slot, ..Bound::default() });
         }
         for (key, _) in self.addrs.entries()? {
             self.address_count += 1;
-            match self.bound.get_mut(&key.ifindex) {
+            match self.bound.get_mut(&key.subject) {
                 Some(bound) => {
                     bound.addresses.insert(key.addr.address());
                 }
@@ -104,7 +105,7 @@ impl Endpoints {
         &self,
         policy: &'a HostPolicy,
     ) -> Result<Targets<'a>, DataplaneError> {
-        let mut targets: Targets<'a> = self.bound.keys().map(|ifindex| (*ifindex, None)).collect();
+        let mut targets: Targets<'a> = self.bound.keys().map(|subject| (*subject, None)).collect();
         for (name, binding) in &policy.endpoints {
             set_target(&mut targets, name, binding)?;
         }
@@ -115,15 +116,16 @@ impl Endpoints {
     pub(crate) fn targets_of_delta<'a>(&self, delta: &'a HostDelta) -> Result<Targets<'a>, DataplaneError> {
         let mut targets = Targets::new();
         for name in delta.endpoints.keys() {
-            if let Some(ifindex) = self.by_name.get(name) {
-                targets.insert(*ifindex, None);
+            if let Some(subject) = self.by_name.get(name) {
+                targets.insert(*subject, None);
             }
         }
         for (name, binding) in &delta.endpoints {
             let Some(binding) = binding else { continue };
-            let holder = self.bound.get(&binding.ifindex).and_then(|bound| bound.name.as_ref());
+            let holder =
+                self.bound.get(&subject_of(binding.attachment)).and_then(|bound| bound.name.as_ref());
             if let Some(holder) = holder.filter(|holder| !delta.endpoints.contains_key(*holder)) {
-                return Err(shared_interface(binding.ifindex, name, holder));
+                return Err(shared(subject_of(binding.attachment), name, holder));
             }
             set_target(&mut targets, name, binding)?;
         }
@@ -133,13 +135,13 @@ impl Endpoints {
     /// Refuses targets that do not fit, before anything is written.
     pub(crate) fn check(&self, targets: &Targets<'_>) -> Result<(), DataplaneError> {
         let (mut interfaces, mut addresses) = (self.bound.len() as u64, self.address_count);
-        for (ifindex, target) in targets {
+        for (subject, target) in targets {
             let Some((_, binding)) = target else { continue };
             let max = BindingWord::MAX_ID;
             if binding.ingress.0 > max || binding.egress.0 > max {
                 return Err(DataplaneError::Inconsistent(format!("a compiled policy id is above {max}")));
             }
-            let bound = self.bound.get(ifindex);
+            let bound = self.bound.get(subject);
             interfaces += u64::from(bound.is_none());
             let new = |address: &&IpAddr| bound.is_none_or(|bound| !bound.addresses.contains(*address));
             addresses += binding.addresses.iter().filter(new).count() as u64;
@@ -155,82 +157,82 @@ impl Endpoints {
         bank: u32,
         tally: &mut Tally,
     ) -> Result<(), DataplaneError> {
-        for (ifindex, target) in targets {
+        for (subject, target) in targets {
             let result = match target {
-                Some((name, binding)) => self.bind(*ifindex, name, binding, bank, tally),
-                None => self.unbind(*ifindex, tally),
+                Some((name, binding)) => self.bind(*subject, name, binding, bank, tally),
+                None => self.unbind(*subject, tally),
             };
-            result.map_err(|error| DataplaneError::io(format!("bind interface {ifindex}"), error))?;
+            result.map_err(|error| DataplaneError::io(format!("bind {}", attachment_of(*subject)), error))?;
         }
         Ok(())
     }
 
     fn bind(
         &mut self,
-        ifindex: u32,
+        subject: u32,
         name: &Arc<str>,
         binding: &EndpointBinding,
         bank: u32,
         tally: &mut Tally,
     ) -> io::Result<()> {
         let wanted: BTreeSet<IpAddr> = binding.addresses.iter().copied().collect();
-        let known = self.bound.get(&ifindex);
+        let known = self.bound.get(&subject);
         let slot = known.map(|bound| bound.slot);
         let before = known.map(|bound| bound.addresses.clone()).unwrap_or_default();
         for address in wanted.difference(&before) {
-            self.addrs.put(&EndpointAddrKey { ifindex, addr: (*address).into() }, &1)?;
+            self.addrs.put(&EndpointAddrKey { subject, addr: (*address).into() }, &1)?;
             self.address_count += 1;
             tally.written += 1;
         }
         let word = BindingWord { ingress: binding.ingress, egress: binding.egress, bank }.encode();
         let slot = match slot {
             Some(slot) => slot,
-            None => self.new_slot(ifindex)?,
+            None => self.new_slot(subject)?,
         };
         self.words.word(slot).store(word, Ordering::Release);
         tally.written += 1;
         for address in before.difference(&wanted) {
-            self.addrs.delete(&EndpointAddrKey { ifindex, addr: (*address).into() })?;
+            self.addrs.delete(&EndpointAddrKey { subject, addr: (*address).into() })?;
             self.address_count -= 1;
             tally.deleted += 1;
             self.unsettled = true;
         }
-        self.by_name.insert(Arc::clone(name), ifindex);
-        let old = self.bound.insert(ifindex, Bound { slot, name: Some(Arc::clone(name)), addresses: wanted });
+        self.by_name.insert(Arc::clone(name), subject);
+        let old = self.bound.insert(subject, Bound { slot, name: Some(Arc::clone(name)), addresses: wanted });
         if let Some(old) = old.and_then(|old| old.name).filter(|old| old != name) {
-            self.forget_name(&old, ifindex);
+            self.forget_name(&old, subject);
         }
         Ok(())
     }
 
-    fn new_slot(&mut self, ifindex: u32) -> io::Result<u32> {
+    fn new_slot(&mut self, subject: u32) -> io::Result<u32> {
         let slot = self.free.allocate(1).ok_or_else(|| io::Error::from_raw_os_error(libc::E2BIG))?;
         self.words.word(slot).store(0, Ordering::Release);
-        self.slots.put(&ifindex, &slot)?;
-        self.bound.insert(ifindex, Bound { slot, ..Bound::default() });
+        self.slots.put(&subject, &slot)?;
+        self.bound.insert(subject, Bound { slot, ..Bound::default() });
         Ok(slot)
     }
 
-    fn unbind(&mut self, ifindex: u32, tally: &mut Tally) -> io::Result<()> {
-        let Some(bound) = self.bound.remove(&ifindex) else { return Ok(()) };
+    fn unbind(&mut self, subject: u32, tally: &mut Tally) -> io::Result<()> {
+        let Some(bound) = self.bound.remove(&subject) else { return Ok(()) };
         self.words.word(bound.slot).store(0, Ordering::Release);
-        self.slots.delete(&ifindex)?;
+        self.slots.delete(&subject)?;
         for address in &bound.addresses {
-            self.addrs.delete(&EndpointAddrKey { ifindex, addr: (*address).into() })?;
+            self.addrs.delete(&EndpointAddrKey { subject, addr: (*address).into() })?;
             self.address_count -= 1;
         }
         self.limbo.push(bound.slot);
         self.unsettled = true;
         tally.deleted += 1 + bound.addresses.len() as u64;
         if let Some(name) = bound.name {
-            self.forget_name(&name, ifindex);
+            self.forget_name(&name, subject);
         }
         Ok(())
     }
 
     /// A name may have moved on to another interface already.
-    fn forget_name(&mut self, name: &Arc<str>, ifindex: u32) {
-        if self.by_name.get(name) == Some(&ifindex) {
+    fn forget_name(&mut self, name: &Arc<str>, subject: u32) {
+        if self.by_name.get(name) == Some(&subject) {
             self.by_name.remove(name);
         }
     }
@@ -251,17 +253,17 @@ impl Endpoints {
     pub(crate) fn addresses_in_force(&self) -> io::Result<BTreeMap<u32, Vec<IpAddr>>> {
         let slots = self.slots.entries()?;
         let mut addresses: BTreeMap<u32, Vec<IpAddr>> =
-            slots.into_iter().map(|(ifindex, _)| (ifindex, Vec::new())).collect();
+            slots.into_iter().map(|(subject, _)| (subject, Vec::new())).collect();
         for (key, _) in self.addrs.entries()? {
-            addresses.entry(key.ifindex).or_default().push(key.addr.address());
+            addresses.entry(key.subject).or_default().push(key.addr.address());
         }
         addresses.values_mut().for_each(|list| list.sort_unstable());
         Ok(addresses)
     }
 
     /// The binding that programs see.
-    pub(crate) fn binding(&self, ifindex: u32) -> io::Result<Option<BindingWord>> {
-        let slot = self.slots.get(&ifindex)?.filter(|slot| *slot < self.capacities.endpoints);
+    pub(crate) fn binding(&self, subject: u32) -> io::Result<Option<BindingWord>> {
+        let slot = self.slots.get(&subject)?.filter(|slot| *slot < self.capacities.endpoints);
         Ok(slot.and_then(|slot| BindingWord::decode(self.words.word(slot).load(Ordering::Acquire))))
     }
 
@@ -279,12 +281,12 @@ fn set_target<'a>(
     name: &Arc<str>,
     binding: &'a EndpointBinding,
 ) -> Result<(), DataplaneError> {
-    match targets.insert(binding.ifindex, Some((Arc::clone(name), binding))) {
-        Some(Some((other, _))) => Err(shared_interface(binding.ifindex, name, &other)),
+    match targets.insert(subject_of(binding.attachment), Some((Arc::clone(name), binding))) {
+        Some(Some((other, _))) => Err(shared(subject_of(binding.attachment), name, &other)),
         Some(None) | None => Ok(()),
     }
 }
 
-fn shared_interface(ifindex: u32, one: &str, other: &str) -> DataplaneError {
-    DataplaneError::Inconsistent(format!("{one} and {other} are both on interface {ifindex}"))
+fn shared(subject: u32, one: &str, other: &str) -> DataplaneError {
+    DataplaneError::Inconsistent(format!("{one} and {other} are both on {}", attachment_of(subject)))
 }

@@ -10,7 +10,7 @@ use bulkhead_model::host_policy::RuleId;
 use bulkhead_model::ports::Protocol;
 use bulkhead_model::verdict::{Direction, Verdict};
 
-use crate::layout::{ConnKey, Event};
+use crate::layout::{ConnKey, Event, attachment_of};
 
 /// Events taken per call of [`Events::drain`] at most, so that it ends even under a flood.
 const EVENTS_PER_DRAIN: usize = 65_536;
@@ -136,7 +136,7 @@ pub(crate) fn counters(packets: [u64; 2], bytes: [u64; 2]) -> Counters {
 impl ConnKey {
     pub(crate) fn connection(self) -> ConnectionKey {
         ConnectionKey {
-            ifindex: self.ifindex,
+            attachment: attachment_of(self.subject),
             protocol: Protocol(self.protocol),
             local: self.local.address(),
             local_port: self.local_port,

@@ -6,7 +6,7 @@ use std::mem::{offset_of, size_of};
 use std::net::IpAddr;
 
 use bulkhead_model::address::address_bits;
-use bulkhead_model::host_policy::CompiledId;
+use bulkhead_model::host_policy::{Attachment, CompiledId};
 
 /// Part of the pin path, so that programs of one layout never meet maps of another.
 pub const ABI_VERSION: u32 = 2;
@@ -70,7 +70,7 @@ macro_rules! plain {
 plain! {
     /// `struct conn_key`.
     struct ConnKey(44) {
-        ifindex: u32,
+        subject: u32,
         protocol: u8,
         pad: [u8; 3],
         local: Addr,
@@ -141,7 +141,7 @@ plain! {
     /// `struct cell`.
     struct CellEntry(16) { rule: u32, audit_rule: u32, verdict: u8, audit: u8, flags: u8, pad: [u8; 5], }
     /// `struct endpoint_addr_key`.
-    struct EndpointAddrKey(20) { ifindex: u32, addr: Addr, }
+    struct EndpointAddrKey(20) { subject: u32, addr: Addr, }
 }
 
 const _: () = assert!(offset_of!(Conn, opened_ns) == 24);
@@ -193,6 +193,32 @@ impl RowEntry {
     /// Index of the first variant and their number, if the row asks for the source port.
     pub(crate) fn variants(self) -> Option<(u32, u32)> {
         (self.len & ROW_BY_SOURCE_PORT != 0).then_some((self.first, self.len & !ROW_BY_SOURCE_PORT))
+    }
+}
+
+/// `SUBJECT_HOST` of `abi.h`.
+const SUBJECT_HOST: u32 = 1 << 31;
+/// `SUBJECT_CGROUP` of `abi.h`.
+const SUBJECT_CGROUP: u32 = 3 << 30;
+/// What is left for the number of an interface or control group.
+pub(crate) const SUBJECT_NUMBER_MAX: u32 = (1 << 30) - 1;
+
+/// The number by which the kernel programs know an endpoint.
+pub(crate) fn subject_of(attachment: Attachment) -> u32 {
+    match attachment {
+        Attachment::Interface(index) => index,
+        Attachment::Host(index) => SUBJECT_HOST | index,
+        Attachment::Cgroup(inode) => SUBJECT_CGROUP | inode,
+    }
+}
+
+/// The reverse of [`subject_of`].
+pub(crate) fn attachment_of(subject: u32) -> Attachment {
+    let number = subject & SUBJECT_NUMBER_MAX;
+    match subject & SUBJECT_CGROUP {
+        SUBJECT_CGROUP => Attachment::Cgroup(number),
+        SUBJECT_HOST => Attachment::Host(number),
+        _ => Attachment::Interface(number),
     }
 }
 

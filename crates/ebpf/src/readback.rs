@@ -16,21 +16,22 @@ use crate::endpoints::Endpoints;
 use crate::events::verdict;
 use crate::layout::{
     Addr, CELL_LOG, CELL_WRITTEN, CLASS_DEFAULT_ROW, CellEntry, ClassEntry, LpmKey, Plain, RowEntry, RowKey,
-    Step, VariantEntry,
+    Step, VariantEntry, attachment_of,
 };
 use crate::sys::Table;
 
-/// Everything that programs can reach from the bindings. Endpoints are named by their interface's index, and rule ids
+/// Everything that programs can reach from the bindings. Endpoints are named by their attachment, and rule ids
 /// have no meaning here: the kernel knows neither names nor rules.
 pub(crate) fn read_back(outer: &Outer, endpoints: &Endpoints) -> Result<HostPolicy, DataplaneError> {
     let failed = |error| DataplaneError::io("read the tables back", error);
     let mut policy = HostPolicy::default();
     let mut banks: BTreeMap<u32, BTreeSet<CompiledId>> = BTreeMap::new();
-    for (ifindex, addresses) in endpoints.addresses_in_force().map_err(failed)? {
-        let Some(word) = endpoints.binding(ifindex).map_err(failed)? else { continue };
+    for (subject, addresses) in endpoints.addresses_in_force().map_err(failed)? {
+        let Some(word) = endpoints.binding(subject).map_err(failed)? else { continue };
+        let attachment = attachment_of(subject);
         banks.entry(word.bank).or_default().extend([word.ingress, word.egress]);
-        let binding = EndpointBinding { ifindex, addresses, ingress: word.ingress, egress: word.egress };
-        policy.endpoints.insert(ifindex.to_string().into(), binding);
+        let binding = EndpointBinding { attachment, addresses, ingress: word.ingress, egress: word.egress };
+        policy.endpoints.insert(attachment.to_string().into(), binding);
     }
     for (bank, compiled) in banks {
         let contents = Contents::read(outer, bank).map_err(failed)?;

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use bulkhead_dataplane::Dataplane;
 use bulkhead_model::Prefix;
 use bulkhead_model::host_policy::{
-    Cell, ClassId, Column, CompiledId, CompiledPolicy, EndpointBinding, HostDelta, HostPolicy, Row, RuleId,
-    Variant, merged,
+    Attachment, Cell, ClassId, Column, CompiledId, CompiledPolicy, EndpointBinding, HostDelta, HostPolicy,
+    Row, RuleId, Variant, merged,
 };
 use bulkhead_model::ports::Protocol;
 use bulkhead_model::verdict::{Direction, Verdict};
@@ -155,7 +155,7 @@ impl World {
             _ => ids[self.random.below(ids.len())],
         };
         EndpointBinding {
-            ifindex: self.interfaces[interface],
+            attachment: Attachment::Interface(self.interfaces[interface]),
             addresses: vec![endpoint_address(interface, false), endpoint_address(interface, true)],
             ingress: id(),
             egress: id(),
@@ -205,9 +205,9 @@ impl World {
     /// What is read back is what was put there, as far as an endpoint can reach it.
     fn compare_tables(&self, state: &HostPolicy) {
         let read = self.bench.dataplane.read_back().unwrap();
-        let expected: BTreeMap<u32, _> =
-            state.endpoints.values().map(|binding| (binding.ifindex, binding)).collect();
-        assert_eq!(read.endpoints.values().map(|b| (b.ifindex, b)).collect::<BTreeMap<_, _>>(), expected);
+        let expected: BTreeMap<_, _> =
+            state.endpoints.values().map(|binding| (binding.attachment, binding)).collect();
+        assert_eq!(read.endpoints.values().map(|b| (b.attachment, b)).collect::<BTreeMap<_, _>>(), expected);
         if !expected.is_empty() {
             assert_eq!(read.addresses, state.addresses);
         }
@@ -270,7 +270,7 @@ impl World {
         let looked_up = self
             .bench
             .dataplane
-            .lookup(self.interfaces[interface], direction, peer, key, source_port)
+            .lookup(Attachment::Interface(self.interfaces[interface]), direction, peer, key, source_port)
             .unwrap();
         let question = format!("{direction} {peer} {key:#x} from {source_port}");
         assert_eq!(looked_up, expected, "{question}");

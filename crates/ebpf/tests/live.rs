@@ -13,10 +13,11 @@ use std::time::{Duration, Instant};
 use bulkhead_dataplane::Dataplane;
 use bulkhead_ebpf::EbpfDataplane;
 use bulkhead_model::flow::FlowEvent;
+use bulkhead_model::host_policy::Attachment;
 use bulkhead_model::host_policy::{ClassId, CompiledId, EndpointBinding, HostDelta, HostPolicy};
 use bulkhead_model::verdict::Verdict::{self, Allow, Deny};
 use common::live::{Namespace, enlarge};
-use common::{PinRoot, Rule, enter_new_namespace, ifindex, policy, run, small};
+use common::{PinRoot, Rule, enter_new_namespace, ifindex, interface, policy, run, small};
 
 const SOCKETS: usize = 32;
 
@@ -36,8 +37,8 @@ impl World {
         let (a, b) = (Namespace::workload("wa", 1), Namespace::workload("wb", 2));
         let root = PinRoot::new();
         let mut dataplane = EbpfDataplane::open(root.path(), small()).unwrap();
-        dataplane.attach(ifindex("wa")).unwrap();
-        dataplane.attach(ifindex("wb")).unwrap();
+        dataplane.attach(interface("wa")).unwrap();
+        dataplane.attach(interface("wb")).unwrap();
         Self { a, b, root, dataplane }
     }
 }
@@ -63,7 +64,7 @@ fn world_policy(tcp: Verdict, shift: u32) -> HostPolicy {
     let free = common::compile(CompiledId(5), &[], &[], common::cell(Allow, 60, false));
     whole.policies.insert(CompiledId(5), free);
     let binding = EndpointBinding {
-        ifindex: ifindex("wa"),
+        attachment: interface("wa"),
         addresses: vec!["10.0.1.2".parse().unwrap()],
         ingress: CompiledId(5),
         egress: CompiledId(5),
@@ -260,8 +261,8 @@ fn revocation_cuts_a_live_tcp_connection() {
     caller.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
     assert!(caller.read(&mut buffer).is_err(), "cut both ways");
     let mut kinds = Vec::new();
-    world.dataplane.poll(&mut |flow| kinds.push((flow.event, flow.key.ifindex))).unwrap();
-    assert!(kinds.contains(&(FlowEvent::Change, ifindex("wb"))), "{kinds:?}");
+    world.dataplane.poll(&mut |flow| kinds.push((flow.event, flow.key.attachment))).unwrap();
+    assert!(kinds.contains(&(FlowEvent::Change, interface("wb"))), "{kinds:?}");
     world.dataplane.replace(&world_policy(Allow, 0)).unwrap();
     called.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
     assert_eq!(called.read(&mut buffer).unwrap(), 3, "allowed again, retransmission arrives");
@@ -275,12 +276,12 @@ fn an_interface_that_goes_is_forgotten() {
     run("ip link del wb");
     let again = EbpfDataplane::open(world.root.path(), small()).unwrap();
     world.dataplane = again;
-    assert_eq!(world.dataplane.attached().unwrap(), [ifindex("wa")].into());
+    assert_eq!(world.dataplane.attached().unwrap(), [interface("wa")].into());
     assert!(matches!(
-        world.dataplane.attach(gone),
+        world.dataplane.attach(Attachment::Interface(gone)),
         Err(bulkhead_dataplane::DataplaneError::InterfaceGone { ifindex }) if ifindex == gone
     ));
-    world.dataplane.detach(gone).unwrap();
+    world.dataplane.detach(Attachment::Interface(gone)).unwrap();
     world.dataplane.cleanup().unwrap();
     assert!(!world.root.path().exists());
 }
@@ -300,12 +301,12 @@ fn a_large_transfer_of_merged_segments_is_counted() {
     assert_eq!(received.len(), BYTES);
     sender.join().unwrap();
     drop(called);
-    let wb = ifindex("wb");
+    let wb = interface("wb");
     let mut closed = Vec::new();
     let deadline = Instant::now() + Duration::from_secs(10);
     while closed.is_empty() && Instant::now() < deadline {
         let mut keep = |flow: bulkhead_model::flow::RawFlow| {
-            if flow.event == FlowEvent::Close && flow.key.ifindex == wb {
+            if flow.event == FlowEvent::Close && flow.key.attachment == wb {
                 closed.push(flow);
             }
         };

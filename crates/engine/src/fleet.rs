@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use bulkhead_model::host_policy::{Cell, HostPolicy, RuleId};
+use bulkhead_model::host_policy::{Attachment, Cell, HostPolicy, RuleId};
 use bulkhead_model::labels::HOST_LABEL;
 use bulkhead_model::policy::{PolicySpec, TierSpec};
 use bulkhead_model::settings::SettingsSpec;
@@ -127,10 +127,12 @@ impl Fleet {
         let endpoint = entity.filter(|entity| self.is_ours(entity)).map(|entity| LocalEndpoint {
             // It runs here whatever its labels say, so that no membership of it comes from elsewhere.
             entity: Entity { host: Some(HOST.into()), ..entity.clone() },
-            ifindex: *self.interfaces.entry(Arc::clone(name)).or_insert_with(|| {
-                self.next_interface += 1;
-                self.next_interface
-            }),
+            attachment: Attachment::Interface(*self.interfaces.entry(Arc::clone(name)).or_insert_with(
+                || {
+                    self.next_interface += 1;
+                    self.next_interface
+                },
+            )),
         });
         if let Some(host) = self.world.entities.get(name).and_then(host_of)
             && let Some(names) = self.hosts.get_mut(host)

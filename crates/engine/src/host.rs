@@ -17,7 +17,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use bulkhead_model::entity::matches;
-use bulkhead_model::host_policy::{CompiledId, EndpointBinding, HostDelta, HostPolicy, RuleId};
+use bulkhead_model::host_policy::{Attachment, CompiledId, EndpointBinding, HostDelta, HostPolicy, RuleId};
 use bulkhead_model::policy::{PolicySpec, TierSpec};
 use bulkhead_model::ports::NamedPort;
 use bulkhead_model::settings::SettingsSpec;
@@ -47,8 +47,8 @@ use rules::RuleTable;
 pub struct LocalEndpoint {
     /// What selectors see of it.
     pub entity: Entity,
-    /// Index of its host-side interface.
-    pub ifindex: u32,
+    /// Where a dataplane meets its packets.
+    pub attachment: Attachment,
 }
 
 /// A member of a selector, elsewhere.
@@ -414,7 +414,8 @@ impl HostEngine {
                 local.endpoint.entity.prefixes.iter().map(|prefix| prefix.address()).collect();
             addresses.sort_unstable();
             addresses.dedup();
-            let binding = EndpointBinding { ifindex: local.endpoint.ifindex, addresses, ingress, egress };
+            let binding =
+                EndpointBinding { attachment: local.endpoint.attachment, addresses, ingress, egress };
             if self.policy.endpoints.get(name) != Some(&binding) {
                 delta.endpoints.insert(Arc::clone(name), Some(binding));
             }

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::host_policy::RuleId;
+use crate::host_policy::{Attachment, RuleId};
 use crate::ports::Protocol;
 use crate::verdict::{Direction, RuleRef, Verdict};
 
@@ -55,8 +55,8 @@ impl DropReason {
 /// own side whoever began.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ConnectionKey {
-    /// Host-side interface of the endpoint.
-    pub ifindex: u32,
+    /// Where the endpoint's packets are met.
+    pub attachment: Attachment,
     /// IP protocol.
     pub protocol: Protocol,
     /// The endpoint's address.

@@ -216,11 +216,34 @@ impl CompiledPolicy {
     }
 }
 
+/// Where a dataplane meets an endpoint's packets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Attachment {
+    /// Host-side interface of a workload, by index.
+    Interface(u32),
+    /// The host itself behind one of its interfaces, by index; 0: behind every one that has no binding of its own.
+    Host(u32),
+    /// The processes of a control group and of those below it, by the inode of its directory in the unified hierarchy.
+    Cgroup(u32),
+}
+
+impl std::fmt::Display for Attachment {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Interface(index) => write!(f, "interface {index}"),
+            Self::Host(0) => f.write_str("the host"),
+            Self::Host(index) => write!(f, "the host behind interface {index}"),
+            Self::Cgroup(id) => write!(f, "control group {id}"),
+        }
+    }
+}
+
 /// One local endpoint and the tables it is bound to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EndpointBinding {
-    /// Index of its host-side interface.
-    pub ifindex: u32,
+    /// Where its packets are met.
+    pub attachment: Attachment,
     /// The addresses it may use, sorted.
     pub addresses: Vec<IpAddr>,
     /// Tables for connections towards it; [`CompiledId::NONE`] denies all.

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use bulkhead_model::Direction;
-use bulkhead_model::host_policy::{Cell, EndpointBinding, HostPolicy};
+use bulkhead_model::host_policy::{Attachment, Cell, EndpointBinding, HostPolicy};
 use bulkhead_model::ports::PortKey;
 use serde_json::{Value, json};
 
@@ -78,9 +78,10 @@ impl Agent {
         source_port: u16,
     ) -> Value {
         let policy = self.engine.policy();
-        let ifindex = policy.endpoints.get(name).map_or(0, |binding| binding.ifindex);
+        let nowhere = Attachment::Interface(0);
+        let attachment = policy.endpoints.get(name).map_or(nowhere, |binding| binding.attachment);
         let expected = policy.lookup(name, direction, peer, key, source_port);
-        let found = self.dataplane.lookup(ifindex, direction, peer, key, source_port);
+        let found = self.dataplane.lookup(attachment, direction, peer, key, source_port);
         let say = |cell: Option<Cell>| match cell {
             Some(cell) => json!({
                 "verdict": cell.verdict,
@@ -97,7 +98,7 @@ impl Agent {
         };
         let workload = name.strip_prefix("Workload/").unwrap_or(name);
         json!({
-            "workload": workload, "ifindex": ifindex, "direction": direction, "peer": peer, "class": policy.class_of(peer),
+            "workload": workload, "attachment": attachment, "direction": direction, "peer": peer, "class": policy.class_of(peer),
             "kernel": kernel, "expected": say(expected), "same": same,
         })
     }
@@ -127,11 +128,11 @@ impl Agent {
 /// Where the tables of the kernel are others than they should be, in words.
 fn differences(expected: &HostPolicy, found: &HostPolicy) -> Vec<String> {
     let mut all = Vec::new();
-    let by_index = |policy: &HostPolicy| -> BTreeMap<u32, EndpointBinding> {
-        policy.endpoints.values().map(|binding| (binding.ifindex, binding.clone())).collect()
+    let by_attachment = |policy: &HostPolicy| -> BTreeMap<Attachment, EndpointBinding> {
+        policy.endpoints.values().map(|binding| (binding.attachment, binding.clone())).collect()
     };
-    compare(&by_index(expected), &by_index(found), &mut all, |ifindex| {
-        format!("binding of interface {ifindex}")
+    compare(&by_attachment(expected), &by_attachment(found), &mut all, |attachment| {
+        format!("binding of {attachment}")
     });
     if !found.endpoints.is_empty() {
         compare(&expected.addresses, &found.addresses, &mut all, |prefix| format!("class of {prefix}"));
@@ -178,7 +179,7 @@ mod tests {
     fn differences_are_named_one_by_one() {
         let mut expected = HostPolicy::default();
         let binding = EndpointBinding {
-            ifindex: 7,
+            attachment: Attachment::Interface(7),
             addresses: vec![],
             ingress: bulkhead_model::host_policy::CompiledId::NONE,
             egress: bulkhead_model::host_policy::CompiledId::NONE,

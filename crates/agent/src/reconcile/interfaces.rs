@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use bulkhead_dataplane::DataplaneError;
 use bulkhead_discover::links::{self, LinkChange};
-use bulkhead_model::host_policy::HostDelta;
+use bulkhead_model::host_policy::{Attachment, HostDelta};
 
 use super::{Agent, RETRY_INTERVAL};
 use crate::AgentError;
@@ -30,7 +30,7 @@ impl Agent {
             // While no agent ran, a workload's interface may have appeared: it is closed now. At the very first
             // start nothing is touched before its policy is known.
             if !first_start && self.config.is_workload_interface(&link.name) {
-                self.attach(link.index);
+                self.attach(Attachment::Interface(link.index));
             }
         }
         Ok(())
@@ -39,28 +39,32 @@ impl Agent {
     pub(super) fn link_changed(&mut self, change: LinkChange) {
         match change {
             LinkChange::There(link) => {
-                let new =
-                    !self.older_interfaces.contains(&link.index) && !self.attached.contains(&link.index);
+                let here = Attachment::Interface(link.index);
+                let new = !self.older_interfaces.contains(&link.index) && !self.attached.contains(&here);
                 if new && self.config.is_workload_interface(&link.name) {
                     tracing::info!(
                         interface = link.name,
                         "a workload's interface appeared: closed until claimed"
                     );
-                    self.attach(link.index);
+                    self.attach(here);
                 }
             }
             LinkChange::Gone(link) => {
                 self.older_interfaces.remove(&link.index);
-                if self.attached.remove(&link.index)
-                    && let Err(error) = self.dataplane.detach(link.index)
+                let there = Attachment::Interface(link.index);
+                if self.attached.remove(&there)
+                    && let Err(error) = self.dataplane.detach(there)
                 {
                     tracing::warn!(interface = link.name, %error, "cannot clean up after an interface");
                 }
             }
             LinkChange::Lost => match links::links() {
                 Ok(here) => {
-                    let indexes: BTreeSet<u32> = here.iter().map(|link| link.index).collect();
-                    for gone in self.attached.difference(&indexes).copied().collect::<Vec<_>>() {
+                    let there: BTreeSet<_> =
+                        here.iter().map(|link| Attachment::Interface(link.index)).collect();
+                    let interfaces = |one: &&Attachment| matches!(one, Attachment::Interface(_));
+                    let gone: Vec<_> = self.attached.difference(&there).filter(interfaces).copied().collect();
+                    for gone in gone {
                         self.attached.remove(&gone);
                         let _ = self.dataplane.detach(gone);
                     }
@@ -71,18 +75,18 @@ impl Agent {
         }
     }
 
-    pub(super) fn attach(&mut self, ifindex: u32) {
-        if self.attached.contains(&ifindex) {
+    pub(super) fn attach(&mut self, attachment: Attachment) {
+        if self.attached.contains(&attachment) {
             return;
         }
-        match self.dataplane.attach(ifindex) {
+        match self.dataplane.attach(attachment) {
             Ok(()) => {
-                self.attached.insert(ifindex);
+                self.attached.insert(attachment);
             }
             // It went again before it could be closed.
             Err(DataplaneError::InterfaceGone { .. }) => {}
             Err(error) => {
-                tracing::error!(ifindex, %error, "cannot take charge of an interface");
+                tracing::error!(%attachment, %error, "cannot take charge");
                 self.failed = Some((error.to_string(), Instant::now() + RETRY_INTERVAL));
             }
         }
@@ -95,37 +99,42 @@ impl Agent {
             return;
         }
         let bindings = self.engine.policy().endpoints.values();
-        let missing: Vec<u32> =
-            bindings.map(|binding| binding.ifindex).filter(|index| !self.attached.contains(index)).collect();
+        let missing: Vec<_> = bindings
+            .map(|binding| binding.attachment)
+            .filter(|one| !matches!(one, Attachment::Host(_)) && !self.attached.contains(one))
+            .collect();
         if !missing.is_empty() {
             self.failed = None;
-            missing.into_iter().for_each(|ifindex| self.attach(ifindex));
+            missing.into_iter().for_each(|attachment| self.attach(attachment));
         }
     }
 
     /// Interfaces that a delta leaves without endpoint.
-    pub(super) fn released_interfaces(&self, delta: &HostDelta) -> Vec<u32> {
-        let still: BTreeSet<u32> = self.locals.endpoints.values().map(|local| local.ifindex).collect();
+    pub(super) fn released_interfaces(&self, delta: &HostDelta) -> Vec<Attachment> {
+        let still: BTreeSet<_> = self.locals.endpoints.values().map(|local| local.attachment).collect();
         self.attached
             .iter()
             .filter(|_| delta.endpoints.values().any(Option::is_none))
-            .filter(|ifindex| !still.contains(*ifindex))
+            .filter(|one| !still.contains(*one))
             .copied()
             .collect()
     }
 
     /// Lets go of an interface that was registered by hand; one that belongs to workloads by its name stays
     /// closed until it disappears.
-    pub(super) fn release(&mut self, ifindex: u32) {
-        let name = links::links().ok().and_then(|links| links.into_iter().find(|link| link.index == ifindex));
-        if name.is_some_and(|link| self.config.is_workload_interface(&link.name)) {
-            return;
-        }
-        match self.dataplane.detach(ifindex) {
-            Ok(()) => {
-                self.attached.remove(&ifindex);
+    pub(super) fn release(&mut self, attachment: Attachment) {
+        if let Attachment::Interface(ifindex) = attachment {
+            let links = links::links().unwrap_or_default();
+            let link = links.into_iter().find(|link| link.index == ifindex);
+            if link.is_some_and(|link| self.config.is_workload_interface(&link.name)) {
+                return;
             }
-            Err(error) => tracing::warn!(ifindex, %error, "cannot let go of an interface"),
+        }
+        match self.dataplane.detach(attachment) {
+            Ok(()) => {
+                self.attached.remove(&attachment);
+            }
+            Err(error) => tracing::warn!(%attachment, %error, "cannot let go"),
         }
     }
 }

@@ -27,7 +27,7 @@ impl Agent {
         let policy = self.engine.policy();
         let endpoints = policy.endpoints.iter().map(|(name, binding)| Programmed {
             workload: name.strip_prefix("Workload/").unwrap_or(name).to_owned(),
-            ifindex: binding.ifindex,
+            attachment: binding.attachment,
             labels: self
                 .locals
                 .endpoints
@@ -81,7 +81,7 @@ pub(super) fn tables(policy: &HostPolicy, rules: &BTreeMap<RuleId, RuleRef>) -> 
         .iter()
         .map(|(name, binding)| {
             let binding = json!({
-                "ifindex": binding.ifindex,
+                "attachment": binding.attachment,
                 "addresses": binding.addresses,
                 "ingress": binding.ingress,
                 "egress": binding.egress,

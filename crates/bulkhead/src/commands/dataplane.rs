@@ -121,10 +121,10 @@ fn lookup_page(answer: &Value, port: &str) -> String {
             ),
         };
         let title = format!(
-            "{} of {} (interface {})",
+            "{} of {} ({})",
             text(side, "/direction"),
             text(side, "/workload"),
-            side["ifindex"]
+            output::attachment(&side["attachment"])
         );
         let _ = writeln!(
             page,

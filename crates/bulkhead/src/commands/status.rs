@@ -142,7 +142,7 @@ fn host_page(page: &mut String, here: &Value) {
                 let addresses: Vec<_> = addresses.filter_map(Value::as_str).collect();
                 vec![
                     text(endpoint, "/workload"),
-                    text(endpoint, "/ifindex"),
+                    output::attachment(&endpoint["attachment"]),
                     state(&endpoint["ingress"]),
                     state(&endpoint["egress"]),
                     addresses.join(","),

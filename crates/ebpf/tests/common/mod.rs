@@ -18,7 +18,7 @@ use bulkhead_ebpf::{Capacities, EbpfDataplane};
 use bulkhead_model::Prefix;
 use bulkhead_model::flow::{DropReason, RawFlow};
 use bulkhead_model::host_policy::{
-    Cell, ClassId, Column, CompiledId, CompiledPolicy, EndpointBinding, HostPolicy, Row, RuleId,
+    Attachment, Cell, ClassId, Column, CompiledId, CompiledPolicy, EndpointBinding, HostPolicy, Row, RuleId,
 };
 use bulkhead_model::ports::PortMatch;
 use bulkhead_model::verdict::{Direction, Verdict};
@@ -97,8 +97,12 @@ pub(crate) fn policy(
         ingress.iter().chain(egress).map(|rule| rule.0.parse().unwrap()).collect();
     let prefixes: Vec<_> = prefixes.into_iter().collect();
     let default = cell(default, DEFAULT_RULE, false);
-    let binding =
-        EndpointBinding { ifindex, addresses: addresses.to_vec(), ingress: INGRESS, egress: EGRESS };
+    let binding = EndpointBinding {
+        attachment: Attachment::Interface(ifindex),
+        addresses: addresses.to_vec(),
+        ingress: INGRESS,
+        egress: EGRESS,
+    };
     HostPolicy {
         revision: 1,
         addresses: prefixes.iter().copied().zip((1..).map(ClassId)).collect(),
@@ -132,6 +136,10 @@ pub(crate) fn ifindex(name: &str) -> u32 {
     let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
     assert_ne!(index, 0, "{name:?}");
     index
+}
+
+pub(crate) fn interface(name: &str) -> Attachment {
+    Attachment::Interface(ifindex(name))
 }
 
 pub(crate) fn now_ns() -> u64 {

@@ -142,8 +142,8 @@ impl Fleet {
                 let name = format!("l{number}");
                 let kind = if *number == 2 { Kind::HostEndpoint } else { Kind::Workload };
                 let entity = state.as_ref().map(|(l, p)| make_entity(&name, kind, l, p, Some(HOST)));
-                let ifindex = u32::from(*number) + 1;
-                let local = entity.clone().map(|entity| LocalEndpoint { entity, ifindex });
+                let attachment = Attachment::Interface(u32::from(*number) + 1);
+                let local = entity.clone().map(|entity| LocalEndpoint { entity, attachment });
                 self.engine.set_local(&name.as_str().into(), local);
                 self.set_entity(&name, entity);
             }
@@ -247,7 +247,7 @@ pub(crate) fn questions() -> impl Iterator<Item = (PortKey, u16)> {
 
 /// A host policy with ids replaced by what they stand for.
 type Canonical =
-    (BTreeMap<Prefix, usize>, BTreeMap<Arc<str>, (u32, Vec<IpAddr>, [BTreeMap<usize, String>; 2])>);
+    (BTreeMap<Prefix, usize>, BTreeMap<Arc<str>, (Attachment, Vec<IpAddr>, [BTreeMap<usize, String>; 2])>);
 
 fn canonical(policy: &HostPolicy) -> Canonical {
     let mut numbers: BTreeMap<ClassId, usize> = BTreeMap::new();
@@ -281,7 +281,7 @@ fn canonical(policy: &HostPolicy) -> Canonical {
     };
     let endpoints = policy.endpoints.iter().map(|(name, binding)| {
         let tables = [table(binding.ingress), table(binding.egress)];
-        (Arc::clone(name), (binding.ifindex, binding.addresses.clone(), tables))
+        (Arc::clone(name), (binding.attachment, binding.addresses.clone(), tables))
     });
     let addresses = policy.addresses.iter().map(|(prefix, class)| (*prefix, numbers[class]));
     (addresses.collect(), endpoints.collect())
@@ -691,7 +691,7 @@ fn a_new_instance_costs_one_address_where_it_matters_and_nothing_elsewhere() {
 fn a_policy_waits_for_its_members_and_a_new_endpoint_is_closed_until_then() {
     let mut engine = HostEngine::new(HOST);
     let entity = make_entity("l0", Kind::Workload, &labels(&[("role", "b")]), &[], Some(HOST));
-    engine.set_local(&"l0".into(), Some(LocalEndpoint { entity, ifindex: 7 }));
+    engine.set_local(&"l0".into(), Some(LocalEndpoint { entity, attachment: Attachment::Interface(7) }));
     engine.flush();
     let open = engine.policy().endpoints["l0"].clone();
     assert_ne!(open.ingress, CompiledId::NONE);
@@ -702,7 +702,7 @@ fn a_policy_waits_for_its_members_and_a_new_endpoint_is_closed_until_then() {
     assert_eq!(engine.not_ready()["l0"], [NotReady::Waiting(waiting.clone())]);
 
     let entity = make_entity("l1", Kind::Workload, &labels(&[("role", "b")]), &[], Some(HOST));
-    engine.set_local(&"l1".into(), Some(LocalEndpoint { entity, ifindex: 8 }));
+    engine.set_local(&"l1".into(), Some(LocalEndpoint { entity, attachment: Attachment::Interface(8) }));
     engine.flush();
     assert_eq!(engine.policy().endpoints["l1"].ingress, CompiledId::NONE, "closed");
 
