@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0 OR Apache-2.0 */
-/* From bytes to a tuple. Loads copy out of the skb, so non-linear packets (GSO) need no special case. */
+/* From bytes to a tuple. Loads copy out of the packet, so non-linear ones (GSO) need no special case. */
 #ifndef BULKHEAD_PACKET_H
 #define BULKHEAD_PACKET_H
 
@@ -8,10 +8,9 @@
 #include <linux/in.h>
 #include <linux/ip.h>
 #include <linux/ipv6.h>
-#include <bpf/bpf_endian.h>
-#include <bpf/bpf_helpers.h>
 
 #include "abi.h"
+#include "context.h"
 
 #define PROTO_UDPLITE 136
 #define TCP_FIN 0x01
@@ -85,7 +84,7 @@ static __always_inline __u32 judged_len(__u8 protocol)
 }
 
 /* Ports, flags, type and code. `quoted` packets (inside ICMP errors) may end after eight bytes. */
-static __always_inline int parse_l4(struct __sk_buff *skb, struct packet *p, int quoted)
+static __always_inline int parse_l4(CONTEXT *context, struct packet *p, int quoted)
 {
 	__u8 h[20];
 
@@ -94,7 +93,7 @@ static __always_inline int parse_l4(struct __sk_buff *skb, struct packet *p, int
 		return PARSED_MALFORMED;
 	switch (p->protocol) {
 	case IPPROTO_TCP:
-		if (bpf_skb_load_bytes(skb, p->l4, h, quoted ? 8 : 20))
+		if (load_bytes(context, p->l4, h, quoted ? 8 : 20))
 			return PARSED_MALFORMED;
 		if (!quoted) {
 			if (h[12] >> 4 < 5)
@@ -105,7 +104,7 @@ static __always_inline int parse_l4(struct __sk_buff *skb, struct packet *p, int
 	case IPPROTO_UDP:
 	case IPPROTO_SCTP:
 	case PROTO_UDPLITE:
-		if (bpf_skb_load_bytes(skb, p->l4, h, 8))
+		if (load_bytes(context, p->l4, h, 8))
 			return PARSED_MALFORMED;
 		break;
 	case IPPROTO_ICMP:
@@ -113,7 +112,7 @@ static __always_inline int parse_l4(struct __sk_buff *skb, struct packet *p, int
 		/* ICMP of the other family is no ICMP but an unknown protocol. */
 		if ((p->protocol == IPPROTO_ICMPV6) != !!p->v6)
 			return PARSED_IP;
-		if (bpf_skb_load_bytes(skb, p->l4, h, 8))
+		if (load_bytes(context, p->l4, h, 8))
 			return PARSED_MALFORMED;
 		p->icmp_type = h[0];
 		p->icmp_code = h[1];
@@ -127,46 +126,61 @@ static __always_inline int parse_l4(struct __sk_buff *skb, struct packet *p, int
 	return PARSED_IP;
 }
 
-/* Whether the options of an IPv4 header send the packet on from its destination, or cannot be read. */
-static __always_inline int goes_on_v4(struct __sk_buff *skb, const struct packet *p, __u32 header)
-{
-	__u32 at = sizeof(struct iphdr);
-	__u8 option[2];
-	int i;
+struct options {
+	CONTEXT *context;
+	__u32 at;
+	__u32 end;
+	int goes_on;
+};
 
-	for (i = 0; i < MAX_IPV4_OPTIONS && at < header; i++) {
-		if (bpf_skb_load_bytes(skb, p->l3 + at, option, 1) || option[0] == IPOPT_END)
-			return 0;
-		if (option[0] == IPOPT_NOOP) {
-			at++;
-			continue;
-		}
-		if (option[0] == IPOPT_LSRR || option[0] == IPOPT_SSRR)
-			return 1;
-		if (bpf_skb_load_bytes(skb, p->l3 + at + 1, option, 1) || option[0] < 2)
-			return 1;
-		at += option[0];
-	}
-	return 0;
+static long next_option(__u32 number, struct options *options)
+{
+	__u8 kind, len = 0;
+
+	(void)number;
+	if (options->at >= options->end || load_bytes(options->context, options->at, &kind, 1) || kind == IPOPT_END)
+		return 1;
+	options->at++;
+	if (kind == IPOPT_NOOP)
+		return 0;
+	/* What cannot be read might be a route, too. */
+	options->goes_on = kind == IPOPT_LSRR || kind == IPOPT_SSRR ||
+			   load_bytes(options->context, options->at, &len, 1) || len < 2;
+	options->at += len - 1;
+	return options->goes_on;
 }
 
-static __always_inline int parse_v4(struct __sk_buff *skb, struct packet *p, int quoted)
+/* Whether the options of an IPv4 header send the packet on from its destination. */
+static __always_inline int goes_on_v4(CONTEXT *context, const struct packet *p, __u32 header)
+{
+	struct options options = {
+		.context = context,
+		.at = p->l3 + sizeof(struct iphdr),
+		.end = p->l3 + header,
+	};
+
+	/* A loop here would be verified forty times over. */
+	bpf_loop(MAX_IPV4_OPTIONS, next_option, &options, 0);
+	return options.goes_on;
+}
+
+static __always_inline int parse_v4(CONTEXT *context, struct packet *p, int quoted)
 {
 	__u32 header, total, offset;
 	struct iphdr ip;
 
-	if (bpf_skb_load_bytes(skb, p->l3, &ip, sizeof(ip)))
+	if (load_bytes(context, p->l3, &ip, sizeof(ip)))
 		return PARSED_MALFORMED;
 	header = ip.ihl * 4;
 	total = bpf_ntohs(ip.tot_len);
-	p->len = skb->len - p->l3;
+	p->len = packet_len(context) - p->l3;
 	if (ip.version != 4 || header < sizeof(ip))
 		return PARSED_MALFORMED;
 	/* A total length of 0 is how the kernel writes packets of more than 64 KiB. */
 	if (!quoted && total && (total < header || total > p->len))
 		return PARSED_MALFORMED;
 	/* A source route ends elsewhere than where it is judged. */
-	if (!quoted && header > sizeof(ip) && goes_on_v4(skb, p, header))
+	if (!quoted && header > sizeof(ip) && goes_on_v4(context, p, header))
 		return PARSED_MALFORMED;
 	if (total && total < p->len)
 		p->len = total;
@@ -188,7 +202,7 @@ static __always_inline int parse_v4(struct __sk_buff *skb, struct packet *p, int
 }
 
 /* Follows extension headers up to a protocol. */
-static __always_inline int parse_v6_headers(struct __sk_buff *skb, struct packet *p)
+static __always_inline int parse_v6_headers(CONTEXT *context, struct packet *p)
 {
 	__u8 h[8];
 	int i;
@@ -202,7 +216,7 @@ static __always_inline int parse_v6_headers(struct __sk_buff *skb, struct packet
 		case IPPROTO_DSTOPTS:
 		case IPPROTO_AH:
 		case IPPROTO_FRAGMENT:
-			if (bpf_skb_load_bytes(skb, p->l4, h, 8))
+			if (load_bytes(context, p->l4, h, 8))
 				return PARSED_MALFORMED;
 			break;
 		default:
@@ -239,14 +253,14 @@ static __always_inline int parse_v6_headers(struct __sk_buff *skb, struct packet
 	return PARSED_MALFORMED;
 }
 
-static __always_inline int parse_v6(struct __sk_buff *skb, struct packet *p, int quoted)
+static __always_inline int parse_v6(CONTEXT *context, struct packet *p, int quoted)
 {
 	struct ipv6hdr ip;
 	__u32 payload;
 
-	if (bpf_skb_load_bytes(skb, p->l3, &ip, sizeof(ip)))
+	if (load_bytes(context, p->l3, &ip, sizeof(ip)))
 		return PARSED_MALFORMED;
-	p->len = skb->len - p->l3;
+	p->len = packet_len(context) - p->l3;
 	if (ip.version != 6)
 		return PARSED_MALFORMED;
 	payload = bpf_ntohs(ip.payload_len);
@@ -264,17 +278,17 @@ static __always_inline int parse_v6(struct __sk_buff *skb, struct packet *p, int
 	p->protocol = ip.nexthdr;
 	p->hop_limit = ip.hop_limit;
 	p->l4 = p->l3 + sizeof(ip);
-	return parse_v6_headers(skb, p);
+	return parse_v6_headers(context, p);
 }
 
 /* Parses the IP packet at p->l3, whose other fields are 0. Verified once, as a global function. */
-__noinline int parse_ip(struct __sk_buff *skb, struct packet *p, int v6, int quoted)
+__noinline int parse_ip(CONTEXT *context, struct packet *p, int v6, int quoted)
 {
 	int result;
 
 	if (!p)
 		return PARSED_MALFORMED;
-	result = v6 ? parse_v6(skb, p, quoted) : parse_v4(skb, p, quoted);
+	result = v6 ? parse_v6(context, p, quoted) : parse_v4(context, p, quoted);
 	if (result != PARSED_IP)
 		return result;
 	if (p->frag == FRAG_LATER) {
@@ -286,7 +300,7 @@ __noinline int parse_ip(struct __sk_buff *skb, struct packet *p, int v6, int quo
 	/* The table of fragments has a byte for where the judged part ends, in units of eight. */
 	if (p->frag == FRAG_FIRST && p->l4 - p->l3 - p->frag_start > FRAG_HEADERS_MAX)
 		return PARSED_MALFORMED;
-	return parse_l4(skb, p, quoted);
+	return parse_l4(context, p, quoted);
 }
 
 #endif

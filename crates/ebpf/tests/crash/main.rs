@@ -11,6 +11,7 @@ mod tracer;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::os::fd::AsFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -120,9 +121,27 @@ impl World {
     }
 
     fn pinned(&self, map: &str) -> MapHandle {
-        let version = std::fs::read_dir(self.bench.root.path()).unwrap();
-        let version = version.map(|entry| entry.unwrap().path()).find(|path| path.join(map).exists());
-        MapHandle::from_pinned_path(version.unwrap_or_else(|| panic!("no pin {map}")).join(map)).unwrap()
+        MapHandle::from_pinned_path(self.pin_directory("v").join(map)).unwrap()
+    }
+
+    /// The one directory of pins whose name begins so.
+    fn pin_directory(&self, beginning: &str) -> PathBuf {
+        let entries = std::fs::read_dir(self.bench.root.path()).unwrap();
+        let mut found: Vec<PathBuf> = entries
+            .map(|entry| entry.unwrap())
+            .filter(|entry| entry.file_name().to_str().unwrap().starts_with(beginning))
+            .map(|entry| entry.path())
+            .collect();
+        assert_eq!(found.len(), 1, "{found:?}");
+        found.remove(0)
+    }
+
+    fn pins(&self, beginning: &str) -> Vec<PathBuf> {
+        let entries =
+            std::fs::read_dir(self.pin_directory(beginning)).unwrap().map(|entry| entry.unwrap().path());
+        let mut pins: Vec<PathBuf> = entries.filter(|path| path.is_file()).collect();
+        pins.sort();
+        pins
     }
 
     /// What the programs of the kernel, and its tables, say of an endpoint: versions of the rules that decide, by probe.
@@ -365,14 +384,8 @@ fn starting_for_the_first_time(world: &mut World) {
 /// Tables that somebody emptied, and pins that somebody removed.
 fn damage_from_outside(world: &mut World) {
     let wanted = state(&[1, 2], 3, Allow);
-    let pins: Vec<String> = {
-        let path = std::fs::read_dir(world.bench.root.path()).unwrap().next().unwrap().unwrap().path();
-        let entries = std::fs::read_dir(path).unwrap().map(|entry| entry.unwrap());
-        entries
-            .filter(|entry| entry.path().is_file())
-            .map(|entry| entry.file_name().into_string().unwrap())
-            .collect()
-    };
+    let name = |pin: PathBuf| pin.file_name().unwrap().to_str().unwrap().to_owned();
+    let pins: Vec<String> = world.pins("v").into_iter().map(name).collect();
     assert!(pins.len() > 10, "{pins:?}");
     world.bench.dataplane.replace(&state(&[1, 2, 3], 2, Deny)).unwrap();
     // What says nothing of policy goes together; everything else by itself.
@@ -398,7 +411,7 @@ fn damage_from_outside(world: &mut World) {
     assert!(emptied >= 8, "only {emptied} tables had anything to delete");
     for group in &groups {
         world.bench.dataplane.replace(&state(&[1, 2, 3], 2, Deny)).unwrap();
-        let path = std::fs::read_dir(world.bench.root.path()).unwrap().next().unwrap().unwrap().path();
+        let path = world.pin_directory("v");
         group.iter().for_each(|pin| std::fs::remove_file(path.join(pin)).unwrap());
         world.open();
         world.bench.dataplane.replace(&wanted).unwrap();
