@@ -48,19 +48,20 @@ impl Gates {
 
     fn link(&self, loaded: &Loaded) -> io::Result<()> {
         fs::create_dir_all(&self.dir)?;
-        if self.array().is_ok() {
+        if self.is_whole() {
             return Ok(());
+        }
+        match fs::remove_file(self.dir.join("programs")) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
         }
         let other = |error: DataplaneError| io::Error::other(error);
         let array = loaded.gates().map_err(other)?;
         write(&array, loaded)?;
         for (family, suffix) in FAMILIES {
             for (hook, name) in HOOKS {
-                let path = self.dir.join(format!("{name}-{suffix}"));
-                match fs::remove_file(&path) {
-                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                    _ => {}
-                }
+                let path = self.path(name, suffix);
+                forget(&path)?;
                 let program = loaded.gate_program(name).map_err(other)?;
                 let at = NetfilterHook { family, hook, priority: PRIORITY };
                 let link = sys::netfilter_link_create(program.as_fd(), at)?;
@@ -69,6 +70,18 @@ impl Gates {
         }
         // Last: it says that all the others are there.
         sys::pin(array.as_fd(), &self.dir.join("programs"))
+    }
+
+    fn path(&self, name: &str, suffix: &str) -> PathBuf {
+        self.dir.join(format!("{name}-{suffix}"))
+    }
+
+    /// Whether everything is there. A link that somebody removed cannot be made anew by itself: it would jump to an array
+    /// of its own.
+    fn is_whole(&self) -> bool {
+        let links = FAMILIES.iter().flat_map(|(_, suffix)| HOOKS.iter().map(move |(_, name)| (name, suffix)));
+        let mut links = links.map(|(name, suffix)| self.path(name, suffix));
+        self.array().is_ok() && links.all(|path| sys::open_pin(&path).is_ok())
     }
 
     fn array(&self) -> io::Result<OwnedFd> {
@@ -93,6 +106,17 @@ impl Gates {
         }
         remove_pins(&dir)
     }
+}
+
+/// Takes a link off its hook at once, lest its place is still taken when the next one comes, and removes its pin.
+fn forget(path: &Path) -> io::Result<()> {
+    let link = match sys::open_pin(path) {
+        Ok(link) => link,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error),
+    };
+    sys::link_detach(link.as_fd())?;
+    fs::remove_file(path)
 }
 
 fn write(array: &OwnedFd, loaded: &Loaded) -> io::Result<()> {

@@ -417,6 +417,16 @@ fn damage_from_outside(world: &mut World) {
         world.bench.dataplane.replace(&wanted).unwrap();
         world.check_exactly(&wanted, &format!("the pin of {group:?} was removed"));
     }
+    // The programs at netfilter's hooks: without one of them, a workload's first packets would go unjudged.
+    let gates = world.pins("gates");
+    assert!(gates.len() > 4, "{gates:?}");
+    for gate in &gates {
+        std::fs::remove_file(gate).unwrap();
+        world.open();
+        world.bench.dataplane.replace(&wanted).unwrap();
+        assert_eq!(world.pins("gates"), gates, "the pin {} was removed", gate.display());
+        world.check_exactly(&wanted, "netfilter");
+    }
     // The words of the bindings and the configuration, set to nonsense.
     for map in ["bindings", "config"] {
         world.bench.dataplane.replace(&state(&[1, 2, 3], 2, Deny)).unwrap();
