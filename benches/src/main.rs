@@ -17,6 +17,7 @@ mod customers;
 mod engine_speed;
 mod entries;
 mod fixtures;
+mod flood;
 mod guard_speed;
 mod index_speed;
 mod load;
@@ -41,7 +42,7 @@ struct Arguments {
     #[arg(long)]
     quick: bool,
     /// Only this measurement (may be repeated): small, guard, entries, text, resolve, index, engine, customers, packets,
-    /// plan, change, traffic.
+    /// plan, change, flood, traffic.
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
     /// Where the numbers go.
@@ -76,7 +77,7 @@ const BODIES: &[&[(&str, child::Body)]] =
 type Measurement = fn(Effort) -> anyhow::Result<Vec<Line>>;
 
 /// Quick ones first, so that a mistake shows early.
-const MEASUREMENTS: [(&str, Measurement); 12] = [
+const MEASUREMENTS: [(&str, Measurement); 13] = [
     ("small", small::measure),
     ("guard", guard_speed::measure),
     ("entries", entries::measure),
@@ -88,6 +89,7 @@ const MEASUREMENTS: [(&str, Measurement); 12] = [
     ("packets", packets::measure),
     ("plan", plan::measure),
     ("change", change::measure),
+    ("flood", flood::measure),
     ("traffic", traffic::measure),
 ];
 
