@@ -73,6 +73,7 @@ static __always_inline int handle(struct __sk_buff *skb, __u8 direction)
 	__u32 *subject = bpf_get_local_storage(&groups, 0);
 	int loops = skb->ifindex == LOOPBACK;
 	struct flow f = {};
+	__u8 reason;
 
 	if (!configured || !*subject)
 		return deny_without_entry(REASON_UNPROGRAMMED);
@@ -84,8 +85,9 @@ static __always_inline int handle(struct __sk_buff *skb, __u8 direction)
 	if (parse_ip(skb, &f.p, skb->protocol == bpf_htons(ETH_P_IPV6), 0) != PARSED_IP)
 		return deny_without_entry(REASON_MALFORMED);
 	/* What a raw socket has cut up by itself. */
-	if (f.p.frag == FRAG_LATER && follow_fragment(&f, *subject))
-		return deny_builtin(&f, RULE_MALFORMED, REASON_FRAGMENT_WITHOUT_FIRST);
+	reason = f.p.frag ? follow_fragment(&f, *subject) : REASON_NONE;
+	if (reason)
+		return deny_builtin(&f, RULE_MALFORMED, reason);
 	f.icmp = make_key(&f.key, &f.p, *subject, direction);
 	find_ends(skb, &f);
 	if (loops && direction == DIR_EGRESS)

@@ -21,7 +21,7 @@ use crate::endpoints::{Endpoints, Targets};
 use crate::events::Events;
 use crate::gates::Gates;
 use crate::grace::Grace;
-use crate::layout::{ABI_VERSION, COUNTER_LOST_EVENTS, COUNTER_UNRECORDED, subject_of};
+use crate::layout::{ABI_VERSION, COUNTER_LOST_EVENTS, COUNTER_UNRECORDED, HALF_OPEN_SPAN, subject_of};
 use crate::loader::{self, Loaded, libbpf_error};
 use crate::lookup::Reader;
 use crate::mapping::Mapping;
@@ -74,6 +74,9 @@ impl EbpfDataplane {
             .map_err(|error| DataplaneError::io("map the configuration into memory", error))?;
         let generation = config.word(CONFIG_GENERATION).fetch_add(1, Ordering::SeqCst) + 1;
         let gates = Gates::open(root, &loaded)?;
+        let cost = HALF_OPEN_SPAN / u64::from(capacities.half_open_max());
+        let costs = loaded.table::<u32, u64>("half_open_ns")?;
+        costs.put(&0, &cost).map_err(|error| DataplaneError::io("bound half-open connections", error))?;
         let links = Links::open(&dir)?;
         links.take_over(&loaded)?;
         let groups = Groups::open(&dir)?;
