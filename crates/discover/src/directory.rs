@@ -6,8 +6,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use bulkhead_model::Facts;
 use bulkhead_model::registration::{self, Attachment, Registration};
+use bulkhead_model::{Facts, facts};
 use tokio::sync::mpsc;
 
 use crate::{Found, FoundWorkload, NotManaged, groups, links};
@@ -161,15 +161,9 @@ fn resolve_among(
     addresses.sort_unstable();
     addresses.dedup();
     let (name, labels) = (name.clone(), labels.clone());
-    Ok(FoundWorkload {
-        name,
-        labels,
-        addresses,
-        interfaces,
-        group,
-        facts: Facts::new(),
-        identity: identity.clone(),
-    })
+    let observed = group.iter().map(|(_, path): &(u32, String)| (facts::PROCESS_GROUP, path.as_str()));
+    let (facts, _too_long) = Facts::from_observed(observed);
+    Ok(FoundWorkload { name, labels, addresses, interfaces, group, facts, identity: identity.clone() })
 }
 
 fn not_managed(subject: &str, error: &dyn std::error::Error) -> NotManaged {
