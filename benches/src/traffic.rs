@@ -1,6 +1,6 @@
 //! What policy costs traffic between two workloads of one host, beside what others cost.
 
-use bulkhead_model::host_policy::Attachment;
+use bulkhead_model::host_policy::{Attachment, HostPolicy};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::net::Ipv4Addr;
@@ -109,13 +109,21 @@ fn sample(effort: Effort) -> anyhow::Result<Samples> {
     Ok(samples)
 }
 
-/// A dataplane with a policy of some size, and the part of an agent that reads its events.
+/// A dataplane with a policy of some size, and the part of an agent that reads its events. Only while it is in force is
+/// anything of it in the kernel: its programs at netfilter's hooks would cost the others, too.
 #[derive(Debug)]
 struct Ours {
-    dataplane: Arc<Mutex<EbpfDataplane>>,
+    root: PathBuf,
     interfaces: Vec<u32>,
+    policy: HostPolicy,
+    running: Option<Running>,
+}
+
+#[derive(Debug)]
+struct Running {
+    dataplane: Arc<Mutex<EbpfDataplane>>,
     stop: Arc<AtomicBool>,
-    poller: Option<JoinHandle<()>>,
+    poller: JoinHandle<()>,
 }
 
 impl Ours {
@@ -125,52 +133,42 @@ impl Ours {
             INTERFACES.iter().map(|name| links::interface(name)).collect::<Result<Vec<_>, _>>()?;
         let endpoints = [(interfaces[0], CLIENT), (interfaces[1], SERVER)];
         let policy = fixtures::one_rule_per_peer(rules, &endpoints, (7001, 7002))?;
-        let mut dataplane = EbpfDataplane::open(&root, Capacities::default())?;
-        dataplane.replace(&policy)?;
-        let dataplane = Arc::new(Mutex::new(dataplane));
-        Ok(Self { dataplane, interfaces, stop: Arc::default(), poller: None })
-    }
-
-    fn with<T>(&self, act: impl FnOnce(&mut EbpfDataplane) -> T) -> T {
-        act(&mut self.dataplane.lock().unwrap_or_else(PoisonError::into_inner))
+        Ok(Self { root, interfaces, policy, running: None })
     }
 
     fn attach(&mut self) -> anyhow::Result<()> {
+        let mut dataplane = EbpfDataplane::open(&self.root, Capacities::default())?;
+        dataplane.replace(&self.policy)?;
         for ifindex in &self.interfaces {
-            self.with(|dataplane| dataplane.attach(Attachment::Interface(*ifindex)))?;
+            dataplane.attach(Attachment::Interface(*ifindex))?;
         }
-        self.stop.store(false, Ordering::Relaxed);
-        let (dataplane, stop) = (Arc::clone(&self.dataplane), Arc::clone(&self.stop));
-        self.poller = Some(std::thread::Builder::new().name("poller".into()).spawn(move || {
-            while !stop.load(Ordering::Relaxed) {
-                let mut dataplane = dataplane.lock().unwrap_or_else(PoisonError::into_inner);
+        let (dataplane, stop) = (Arc::new(Mutex::new(dataplane)), Arc::<AtomicBool>::default());
+        let (reader, stopped) = (Arc::clone(&dataplane), Arc::clone(&stop));
+        let poller = std::thread::Builder::new().name("poller".into()).spawn(move || {
+            while !stopped.load(Ordering::Relaxed) {
+                let mut dataplane = reader.lock().unwrap_or_else(PoisonError::into_inner);
                 // An event that cannot be read is lost, and counted as such by the kernel.
                 let _ = dataplane.poll(&mut |_flow| {});
                 drop(dataplane);
                 std::thread::sleep(POLL_INTERVAL);
             }
-        })?);
+        })?;
+        self.running = Some(Running { dataplane, stop, poller });
         Ok(())
     }
 
     fn detach(&mut self) -> anyhow::Result<()> {
-        self.stop.store(true, Ordering::Relaxed);
-        if let Some(poller) = self.poller.take() {
-            let _panicked = poller.join();
-        }
-        for ifindex in &self.interfaces {
-            self.with(|dataplane| dataplane.detach(Attachment::Interface(*ifindex)))?;
-        }
-        // Far in the future: what the samples left is forgotten.
-        self.with(|dataplane| dataplane.sweep(u64::MAX / 2, &mut |_flow| {}))?;
+        let Some(Running { dataplane, stop, poller }) = self.running.take() else { return Ok(()) };
+        stop.store(true, Ordering::Relaxed);
+        let _panicked = poller.join();
+        dataplane.lock().unwrap_or_else(PoisonError::into_inner).cleanup()?;
         Ok(())
     }
 }
 
 impl Drop for Ours {
     fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        if let Err(error) = self.with(Dataplane::cleanup) {
+        if let Err(error) = self.detach() {
             eprintln!("   pins were left behind: {error}");
         }
     }

@@ -46,6 +46,12 @@ impl Gates {
                          hooks see: Linux 6.4 with CONFIG_NETFILTER_BPF_LINK"
                     .into(),
             },
+            Some(libc::EBUSY) => DataplaneError::Requirement {
+                feature: "a place at netfilter's hooks",
+                advice: "another agent, with pins elsewhere, enforces in this network namespace: stop it and remove what it \
+                         left with `bulkhead agent --cleanup --pin-dir ITS-DIRECTORY`"
+                    .into(),
+            },
             _ => DataplaneError::io("link programs to netfilter's hooks", error),
         })?;
         Ok(gates)
