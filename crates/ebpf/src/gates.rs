@@ -33,12 +33,14 @@ const BUSY_WAIT: Duration = Duration::from_millis(5);
 #[derive(Debug)]
 pub(crate) struct Gates {
     dir: PathBuf,
+    /// Whether the programs in force are this process's.
+    installed: bool,
 }
 
 impl Gates {
     /// Links the hooks if they are not linked yet. What is in force stays in force until [`Self::install`].
     pub(crate) fn open(root: &Path, loaded: &Loaded) -> Result<Self, DataplaneError> {
-        let gates = Self { dir: gates_directory(root) };
+        let gates = Self { dir: gates_directory(root), installed: false };
         gates.link(loaded).map_err(|error| match error.raw_os_error() {
             Some(libc::EINVAL | libc::EOPNOTSUPP) => DataplaneError::Requirement {
                 feature: "netfilter links",
@@ -83,9 +85,14 @@ impl Gates {
     }
 
     /// Puts this process's programs into force.
-    pub(crate) fn install(&self, loaded: &Loaded) -> Result<(), DataplaneError> {
-        write(&loaded.gates()?, loaded)
-            .map_err(|error| DataplaneError::io("change the programs at netfilter's hooks", error))
+    pub(crate) fn install(&mut self, loaded: &Loaded) -> Result<(), DataplaneError> {
+        // The kernel rewrites code that jumps through the array: far too slow to do for nothing.
+        if !self.installed {
+            write(&loaded.gates()?, loaded)
+                .map_err(|error| DataplaneError::io("change the programs at netfilter's hooks", error))?;
+            self.installed = true;
+        }
+        Ok(())
     }
 
     /// Takes everything off the hooks.
