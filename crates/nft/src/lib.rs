@@ -1,0 +1,16 @@
+//! nftables behind the dataplane trait: for hosts without the eBPF that Bulkhead needs, or where it is not wanted.
+//!
+//! Two tables of one name, `inet bulkhead` and `netdev bulkhead`; nothing else is touched. Rules are constant
+//! ([`rules`]); what policy says stands in sets and maps ([`schema`], [`image`]), which each plan changes in one
+//! transaction, written as netlink messages. Connections are conntrack's.
+//!
+//! `docs/design/004-nftables.md` has the decisions and where this differs from eBPF.
+#![deny(missing_docs)]
+
+mod expression;
+mod message;
+mod object;
+mod rules;
+mod schema;
+mod segments;
+mod socket;
