@@ -43,7 +43,8 @@ const MAY_DEPEND_ON: [(&str, &[&str]); 10] = [
 ];
 
 /// Development packages, which may look at anything.
-const UNBOUND: [&str; 3] = ["bulkhead-bench", "bulkhead-tests", "bulkhead-testbed"];
+const UNBOUND: [&str; 4] =
+    ["bulkhead-bench", "bulkhead-dataplane-testing", "bulkhead-tests", "bulkhead-testbed"];
 
 /// Crates that decide: no clock, no files, no network, no processes.
 const PURE: [&str; 2] = ["crates/model", "crates/engine"];

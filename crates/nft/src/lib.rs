@@ -7,10 +7,27 @@
 //! `docs/design/004-nftables.md` has the decisions and where this differs from eBPF.
 #![deny(missing_docs)]
 
+mod capacities;
+mod conntrack;
+mod dataplane;
+mod elements;
 mod expression;
+mod flows;
+mod image;
+mod kernel;
+mod links;
+mod log;
+mod lookup;
 mod message;
 mod object;
+mod readback;
+pub mod requirements;
 mod rules;
 mod schema;
 mod segments;
+mod skeleton;
 mod socket;
+
+pub use capacities::Capacities;
+pub use dataplane::NftDataplane;
+

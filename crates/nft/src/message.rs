@@ -61,6 +61,8 @@ pub(crate) struct Request {
     pub(crate) kind: u16,
     pub(crate) flags: u16,
     pub(crate) family: u8,
+    /// What the header says besides: the group of a log request.
+    pub(crate) resource: u16,
     pub(crate) attributes: Attributes,
 }
 
@@ -68,7 +70,7 @@ impl Request {
     pub(crate) fn encode(&self, sequence: u32, acknowledge: bool, into: &mut Vec<u8>) {
         let flags = NLM_F_REQUEST | self.flags | if acknowledge { NLM_F_ACK } else { 0 };
         let kind = self.subsystem << 8 | self.kind;
-        header(into, kind, flags, sequence, self.family, 0, self.attributes.0.len());
+        header(into, kind, flags, sequence, self.family, self.resource, self.attributes.0.len());
         into.extend(&self.attributes.0);
     }
 }
@@ -209,7 +211,7 @@ mod tests {
         let mut attributes = Attributes::default();
         attributes.text(1, "bulkhead").nest(2, &inner);
         let request =
-            Request { subsystem: SUBSYSTEM_NFTABLES, kind: 3, flags: CREATE, family: 1, attributes };
+            Request { subsystem: SUBSYSTEM_NFTABLES, kind: 3, flags: CREATE, family: 1, resource: 0, attributes };
         let bytes = batch(&[request.clone(), request]);
         let all: Vec<_> = messages(&bytes).collect();
         assert_eq!(all.iter().map(|message| message.sequence).collect::<Vec<_>>(), [0, 1, 2, 0]);

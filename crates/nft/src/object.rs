@@ -11,8 +11,10 @@ pub(crate) const NEW_TABLE: u16 = 0;
 const GET_TABLE: u16 = 1;
 pub(crate) const DELETE_TABLE: u16 = 2;
 pub(crate) const NEW_CHAIN: u16 = 3;
+const GET_CHAIN: u16 = 4;
 pub(crate) const DELETE_CHAIN: u16 = 5;
 const NEW_RULE: u16 = 6;
+const DELETE_RULE: u16 = 8;
 const NEW_SET: u16 = 9;
 pub(crate) const NEW_ELEMENT: u16 = 12;
 const GET_ELEMENT: u16 = 13;
@@ -84,7 +86,7 @@ impl Element {
 
 impl Table {
     fn request(self, kind: u16, flags: u16, attributes: Attributes) -> Request {
-        Request { subsystem: SUBSYSTEM_NFTABLES, kind, flags, family: self.family, attributes }
+        Request { subsystem: SUBSYSTEM_NFTABLES, kind, flags, family: self.family, resource: 0, attributes }
     }
 
     fn named(self, attribute: u16) -> Attributes {
@@ -137,6 +139,13 @@ impl Table {
         self.request(NEW_RULE, CREATE | APPEND, a)
     }
 
+    /// Removes every rule of a chain.
+    pub(crate) fn flush_chain(self, chain: &str) -> Request {
+        let mut a = self.named(1);
+        a.text(2, chain);
+        self.request(DELETE_RULE, 0, a)
+    }
+
     /// A named counter with what it counted before.
     pub(crate) fn counter(self, name: &str, packets: u64) -> Request {
         let mut counted = Attributes::default();
@@ -144,6 +153,10 @@ impl Table {
         let mut a = self.named(1);
         a.text(2, name).number(3, OBJECT_COUNTER).nest(4, &counted);
         self.request(NEW_OBJECT, CREATE, a)
+    }
+
+    pub(crate) fn chains(self) -> Request {
+        self.request(GET_CHAIN, DUMP, Attributes::default())
     }
 
     pub(crate) fn counters(self) -> Request {
@@ -199,6 +212,16 @@ impl Set {
 
     pub(crate) fn remove(self, elements: &[Element], into: &mut Vec<Request>) {
         self.elements(DELETE_ELEMENT, 0, elements, into);
+    }
+
+    /// Asks for the element of a key, or the interval around it.
+    pub(crate) fn get(self, key: &[u8]) -> Request {
+        let (mut element, mut list) = (Attributes::default(), Attributes::default());
+        element.nest(1, &data(key));
+        list.nest(1, &element);
+        let mut a = self.table.named(1);
+        a.text(2, self.name).nest(3, &list);
+        self.table.request(GET_ELEMENT, 0, a)
     }
 
     pub(crate) fn dump(self) -> Request {

@@ -17,8 +17,9 @@ use bulkhead_model::flow::DropReason;
 use bulkhead_model::verdict::{Builtin, Direction, Verdict as Answer};
 
 use crate::expression::{Base, Ct, Expression as E, Meta, Register, Tuple, Verdict};
+use crate::object::Set;
 use crate::schema::{
-    self, ALLOW, DEFAULT_ROW, FAMILIES, Family, HOST_MAY, REVERSED, ROWS, STEPS, UNRECORDED, VARIANTS, Words,
+    self, ALLOW, ASK_BLOCKS, DEFAULT_ROW, FAMILIES, Family, HOST_MAY, REVERSED, ROWS, STEPS, UNRECORDED, VARIANTS, Words,
 };
 
 pub(crate) mod edge;
@@ -37,9 +38,14 @@ const ACK: u8 = 0x10;
 /// Offset of the flags in a TCP header.
 const TCP_FLAGS: u32 = 13;
 
+/// A chain without rules: whoever is led there goes back to where it was called.
+const NOTHING: &str = "nothing";
+
 /// Where the decision of a look-up goes, and room for masking.
 const DECISION: Register = 13;
 const SCRATCH: Register = 15;
+/// What an entry of the refused holds: a word of zeros, as of keys, and the decision.
+const DENIED: Register = 13;
 /// A label takes four registers from here.
 const LABEL: Register = 8;
 
@@ -96,8 +102,12 @@ impl Roles {
 /// Which row of a policy, found how.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Row {
+    /// That of the address's own class.
     Own,
     OwnVariant,
+    /// That of the class of the blocks that the address is in.
+    Block,
+    BlockVariant,
     Default,
     DefaultVariant,
 }
@@ -105,9 +115,9 @@ enum Row {
 /// All of them. Variants only where some policy asks for source ports.
 fn rows(variants: bool) -> &'static [Row] {
     if variants {
-        &[Row::Own, Row::OwnVariant, Row::Default, Row::DefaultVariant]
+        &[Row::Own, Row::OwnVariant, Row::Block, Row::BlockVariant, Row::Default, Row::DefaultVariant]
     } else {
-        &[Row::Own, Row::Default]
+        &[Row::Own, Row::Block, Row::Default]
     }
 }
 
@@ -142,35 +152,43 @@ impl Question {
         }
     }
 
-    /// The policy into register 0, the class (or that of the default row) into 1, the row's number into 0.
+    /// The policy into register 1, the class (or that of the default row) into 2, the row's number into 1.
     fn find_row(&self, row: Row) -> Vec<E> {
         let policy = match self.direction {
             Direction::Egress => self.family.egress.name,
             Direction::Ingress => self.family.ingress.name,
         };
-        let mut rule = vec![self.address(self.subject(), 0), E::Get { map: policy, key: 0, to: 0 }];
+        let mut rule = vec![key_of(STEPS)];
+        rule.push(self.address(self.subject(), 1));
+        rule.push(E::Get { map: policy, key: 1, to: 1 });
         match row {
             Row::Own | Row::OwnVariant => {
-                rule.push(self.address(self.peer(), 1));
-                rule.push(E::Get { map: self.family.classes.name, key: 1, to: 1 });
+                rule.push(self.address(self.peer(), 2));
+                rule.push(E::Get { map: self.family.classes.name, key: 2, to: 2 });
+            }
+            Row::Block | Row::BlockVariant => {
+                rule.push(self.address(self.peer(), 2));
+                rule.push(E::Get { map: self.family.classes.name, key: 2, to: SCRATCH });
+                rule.push(E::Equal(SCRATCH, ASK_BLOCKS.to_be_bytes().to_vec()));
+                rule.push(E::Get { map: self.family.blocks.name, key: 2, to: 2 });
             }
             Row::Default | Row::DefaultVariant => {
-                rule.push(E::Immediate(1, DEFAULT_ROW.to_be_bytes().to_vec()));
+                rule.push(E::Immediate(2, DEFAULT_ROW.to_be_bytes().to_vec()));
             }
         }
-        rule.push(E::Get { map: ROWS.name, key: 0, to: 0 });
+        rule.push(E::Get { map: ROWS.name, key: 0, to: 1 });
         rule
     }
 
     /// The decision's words into registers `to` and the next.
     fn decide(&self, row: Row, to: Register) -> Vec<E> {
         let mut rule = self.find_row(row);
-        if matches!(row, Row::OwnVariant | Row::DefaultVariant) {
-            rule.push(self.roles.source_port(1));
-            rule.push(E::Get { map: VARIANTS.name, key: 0, to: 0 });
+        if matches!(row, Row::OwnVariant | Row::BlockVariant | Row::DefaultVariant) {
+            rule.push(self.roles.source_port(2));
+            rule.push(E::Get { map: VARIANTS.name, key: 0, to: 1 });
         }
-        rule.push(E::Ct(Ct::Protocol, Some(Tuple::Original), 1));
-        rule.push(self.roles.port(2));
+        rule.push(E::Ct(Ct::Protocol, Some(Tuple::Original), 2));
+        rule.push(self.roles.port(3));
         rule.push(E::Get { map: STEPS.name, key: 0, to });
         rule
     }
@@ -180,7 +198,7 @@ impl Question {
         let width = if self.family.v6 { 4 } else { 1 };
         let id = E::Ct(Ct::SourcePort, Some(self.roles.caller()), 3 + 2 * width);
         vec![
-            E::Immediate(0, schema::denied_tag(reason, self.direction).to_vec()),
+            schema::denied_begin(reason, self.direction),
             E::Immediate(1, vec![0; 4]),
             E::Ct(Ct::Protocol, Some(Tuple::Original), 2),
             self.address(self.roles.caller(), 3),
@@ -189,6 +207,12 @@ impl Question {
             self.roles.port(4 + 2 * width),
         ]
     }
+}
+
+/// Zeros where a key will be. Its first word stays 0, and tells nothing: `nft` 1.0.6 dies of a rule whose key begins with
+/// what came out of a map, unless the register was written at that length, and takes everybody's rules off its list.
+fn key_of(set: Set) -> E {
+    E::Immediate(0, vec![0; set.key_len as usize])
 }
 
 fn joined(parts: impl IntoIterator<Item = Vec<E>>) -> Vec<E> {
@@ -209,6 +233,11 @@ fn first_packet(first: bool) -> Vec<E> {
 fn has(bit: u32, word: Register) -> Vec<E> {
     let mask = bit.to_be_bytes().to_vec();
     vec![E::Mask { from: word, to: SCRATCH, mask }, E::NotEqual(SCRATCH, vec![0; 4])]
+}
+
+fn lacks(bit: u32, word: Register) -> Vec<E> {
+    let mask = bit.to_be_bytes().to_vec();
+    vec![E::Mask { from: word, to: SCRATCH, mask }, E::Equal(SCRATCH, vec![0; 4])]
 }
 
 /// A TCP packet that is (or is not) the very first of a handshake.
@@ -260,14 +289,10 @@ fn ask(question: &Question, outcome: &Outcome, variants: bool) -> Vec<Vec<E>> {
             ]));
         }
         rules.push(joined([question.decide(*row, DECISION), has(*bit, DECISION), then.clone()]));
-        let last_own = matches!((row, variants), (Row::Own, false) | (Row::OwnVariant, true));
-        if last_own && let Some(refuse) = refuse {
+        if !matches!(row, Row::Default | Row::DefaultVariant) {
             // The class has a row, and that does not allow it: the default row has no say.
-            let goto = vec![E::Verdict(Verdict::Goto(refuse.clone()))];
-            rules.push(joined([question.find_row(*row), goto]));
-        } else if last_own {
-            let back = vec![E::Verdict(Verdict::Goto("nothing".into()))];
-            rules.push(joined([question.find_row(*row), back]));
+            let away = refuse.as_deref().unwrap_or(NOTHING);
+            rules.push(joined([question.decide(*row, DECISION), lacks(*bit, DECISION), goto(away)]));
         }
     }
     if let Some(refuse) = refuse {
@@ -290,17 +315,18 @@ fn refuse(question: &Question, log_group: u16, variants: bool) -> Vec<Vec<E>> {
         rules.push(joined([
             first_packet(first),
             question.denied_key(reason),
-            vec![E::Get { map: denied, key: 0, to: DECISION }],
+            vec![E::Get { map: denied, key: 0, to: DENIED }],
             count_and_drop(reason),
         ]));
     }
-    let add = E::Add { map: denied, key: 0, data: DECISION };
-    let tell = |prefix| vec![E::SetMeta(Meta::Mark, DECISION), E::Log { group: log_group, prefix }];
+    let add = E::Add { map: denied, key: 0, data: DENIED };
+    let tell = |prefix| vec![E::SetMeta(Meta::Mark, DENIED + 1), E::Log { group: log_group, prefix }];
     for (first, reason) in seen {
         for row in rows(variants) {
             rules.push(joined([
                 first_packet(first),
-                question.decide(*row, DECISION),
+                vec![E::Immediate(DENIED, vec![0; 12])],
+                question.decide(*row, DENIED + 1),
                 question.denied_key(reason),
                 vec![add.clone()],
                 if first { tell(prefix(reason, question.direction)) } else { Vec::new() },
@@ -308,16 +334,16 @@ fn refuse(question: &Question, log_group: u16, variants: bool) -> Vec<Vec<E>> {
             ]));
         }
     }
-    let none = Words::builtin(Builtin::Unprogrammed, Answer::Deny).bytes().to_vec();
+    let none = schema::denied_data(Words::builtin(Builtin::Unprogrammed, Answer::Deny));
     let reason = DropReason::Unprogrammed;
-    rules.push(joined([
-        question.find_row(Row::Default),
-        vec![E::Count(UNRECORDED)],
-        count_and_drop(DropReason::Policy),
-    ]));
+    for (first, reason) in seen {
+        let full = vec![E::Count(UNRECORDED)];
+        let row = question.find_row(Row::Default);
+        rules.push(joined([first_packet(first), row, full, count_and_drop(reason)]));
+    }
     rules.push(joined([
         question.denied_key(reason),
-        vec![E::Immediate(DECISION, none), add],
+        vec![E::Immediate(DENIED, none), add],
         tell(prefix(reason, question.direction)),
         count_and_drop(reason),
     ]));
@@ -460,9 +486,14 @@ fn judge(family: &'static Family) -> Vec<Vec<E>> {
     ]
 }
 
+/// The only rule of a chain that the kernel calls.
+pub(crate) fn jump(chain: &str) -> Vec<E> {
+    vec![E::Verdict(Verdict::Jump(chain.to_owned()))]
+}
+
 /// Every chain of the table that judges connections, but for those that the kernel calls.
 pub(crate) fn judging_chains(log_group: u16, variants: bool) -> Chains {
-    let mut chains = vec![("nothing".to_owned(), Vec::new())];
+    let mut chains = vec![(NOTHING.to_owned(), Vec::new())];
     for family in &FAMILIES {
         judging(family, log_group, variants, &mut chains);
         let number = if family.v6 { 6 } else { 4 };

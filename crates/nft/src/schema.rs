@@ -3,9 +3,11 @@
 //! A change of anything here raises [`LAYOUT`]; an agent that finds another one replaces it at its first
 //! [`bulkhead_dataplane::Dataplane::replace`] and changes nothing before.
 
+use bulkhead_model::flow::DropReason;
 use bulkhead_model::host_policy::{Cell, RuleId};
 use bulkhead_model::verdict::{Builtin, Direction, Verdict};
 
+use crate::expression::Expression;
 use crate::object::{INET, NETDEV, SET_DYNAMIC, SET_INTERVAL, SET_MAP, Set, Table};
 
 /// Version of everything in this file and of the rules.
@@ -16,26 +18,16 @@ pub(crate) const JUDGE: Table = Table { family: INET, name: "bulkhead" };
 /// Judges addresses at the workloads' interfaces.
 pub(crate) const EDGE: Table = Table { family: NETDEV, name: "bulkhead" };
 
-/// Number of the first log group. Each agent takes the next, so that nobody reads what is for another.
-pub(crate) const LOG_GROUP_FIRST: u16 = 0xb000;
-pub(crate) const LOG_GROUPS: u64 = 256;
+/// Log group by which refused connections are told. One process at a time can listen to a group.
+pub(crate) const LOG_GROUP: u16 = 0xb01d;
 
 // Types by which `nft` prints keys and data. The kernel does not look at them.
+/// Bytes, printed like a hardware address: `nft` takes no joined type for intervals of this kind.
+const BYTES: u32 = 6;
 const IPV4: u32 = 7;
 const IPV6: u32 = 8;
-const PROTOCOL: u32 = 12;
-const PORT: u32 = 13;
 const MARK: u32 = 19;
 const INTERFACE: u32 = 20;
-
-const fn join(types: &[u32]) -> u32 {
-    let (mut joined, mut at) = (0, 0);
-    while at < types.len() {
-        joined = joined << 6 | types[at];
-        at += 1;
-    }
-    joined
-}
 
 const fn set(table: Table, name: &'static str, key_type: u32, key_len: u32) -> Set {
     Set { table, name, flags: 0, key_type, key_len, data_type: 0, data_len: 0, size: None }
@@ -49,18 +41,18 @@ const fn map(table: Table, name: &'static str, key: (u32, u32), data: (u32, u32)
 }
 
 const WORD: (u32, u32) = (MARK, 4);
-const TWO_WORDS: (u32, u32) = (join(&[MARK, MARK]), 8);
+const TWO_WORDS: (u32, u32) = (BYTES, 8);
 const ADDRESS: [(u32, u32); 2] = [(IPV4, 4), (IPV6, 16)];
 
 /// Agent's term: whoever writes says which, and the kernel refuses another than what stands here.
 pub(crate) const FENCE: Set = map(JUDGE, "fence", WORD, TWO_WORDS, 0);
 /// Rows: (policy, class) → steps or variants.
-pub(crate) const ROWS: Set = map(JUDGE, "rows", TWO_WORDS, WORD, 0);
+pub(crate) const ROWS: Set = map(JUDGE, "rows", (BYTES, 12), WORD, 0);
 /// Steps: (number, protocol, port) → decision.
 pub(crate) const STEPS: Set =
-    map(JUDGE, "steps", (join(&[MARK, PROTOCOL, PORT]), 12), TWO_WORDS, SET_INTERVAL);
+    map(JUDGE, "steps", (BYTES, 16), TWO_WORDS, SET_INTERVAL);
 /// Variants: (number, source port) → steps.
-pub(crate) const VARIANTS: Set = map(JUDGE, "variants", (join(&[MARK, PORT]), 8), WORD, SET_INTERVAL);
+pub(crate) const VARIANTS: Set = map(JUDGE, "variants", (BYTES, 12), WORD, SET_INTERVAL);
 
 /// What exists once for each address family.
 #[derive(Debug, Clone, Copy)]
@@ -74,8 +66,12 @@ pub(crate) struct Family {
     pub(crate) egress: Set,
     /// Address → policy of what it is called for.
     pub(crate) ingress: Set,
-    /// Address → class.
+    /// Single address → class; of all others, that [`Self::blocks`] has it.
     pub(crate) classes: Set,
+    /// Range → class of what is in no smaller block.
+    pub(crate) blocks: Set,
+    /// Block → class, as they were given. Not looked at by rules.
+    pub(crate) prefixes: Set,
     /// Refused connections, counted.
     pub(crate) denied: Set,
     /// (interface, address): who may use what.
@@ -89,26 +85,25 @@ pub(crate) const FAMILIES: [Family; 2] = [family(false), family(true)];
 
 const fn family(v6: bool) -> Family {
     let (kind, len) = ADDRESS[v6 as usize];
-    let names: [&str; 6] = if v6 {
-        ["ours6", "selves6", "egress6", "ingress6", "classes6", "denied6"]
+    let names: [&str; 8] = if v6 {
+        ["ours6", "selves6", "egress6", "ingress6", "classes6", "denied6", "blocks6", "prefixes6"]
     } else {
-        ["ours4", "selves4", "egress4", "ingress4", "classes4", "denied4"]
+        ["ours4", "selves4", "egress4", "ingress4", "classes4", "denied4", "blocks4", "prefixes4"]
     };
-    let denied = (
-        join(&[MARK, INTERFACE, PROTOCOL, kind, kind]) << 6 | PORT,
-        // The last port does not fit into the number by which a type is named.
-        5 * 4 + 2 * len,
-    );
-    let dynamic = Set { size: Some(DENIED_MAX), ..map(JUDGE, names[5], denied, TWO_WORDS, SET_DYNAMIC) };
+    // Why and whose, interface, protocol, caller, called, both ports: more fields than `nft` has room for.
+    let denied = (BYTES, 5 * 4 + 2 * len);
+    let dynamic = Set { size: Some(DENIED_MAX), ..map(JUDGE, names[5], denied, (BYTES, 12), SET_DYNAMIC) };
     Family {
         v6,
         ours: set(JUDGE, names[0], kind, len),
-        selves: set(JUDGE, names[1], join(&[kind, kind]), 2 * len),
+        selves: set(JUDGE, names[1], BYTES, 2 * len),
         egress: map(JUDGE, names[2], (kind, len), WORD, 0),
         ingress: map(JUDGE, names[3], (kind, len), WORD, 0),
-        classes: map(JUDGE, names[4], (kind, len), WORD, SET_INTERVAL),
+        classes: map(JUDGE, names[4], (kind, len), WORD, 0),
+        blocks: map(JUDGE, names[6], (kind, len), WORD, SET_INTERVAL),
+        prefixes: map(JUDGE, names[7], (BYTES, 4 + len), WORD, 0),
         denied: dynamic,
-        own: set(EDGE, if v6 { "own6" } else { "own4" }, join(&[INTERFACE, kind]), 4 + len),
+        own: set(EDGE, if v6 { "own6" } else { "own4" }, BYTES, 4 + len),
         edge_denied: Set { table: EDGE, ..dynamic },
     }
 }
@@ -135,14 +130,14 @@ pub(crate) fn sets(table: Table) -> Vec<Set> {
     let single =
         [FENCE, ROWS, STEPS, VARIANTS, ATTACHED, SENDERS, RECEIVERS, OPEN_SENDERS, OPEN_RECEIVERS, BOUND];
     let by_family = FAMILIES.into_iter().flat_map(|f| {
-        [f.ours, f.selves, f.egress, f.ingress, f.classes, f.denied, f.own, f.edge_denied]
+        [f.ours, f.selves, f.egress, f.ingress, f.classes, f.blocks, f.prefixes, f.denied, f.own, f.edge_denied]
     });
     single.into_iter().chain(by_family).filter(|set| set.table == table).collect()
 }
 
 /// Why a packet was dropped, as the last byte of counters' names says it.
-pub(crate) const COUNTERS: [(&str, bulkhead_model::flow::DropReason); 6] = {
-    use bulkhead_model::flow::DropReason as R;
+pub(crate) const COUNTERS: [(&str, DropReason); 6] = {
+    use DropReason as R;
     [
         ("policy", R::Policy),
         ("unprogrammed", R::Unprogrammed),
@@ -155,8 +150,12 @@ pub(crate) const COUNTERS: [(&str, bulkhead_model::flow::DropReason); 6] = {
 /// Dropped without an entry of their own.
 pub(crate) const UNRECORDED: &str = "unrecorded";
 
+/// Largest id of a policy, class, row or variant that rules can carry from one map to the next.
+pub(crate) const NUMBER_MAX: u32 = u32::MAX >> 1;
 /// Class of the row for all classes without one.
-pub(crate) const DEFAULT_ROW: u32 = u32::MAX;
+pub(crate) const DEFAULT_ROW: u32 = NUMBER_MAX;
+/// In the map of single addresses: ask that of blocks.
+pub(crate) const ASK_BLOCKS: u32 = NUMBER_MAX - 1;
 
 /// Bits of a decision's first word, above the rule's id.
 pub(crate) const ALLOW: u32 = 1 << 31;
@@ -229,9 +228,14 @@ pub(crate) fn from_host(cell: Cell) -> Cell {
     answer
 }
 
-/// First bytes of a refused connection's key: why, and whose policy.
-pub(crate) fn denied_tag(reason: bulkhead_model::flow::DropReason, direction: Direction) -> [u8; 4] {
-    [reason as u8, u8::from(direction == Direction::Egress), 0, 0]
+/// Begins a refused connection's key with why, and whose policy.
+pub(crate) fn denied_begin(reason: DropReason, direction: Direction) -> Expression {
+    Expression::Immediate(0, vec![reason as u8, u8::from(direction == Direction::Egress), 0, 0])
+}
+
+/// What an entry of the refused holds.
+pub(crate) fn denied_data(words: Words) -> Vec<u8> {
+    [&[0; 4], &words.bytes()[..]].concat()
 }
 
 #[cfg(test)]

@@ -87,11 +87,6 @@ impl Talker {
         }
     }
 
-    /// One request that changes something outside of batches, with its answer.
-    pub(crate) fn command(&mut self, request: &Request) -> io::Result<()> {
-        self.ask(request, true, &mut |_answer| ())
-    }
-
     /// One question with one answer. `None` if there is no such thing.
     pub(crate) fn one<T>(
         &mut self,
@@ -204,11 +199,18 @@ impl Listener {
         self.socket.drop_membership(group)
     }
 
-    /// Says something on this socket, whose answer comes among the notifications.
-    pub(crate) fn send(&self, request: &Request) -> io::Result<()> {
+    /// A request on this socket. Only before anything is heard on it: what comes first is taken for the answer.
+    pub(crate) fn ask(&self, request: &Request) -> io::Result<()> {
         let mut bytes = Vec::new();
-        request.encode(0, true, &mut bytes);
-        self.socket.send_to(&bytes, &SocketAddr::new(0, 0), 0).map(|_| ())
+        request.encode(1, true, &mut bytes);
+        self.socket.send_to(&bytes, &SocketAddr::new(0, 0), 0)?;
+        // The kernel has answered before the call above returned.
+        while let Some(answer) = self.next()? {
+            if let Some(result) = message::messages(&answer).find_map(|message| result_of(&message)) {
+                return result;
+            }
+        }
+        Err(io::Error::other("the kernel did not answer"))
     }
 
     /// The next datagram; `None` if there is none. An overrun is an error of kind [`libc::ENOBUFS`].

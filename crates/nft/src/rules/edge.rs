@@ -3,7 +3,7 @@
 use bulkhead_model::flow::DropReason;
 use bulkhead_model::verdict::{Builtin, Direction, Verdict as Answer};
 
-use super::{Chains, ICMPV6, SCRATCH, UDP, count_and_drop, joined, prefix};
+use super::{Chains, DENIED, ICMPV6, SCRATCH, UDP, count_and_drop, joined, prefix};
 use crate::expression::{Base, Expression as E, Meta, Register, Verdict};
 use crate::schema::{
     self, FAMILIES, Family, OPEN_RECEIVERS, OPEN_SENDERS, RECEIVERS, SENDERS, UNRECORDED, Words,
@@ -122,7 +122,7 @@ impl Side {
                 joined([
                     ethertype(family),
                     vec![
-                        E::Immediate(0, schema::denied_tag(reason, self.direction).to_vec()),
+                        schema::denied_begin(reason, self.direction),
                         E::Meta(self.interface, 1),
                         E::Meta(Meta::Transport, 2),
                         address(family, true, 3),
@@ -133,13 +133,13 @@ impl Side {
                 ])
             };
             let map = family.edge_denied.name;
-            let words = Words::builtin(rule, Answer::Deny).bytes().to_vec();
-            let known = vec![E::Get { map, key: 0, to: 13 }];
+            let data = schema::denied_data(Words::builtin(rule, Answer::Deny));
+            let known = vec![E::Get { map, key: 0, to: DENIED }];
             rules.push(joined([key(), known, count_and_drop(reason)]));
             let fresh = vec![
-                E::Immediate(13, words),
-                E::Add { map, key: 0, data: 13 },
-                E::SetMeta(Meta::Mark, 13),
+                E::Immediate(DENIED, data),
+                E::Add { map, key: 0, data: DENIED },
+                E::SetMeta(Meta::Mark, DENIED + 1),
                 E::Log { group: log_group, prefix: prefix(reason, self.direction) },
             ];
             rules.push(joined([key(), fresh, count_and_drop(reason)]));
