@@ -16,6 +16,8 @@ const CONFIG: u16 = 1;
 const BIND: u8 = 1;
 const COPY_PACKET: u8 = 2;
 const COPY_BYTES: u32 = 192;
+/// Messages that the kernel gathers before it sends them.
+const TOLD_AT_ONCE: u32 = 1;
 /// Of a chain at the interface's egress, packets come with their link's header.
 const ETHERNET: usize = 14;
 
@@ -46,9 +48,9 @@ fn config(group: u16, attribute: u16, value: &[u8]) -> Request {
 }
 
 /// Requests that bind a socket to a group.
-pub(crate) fn listen(group: u16) -> [Request; 2] {
+pub(crate) fn listen(group: u16) -> [Request; 3] {
     let mode = [&COPY_BYTES.to_be_bytes()[..], &[COPY_PACKET, 0]].concat();
-    [config(group, 1, &[BIND]), config(group, 2, &mode)]
+    [config(group, 1, &[BIND]), config(group, 2, &mode), config(group, 5, &TOLD_AT_ONCE.to_be_bytes())]
 }
 
 /// The refused packet of a message. `None` if it is none of ours.

@@ -135,7 +135,9 @@ impl Denials {
             .unwrap_or(Cell { audit_rule: rule, audit_verdict: Verdict::Deny, ..alone });
         let told = Told { packets: 1, bytes: refused.bytes, first_ns: now_ns, last_ns: now_ns };
         self.told.insert(entry, told);
-        sink(entry.flow(attachment, &cell, told, once(refused.bytes)));
+        // The message has the identifier that the entry's key lacks.
+        let whole = Entry { caller: (refused.source, refused.source_port), ..entry };
+        sink(whole.flow(attachment, &cell, told, once(refused.bytes)));
     }
 
     /// Takes in all entries; answers those that can go.

@@ -116,6 +116,11 @@ impl Side {
     /// Counted in an entry of its own, told when that is made; or at least counted.
     fn refuse(&self, reason: DropReason, rule: Builtin, log_group: u16) -> Vec<Vec<E>> {
         let mut rules = Vec::new();
+        // These make no flows.
+        let (to, from) = (self.direction == Direction::Egress, self.direction == Direction::Ingress);
+        let silent = discovery().into_iter().map(|kind| joined([ethertype(&FAMILIES[1]), kind]));
+        let silent = silent.chain([false, true].map(|v6| dhcp(v6, from, to)));
+        rules.extend(silent.map(|rule| joined([rule, count_and_drop(reason)])));
         for family in &FAMILIES {
             let width = if family.v6 { 4 } else { 1 };
             let key = || {
