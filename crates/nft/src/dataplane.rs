@@ -106,6 +106,16 @@ impl NftDataplane {
         Ok(dataplane)
     }
 
+    /// Whether there are tables of this name in the network namespace of the thread.
+    ///
+    /// # Errors
+    /// If the kernel does not answer.
+    pub fn is_there() -> Result<bool, DataplaneError> {
+        // A kernel without nftables has none.
+        let Ok(mut talker) = Talker::open() else { return Ok(false) };
+        Ok(user_data(&mut talker).is_ok_and(|found| found.is_some()))
+    }
+
     /// Raises the fence and learns what is there, or makes it.
     fn take_over(&mut self, exists: bool) -> Result<(), DataplaneError> {
         if !self.ours {

@@ -174,6 +174,10 @@ impl Bulkhead {
             Some(socket) => command.arg(socket).args(["--workload-interface", "veth*"]),
             None => command.arg("none"),
         };
+        // The same tests over another dataplane.
+        if let Some(dataplane) = std::env::var_os("BULKHEAD_DATAPLANE") {
+            command.arg("--dataplane").arg(dataplane);
+        }
         command.args(&agent.options.arguments);
         plain(&mut command);
         command
