@@ -10,6 +10,7 @@ fn main() -> Result<(), Failure> {
     println!("cargo::rerun-if-changed=bpf");
     println!("cargo::rerun-if-env-changed=CLANG");
     compile("policy")?;
+    compile("gate")?;
     compile("empty")
 }
 

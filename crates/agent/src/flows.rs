@@ -1,6 +1,7 @@
 //! From what the kernel counted to records with names, kept here and reported to the controller.
 
 use std::collections::VecDeque;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
@@ -72,12 +73,15 @@ pub(crate) fn record(context: &Context<'_>, raw: &RawFlow) -> FlowRecord {
         port: raw.key.local_port,
         workload: local.map(|local| display_name(&local.entity.name)),
         host: Some((*host).to_owned()),
+        seen_as: None,
         labels: local.map(|local| local.entity.labels.clone()).unwrap_or_default(),
     };
-    let owner = book.owner(raw.key.peer);
+    let owner = book.owner(raw.peer);
+    let seen = SocketAddr::new(raw.key.peer, raw.key.peer_port);
     let peer = FlowEnd {
-        address: raw.key.peer,
-        port: raw.key.peer_port,
+        address: raw.peer,
+        port: raw.peer_port,
+        seen_as: (seen != SocketAddr::new(raw.peer, raw.peer_port)).then_some(seen),
         workload: owner.map(|Owner { entity, .. }| display_name(entity)),
         host: owner.and_then(|owner| owner.host.as_ref().map(ToString::to_string)),
         // Labels of others are the controller's to add: it knows them as of now, this host may not.

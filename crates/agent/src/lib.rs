@@ -30,6 +30,7 @@ pub mod config;
 mod disk;
 mod flows;
 mod host_facts;
+mod hosts;
 mod inputs;
 mod locals;
 mod reconcile;

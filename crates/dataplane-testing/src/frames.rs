@@ -129,9 +129,9 @@ fn pseudo_header(packet: &Packet) -> u32 {
 }
 
 fn sum(start: u32, bytes: &[u8]) -> u32 {
-    bytes.chunks(2).fold(start, |sum, pair| {
-        sum + (u32::from(pair[0]) << 8 | pair.get(1).copied().map_or(0, u32::from))
-    })
+    bytes
+        .chunks(2)
+        .fold(start, |sum, pair| sum + (u32::from(pair[0]) << 8 | pair.get(1).copied().map_or(0, u32::from)))
 }
 
 fn checksum(start: u32, bytes: &[u8]) -> u16 {

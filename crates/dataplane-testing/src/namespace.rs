@@ -8,7 +8,6 @@ use std::thread::JoinHandle;
 
 use bulkhead_model::host_policy::Attachment;
 
-
 type Job = Box<dyn FnOnce() + Send>;
 
 /// A thread that stays in its namespace and runs what it is given.
@@ -120,4 +119,3 @@ pub fn now_ns() -> u64 {
     }
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
-

@@ -84,4 +84,3 @@ pub fn policy(
         rules: BTreeMap::new(),
     }
 }
-

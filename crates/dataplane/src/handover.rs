@@ -24,7 +24,10 @@ pub struct Handover {
 impl std::fmt::Debug for Handover {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let previous = self.previous.as_ref().map(|previous| previous.name());
-        f.debug_struct("Handover").field("current", &self.current.name()).field("previous", &previous).finish()
+        f.debug_struct("Handover")
+            .field("current", &self.current.name())
+            .field("previous", &previous)
+            .finish()
     }
 }
 

@@ -53,9 +53,15 @@ struct addr {
 	__u32 w[4];
 };
 
-/* A connection as its endpoint sees it; ports in host order. */
+/* Who an endpoint is: the number of its interface; or with one of these, the host behind that interface (0: behind
+ * any that has no endpoint of its own), or the inode of a control group. */
+#define SUBJECT_HOST (1U << 31)
+#define SUBJECT_CGROUP (3U << 30)
+
+/* A connection as its endpoint sees it; ports in host order. Where the host rewrites addresses, the peer is not who
+ * it seems: see conn.peer. */
 struct conn_key {
-	__u32 ifindex;
+	__u32 subject;
 	__u8 protocol;
 	__u8 pad[3];
 	struct addr local;
@@ -82,7 +88,9 @@ struct conn {
 	__u32 flags;
 	__u8 direction; /* of the side that began */
 	__u8 audit;
-	__u8 pad[6];
+	__u16 peer_port;
+	__u8 pad[4];
+	struct addr peer; /* who the peer really is, and was judged as */
 	__u64 opened_ns;
 	__u64 last_ns;
 	__u64 packets[2]; /* 0: from the side that began */
@@ -100,8 +108,9 @@ struct denial {
 	__u32 audit_rule;
 	__u8 reason;
 	__u8 audit;
-	__u8 pad[2];
+	__u16 peer_port;
 	__u32 reported_packets; /* already told through the ring buffer */
+	struct addr peer;	/* who it really is */
 	__u64 reported_bytes;
 	__u64 packets;
 	__u64 bytes;
@@ -110,7 +119,7 @@ struct denial {
 };
 
 struct frag_key {
-	__u32 ifindex;
+	__u32 subject;
 	__u32 id;
 	struct addr src;
 	struct addr dst;
@@ -138,7 +147,10 @@ struct event {
 	__u32 rule;
 	__u32 audit_rule;
 	__u8 reason;
-	__u8 pad[7];
+	__u8 pad;
+	__u16 peer_port;
+	__u8 more_pad[4];
+	struct addr peer; /* who it really is */
 	__u64 opened_ns;
 	__u64 last_ns;
 	__u64 packets[2];
@@ -206,7 +218,7 @@ struct cell {
 #define BINDING_PRESENT (1ULL << 63)
 
 struct endpoint_addr_key {
-	__u32 ifindex;
+	__u32 subject;
 	struct addr addr;
 };
 
@@ -214,7 +226,7 @@ struct endpoint_addr_key {
 struct config {
 	__u64 generation;
 	__u32 revision;
-	__u32 pad;
+	__u32 hosts; /* endpoints that are the host itself */
 };
 
 /* Two are in use while endpoints are switched. More, so that a process that died in the middle of that
@@ -225,25 +237,31 @@ struct config {
 /* And 2^16 source ports the variants of a row. */
 #define MAX_SOURCE_PROBES 16
 
+/* What the program at a workload's exit writes into a packet's tc_index for those at netfilter's hooks, who see where it
+ * really goes: nothing but the programs of devices can change it. Lost, it costs time only. */
+#define PASSED_SETTLED (1U << 15) /* of a connection in the table, or nothing that could be rewritten */
+#define PASSED_COUNTED (1U << 14) /* judged by the addresses that it had, and counted */
+#define PASSED_FROM 0x3fffU	  /* number of the workload's interface, if it is that small */
+
 /* Counters: drops by reason, then drops without a denial entry by reason, then lost events. */
 #define COUNTER_UNRECORDED REASONS
 #define COUNTER_LOST_EVENTS (2 * REASONS)
 #define COUNTERS (2 * REASONS + 1)
 
 _Static_assert(sizeof(struct conn_key) == 44, "conn_key");
-_Static_assert(sizeof(struct conn) == 72, "conn");
+_Static_assert(sizeof(struct conn) == 88, "conn");
 _Static_assert(sizeof(struct denial_key) == 48, "denial_key");
-_Static_assert(sizeof(struct denial) == 56, "denial");
+_Static_assert(sizeof(struct denial) == 72, "denial");
 _Static_assert(sizeof(struct frag_key) == 44, "frag_key");
 _Static_assert(sizeof(struct frag) == 8, "frag");
-_Static_assert(sizeof(struct event) == 112, "event");
+_Static_assert(sizeof(struct event) == 128, "event");
 _Static_assert(sizeof(struct variant) == 16, "variant");
 _Static_assert(sizeof(struct cell) == 16, "cell");
 _Static_assert(sizeof(struct endpoint_addr_key) == 20, "endpoint_addr_key");
 _Static_assert(sizeof(struct config) == 16, "config");
-_Static_assert(__builtin_offsetof(struct conn, opened_ns) == 24, "conn.opened_ns");
-_Static_assert(__builtin_offsetof(struct denial, packets) == 24, "denial.packets");
+_Static_assert(__builtin_offsetof(struct conn, opened_ns) == 40, "conn.opened_ns");
+_Static_assert(__builtin_offsetof(struct denial, packets) == 40, "denial.packets");
 _Static_assert(__builtin_offsetof(struct event, rule) == 48, "event.rule");
-_Static_assert(__builtin_offsetof(struct event, opened_ns) == 64, "event.opened_ns");
+_Static_assert(__builtin_offsetof(struct event, opened_ns) == 80, "event.opened_ns");
 
 #endif

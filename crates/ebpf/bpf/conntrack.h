@@ -92,6 +92,8 @@ __noinline int admit(const struct flow *f, const struct answer *a, int direction
 	fresh.audit = a->audit;
 	fresh.revision = f->revision;
 	fresh.direction = direction;
+	fresh.peer = *real_peer(f);
+	fresh.peer_port = real_peer_port(f);
 	fresh.flags = bits | CONN_OPEN_REPORTED;
 	if (f->local_own)
 		fresh.flags |= CONN_LOCAL_OWN;

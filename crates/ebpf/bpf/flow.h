@@ -19,6 +19,8 @@
 /* Verdicts of the programs. TCX_NEXT lets whoever else is attached have a say. */
 #define PASS (-1) /* TCX_NEXT */
 #define DROP TC_ACT_SHOT
+/* Of slow_path(): to be judged where it is known where the packet goes. */
+#define DEFER (-2)
 
 /* flow.icmp */
 #define ICMP_IS_QUERY 1
@@ -26,9 +28,14 @@
 #define ICMP_IS_ERROR 3
 #define ICMP_IS_OTHER 4
 
+/* flow.stage: whether the kernel may still choose where this packet goes. */
+#define STAGE_EARLY 0 /* it may */
+#define STAGE_BRIDGED 1 /* it may not, unless somebody plays with hardware addresses: to be looked at again */
+#define STAGE_FINAL 2
+
 struct flow {
-	struct packet p;
-	struct conn_key key;
+	struct packet p;     /* addresses and ports as they really are, where that is known */
+	struct conn_key key; /* as the endpoint sees them */
 	__u32 revision;
 	__u64 now;
 	__u64 binding;
@@ -37,6 +44,8 @@ struct flow {
 	__u8 from_host;
 	__u8 icmp;
 	__u8 local_own; /* the local address is one of the endpoint's */
+	__u8 stage;
+	__u8 counted; /* at an earlier hook */
 };
 
 static __always_inline int is_pure_syn(const struct flow *f)
@@ -79,13 +88,13 @@ static __always_inline __u8 classify_icmp(const struct packet *p, __u8 *type)
 }
 
 /* The connection that a packet belongs to, `direction` being the packet's own. Answers the ICMP kind. */
-static __always_inline __u8 make_key(struct conn_key *key, const struct packet *p, __u32 ifindex, __u8 direction)
+static __always_inline __u8 make_key(struct conn_key *key, const struct packet *p, __u32 subject, __u8 direction)
 {
 	int icmp = p->protocol == (p->v6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP);
 	int from = direction == DIR_EGRESS;
 	__u8 kind = 0, type;
 
-	key->ifindex = ifindex;
+	key->subject = subject;
 	key->protocol = p->protocol;
 	key->local = from ? p->src : p->dst;
 	key->peer = from ? p->dst : p->src;
@@ -100,25 +109,84 @@ static __always_inline __u8 make_key(struct conn_key *key, const struct packet *
 	return kind;
 }
 
-/* `icmp`: whether the ports are an identifier and a message type. */
-static __always_inline __u32 port_key_of(const struct conn_key *key, int icmp, __u8 direction)
+/* Who is really at the other end. */
+static __always_inline const struct addr *real_peer(const struct flow *f)
 {
-	__u16 port = icmp || direction == DIR_EGRESS ? key->peer_port : key->local_port;
+	return f->direction == DIR_EGRESS ? &f->p.dst : &f->p.src;
+}
+
+static __always_inline __u16 real_peer_port(const struct flow *f)
+{
+	if (f->icmp)
+		return f->key.peer_port;
+	return f->direction == DIR_EGRESS ? f->p.dport : f->p.sport;
+}
+
+static __always_inline void set_real_peer(struct flow *f, const struct addr *peer, __u16 port)
+{
+	if (f->direction == DIR_EGRESS) {
+		f->p.dst = *peer;
+		if (!f->icmp)
+			f->p.dport = port;
+	} else {
+		f->p.src = *peer;
+		if (!f->icmp)
+			f->p.sport = port;
+	}
+}
+
+/* Whether the first four bytes behind the IP headers are two ports. */
+static __always_inline int has_ports(__u8 protocol)
+{
+	return protocol == IPPROTO_TCP || protocol == IPPROTO_UDP || protocol == IPPROTO_SCTP ||
+	       protocol == PROTO_UDPLITE;
+}
+
+/* An address of the kernel's connection tracking. */
+static __always_inline void read_address(struct addr *to, const void *from, int v6)
+{
+	__u32 v4 = 0;
+
+	if (v6) {
+		bpf_probe_read_kernel(to, sizeof(*to), from);
+		return;
+	}
+	bpf_probe_read_kernel(&v4, sizeof(v4), from);
+	map_v4(to, v4);
+}
+
+static __always_inline __u16 read_port(const void *from)
+{
+	__be16 port = 0;
+
+	bpf_probe_read_kernel(&port, sizeof(port), from);
+	return bpf_ntohs(port);
+}
+
+static __always_inline __u16 passed_from(__u32 ifindex)
+{
+	return ifindex <= PASSED_FROM ? ifindex : 0;
+}
+
+/* `icmp`: whether the ports are an identifier and a message type. */
+static __always_inline __u32 port_key_of(const struct conn_key *key, __u16 peer_port, int icmp, __u8 direction)
+{
+	__u16 port = icmp || direction == DIR_EGRESS ? peer_port : key->local_port;
 
 	return (__u32)key->protocol << 16 | port;
 }
 
 /* The port of the side that began, `direction` being that side's. ICMP and others without ports have 0. */
-static __always_inline __u16 source_port_of(const struct conn_key *key, int icmp, __u8 direction)
+static __always_inline __u16 source_port_of(const struct conn_key *key, __u16 peer_port, int icmp, __u8 direction)
 {
 	if (icmp)
 		return 0;
-	return direction == DIR_EGRESS ? key->local_port : key->peer_port;
+	return direction == DIR_EGRESS ? key->local_port : peer_port;
 }
 
-static __always_inline __u64 binding_of(__u32 ifindex)
+static __always_inline __u64 binding_of(__u32 subject)
 {
-	__u32 *slot = bpf_map_lookup_elem(&endpoints, &ifindex);
+	__u32 *slot = bpf_map_lookup_elem(&endpoints, &subject);
 	__u64 *binding;
 
 	if (!slot)
@@ -134,9 +202,9 @@ static __always_inline int is_programmed(__u64 binding, __u8 direction)
 		BINDING_ID_MASK);
 }
 
-static __always_inline int is_own(__u32 ifindex, const struct addr *addr)
+static __always_inline int is_own(__u32 subject, const struct addr *addr)
 {
-	struct endpoint_addr_key key = { .ifindex = ifindex, .addr = *addr };
+	struct endpoint_addr_key key = { .subject = subject, .addr = *addr };
 
 	return bpf_map_lookup_elem(&endpoint_addrs, &key) != NULL;
 }

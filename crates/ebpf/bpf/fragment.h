@@ -5,10 +5,10 @@
 
 #include "flow.h"
 
-static __always_inline void fragment_key(struct frag_key *key, const struct flow *f, __u32 ifindex)
+static __always_inline void fragment_key(struct frag_key *key, const struct flow *f, __u32 subject)
 {
 	__builtin_memset(key, 0, sizeof(*key));
-	key->ifindex = ifindex;
+	key->subject = subject;
 	key->id = f->p.frag_id;
 	key->src = f->p.src;
 	key->dst = f->p.dst;
@@ -17,14 +17,14 @@ static __always_inline void fragment_key(struct frag_key *key, const struct flow
 }
 
 /* Remembers a first fragment, completes a later one. -1: its first has not been seen. */
-__noinline int follow_fragment(struct flow *f, __u32 ifindex)
+__noinline int follow_fragment(struct flow *f, __u32 subject)
 {
 	struct frag_key key;
 	struct frag *known;
 
 	if (!f)
 		return -1;
-	fragment_key(&key, f, ifindex);
+	fragment_key(&key, f, subject);
 	if (f->p.frag == FRAG_FIRST) {
 		struct frag first = {
 			.sport = f->p.sport,

@@ -31,7 +31,7 @@ BANK_TABLE(steps, BPF_MAP_TYPE_ARRAY, BPF_F_MMAPABLE | BPF_F_INNER_MAP, sizeof(_
 BANK_TABLE(cells, BPF_MAP_TYPE_ARRAY, BPF_F_MMAPABLE | BPF_F_INNER_MAP, sizeof(__u32), sizeof(struct cell));
 BANK_TABLE(variants, BPF_MAP_TYPE_ARRAY, BPF_F_MMAPABLE | BPF_F_INNER_MAP, sizeof(__u32), sizeof(struct variant));
 
-/* ifindex -> index into bindings. Never overwritten, so a reader never sees a recycled element that
+/* Subject -> index into bindings. Never overwritten, so a reader never sees a recycled element that
  * belongs to another interface (user space waits for a grace period after deletions). */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -56,6 +56,15 @@ struct {
 	__type(key, struct endpoint_addr_key);
 	__type(value, __u32);
 } endpoint_addrs SEC(".maps");
+
+/* Address -> the endpoint on this host that uses it (one of them, if several do). */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1);
+	__type(key, struct addr);
+	__type(value, __u32);
+} owners SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0 OR Apache-2.0 */
-/* From bytes to a tuple. Loads copy out of the skb, so non-linear packets (GSO) need no special case. */
+/* From bytes to a tuple. Loads copy out of the packet, so non-linear ones (GSO) need no special case. */
 #ifndef BULKHEAD_PACKET_H
 #define BULKHEAD_PACKET_H
 
@@ -8,10 +8,9 @@
 #include <linux/in.h>
 #include <linux/ip.h>
 #include <linux/ipv6.h>
-#include <bpf/bpf_endian.h>
-#include <bpf/bpf_helpers.h>
 
 #include "abi.h"
+#include "context.h"
 
 #define PROTO_UDPLITE 136
 #define TCP_FIN 0x01
@@ -61,13 +60,13 @@ static __always_inline void map_v4(struct addr *a, __u32 v4)
 }
 
 /* Ports, flags, type and code. `quoted` packets (inside ICMP errors) may end after eight bytes. */
-static __always_inline int parse_l4(struct __sk_buff *skb, struct packet *p, int quoted)
+static __always_inline int parse_l4(CONTEXT *context, struct packet *p, int quoted)
 {
 	__u8 h[20];
 
 	switch (p->protocol) {
 	case IPPROTO_TCP:
-		if (bpf_skb_load_bytes(skb, p->l4, h, quoted ? 8 : 20))
+		if (load_bytes(context, p->l4, h, quoted ? 8 : 20))
 			return PARSED_MALFORMED;
 		if (!quoted) {
 			if (h[12] >> 4 < 5)
@@ -78,7 +77,7 @@ static __always_inline int parse_l4(struct __sk_buff *skb, struct packet *p, int
 	case IPPROTO_UDP:
 	case IPPROTO_SCTP:
 	case PROTO_UDPLITE:
-		if (bpf_skb_load_bytes(skb, p->l4, h, 8))
+		if (load_bytes(context, p->l4, h, 8))
 			return PARSED_MALFORMED;
 		break;
 	case IPPROTO_ICMP:
@@ -86,7 +85,7 @@ static __always_inline int parse_l4(struct __sk_buff *skb, struct packet *p, int
 		/* ICMP of the other family is no ICMP but an unknown protocol. */
 		if ((p->protocol == IPPROTO_ICMPV6) != !!p->v6)
 			return PARSED_IP;
-		if (bpf_skb_load_bytes(skb, p->l4, h, 8))
+		if (load_bytes(context, p->l4, h, 8))
 			return PARSED_MALFORMED;
 		p->icmp_type = h[0];
 		p->icmp_code = h[1];
@@ -100,16 +99,16 @@ static __always_inline int parse_l4(struct __sk_buff *skb, struct packet *p, int
 	return PARSED_IP;
 }
 
-static __always_inline int parse_v4(struct __sk_buff *skb, struct packet *p, int quoted)
+static __always_inline int parse_v4(CONTEXT *context, struct packet *p, int quoted)
 {
 	__u32 header, total, offset;
 	struct iphdr ip;
 
-	if (bpf_skb_load_bytes(skb, p->l3, &ip, sizeof(ip)))
+	if (load_bytes(context, p->l3, &ip, sizeof(ip)))
 		return PARSED_MALFORMED;
 	header = ip.ihl * 4;
 	total = bpf_ntohs(ip.tot_len);
-	p->len = skb->len - p->l3;
+	p->len = packet_len(context) - p->l3;
 	if (ip.version != 4 || header < sizeof(ip))
 		return PARSED_MALFORMED;
 	/* A total length of 0 is how the kernel writes packets of more than 64 KiB. */
@@ -134,7 +133,7 @@ static __always_inline int parse_v4(struct __sk_buff *skb, struct packet *p, int
 }
 
 /* Follows extension headers up to a protocol. */
-static __always_inline int parse_v6_headers(struct __sk_buff *skb, struct packet *p)
+static __always_inline int parse_v6_headers(CONTEXT *context, struct packet *p)
 {
 	__u8 h[8];
 	int i;
@@ -148,7 +147,7 @@ static __always_inline int parse_v6_headers(struct __sk_buff *skb, struct packet
 		case IPPROTO_DSTOPTS:
 		case IPPROTO_AH:
 		case IPPROTO_FRAGMENT:
-			if (bpf_skb_load_bytes(skb, p->l4, h, 8))
+			if (load_bytes(context, p->l4, h, 8))
 				return PARSED_MALFORMED;
 			break;
 		default:
@@ -177,13 +176,13 @@ static __always_inline int parse_v6_headers(struct __sk_buff *skb, struct packet
 	return PARSED_MALFORMED;
 }
 
-static __always_inline int parse_v6(struct __sk_buff *skb, struct packet *p, int quoted)
+static __always_inline int parse_v6(CONTEXT *context, struct packet *p, int quoted)
 {
 	struct ipv6hdr ip;
 
-	if (bpf_skb_load_bytes(skb, p->l3, &ip, sizeof(ip)))
+	if (load_bytes(context, p->l3, &ip, sizeof(ip)))
 		return PARSED_MALFORMED;
-	p->len = skb->len - p->l3;
+	p->len = packet_len(context) - p->l3;
 	if (ip.version != 6)
 		return PARSED_MALFORMED;
 	if (!quoted && bpf_ntohs(ip.payload_len) + sizeof(ip) > p->len)
@@ -197,17 +196,17 @@ static __always_inline int parse_v6(struct __sk_buff *skb, struct packet *p, int
 	p->protocol = ip.nexthdr;
 	p->hop_limit = ip.hop_limit;
 	p->l4 = p->l3 + sizeof(ip);
-	return parse_v6_headers(skb, p);
+	return parse_v6_headers(context, p);
 }
 
 /* Parses the IP packet at p->l3, whose other fields are 0. Verified once, as a global function. */
-__noinline int parse_ip(struct __sk_buff *skb, struct packet *p, int v6, int quoted)
+__noinline int parse_ip(CONTEXT *context, struct packet *p, int v6, int quoted)
 {
 	int result;
 
 	if (!p)
 		return PARSED_MALFORMED;
-	result = v6 ? parse_v6(skb, p, quoted) : parse_v4(skb, p, quoted);
+	result = v6 ? parse_v6(context, p, quoted) : parse_v4(context, p, quoted);
 	if (result != PARSED_IP)
 		return result;
 	if (p->frag == FRAG_LATER) {
@@ -216,7 +215,7 @@ __noinline int parse_ip(struct __sk_buff *skb, struct packet *p, int v6, int quo
 			return PARSED_MALFORMED;
 		return PARSED_IP;
 	}
-	return parse_l4(skb, p, quoted);
+	return parse_l4(context, p, quoted);
 }
 
 #endif

@@ -1,196 +1,50 @@
 // SPDX-License-Identifier: GPL-2.0 OR Apache-2.0
-/* The two programs on the host side of a workload's interface. An established packet costs one look-up
- * in `conns`; everything else goes through slow_path(). */
-#include "conntrack.h"
-#include "fragment.h"
-#include "infra.h"
+/* The two programs on the host side of a workload's interface. What a workload sends is met before the kernel routes
+ * it, and so before it may rewrite where it goes: a new connection that is routed is only let through to the programs
+ * at netfilter's hooks (gate.bpf.c), which judge it by where it really goes. */
+#include <linux/if_packet.h>
+
+#include "arp.h"
 #include "parse.h"
-#include "related.h"
+#include "verdict.h"
 
-__noinline int ask(const struct flow *f, int direction, struct answer *answer)
+/* Whether the host takes a frame in, to route it or to have it: then the kernel may still rewrite where it goes. */
+static __always_inline __u8 stage_of(struct __sk_buff *skb)
 {
-	struct question question;
+	struct net_device *port = packet_of(skb)->dev, *master;
+	unsigned char wanted[6], own[6];
+	const unsigned char *address;
+	int i;
 
-	if (!f || !answer)
-		return 0;
-	question = (struct question){
-		.binding = f->binding,
-		.own = { .ifindex = f->key.ifindex, .addr = f->key.peer },
-		.port_key = port_key_of(&f->key, f->icmp, direction),
-		.source_port = source_port_of(&f->key, f->icmp, direction),
-		.direction = direction,
-	};
-	if (f->from_host && direction == DIR_INGRESS)
-		question.flags |= QUESTION_FROM_HOST;
-	if (f->local_own && bpf_map_lookup_elem(&endpoint_addrs, &question.own))
-		question.flags |= QUESTION_SELF;
-	question.peer.prefixlen = 128;
-	return judge(&question, answer);
+	if (skb->pkt_type == PACKET_HOST)
+		return STAGE_EARLY;
+	/* Broadcast and multicast are not rewritten. */
+	if (skb->pkt_type != PACKET_OTHERHOST)
+		return STAGE_FINAL;
+	master = master_of(port);
+	if (!master || bpf_skb_load_bytes(skb, 0, wanted, sizeof(wanted)))
+		return STAGE_BRIDGED;
+	address = BPF_CORE_READ(master, dev_addr);
+	if (bpf_probe_read_kernel(own, sizeof(own), address))
+		return STAGE_BRIDGED;
+	for (i = 0; i < 6; i++)
+		if (own[i] != wanted[i])
+			return STAGE_BRIDGED;
+	return STAGE_EARLY;
 }
 
-/* A live connection that was judged under an older revision, in its original orientation. */
-__noinline int judge_again(struct flow *f)
+/* Before a packet reaches the workload, masquerading may have hidden who sends it: the kernel remembers. */
+static __always_inline void find_real_source(struct __sk_buff *skb, struct flow *f)
 {
-	struct answer answer = {};
-	struct conn *c;
-	int direction, changed;
+	struct nf_conntrack_tuple *tuple = tuple_as_sent(tracking_of(packet_of(skb)));
 
-	if (!f)
-		return DROP;
-	c = bpf_map_lookup_elem(&conns, &f->key);
-	if (!c)
-		return DROP;
-	direction = c->direction;
-	f->from_host = !!(c->flags & CONN_FROM_HOST);
-	ask(f, direction, &answer);
-	changed = c->rule != answer.rule || c->audit_rule != answer.audit_rule || c->audit != answer.audit;
-	if (answer.allow) {
-		int reopened = c->flags & CONN_REVOKED;
-
-		c->rule = answer.rule;
-		c->audit_rule = answer.audit_rule;
-		c->audit = answer.audit;
-		__sync_fetch_and_and(&c->flags, ~CONN_REVOKED);
-		if (f->local_own)
-			__sync_fetch_and_or(&c->flags, CONN_LOCAL_OWN);
-		else
-			__sync_fetch_and_and(&c->flags, ~CONN_LOCAL_OWN);
-		c->revision = f->revision;
-		if (changed || reopened)
-			report_conn(&f->key, c, EVENT_CHANGE, REASON_NONE);
-		track(f, c);
-		return PASS;
-	}
-	/* The entry stays as a tombstone. Were it deleted, the next packet could open the connection again
-	 * in the other orientation, and a revoked rule would cut nothing. */
-	if (!(c->flags & CONN_REVOKED)) {
-		c->rule = answer.rule;
-		c->audit_rule = answer.audit_rule;
-		c->audit = answer.audit;
-		__sync_fetch_and_or(&c->flags, CONN_REVOKED);
-		report_conn(&f->key, c, EVENT_CHANGE, REASON_REVOKED);
-	}
-	c->last_ns = f->now;
-	c->revision = f->revision;
-	answer.reason = REASON_REVOKED;
-	return deny(f, &answer, direction, 1);
-}
-
-/* A packet of a revoked connection, under the revision that revoked it. */
-static __always_inline int refuse_revoked(const struct flow *f, struct conn *c)
-{
-	struct answer answer = {};
-
-	if (f->p.protocol == IPPROTO_TCP)
-		c->last_ns = f->now;
-	answer.rule = c->rule;
-	answer.audit_rule = c->audit_rule;
-	answer.audit = c->audit;
-	answer.reason = REASON_REVOKED;
-	return deny(f, &answer, c->direction, 1);
-}
-
-/* Nobody knows this connection: which orientations may it have, and does one of them allow it? */
-static __always_inline int judge_new(struct __sk_buff *skb, struct flow *f, int existing)
-{
-	int sender = f->direction, receiver = !f->direction;
-	int tcp = f->p.protocol == IPPROTO_TCP, as_sender = 1, as_receiver = 0;
-	struct answer answer = {}, second = {};
-
-	if (tcp && !is_pure_syn(f)) {
-		/* Its entry may have been evicted: whoever began, if that was allowed, it goes on. */
-		as_receiver = 1;
-		as_sender = !(f->p.tcp_flags & TCP_SYN);
-	} else if (f->icmp == ICMP_IS_REPLY) {
-		as_receiver = 1;
-		as_sender = 0;
-	}
-	if (as_sender) {
-		ask(f, sender, &answer);
-		if (answer.allow)
-			return admit(f, &answer, sender, existing);
-	}
-	if (as_receiver) {
-		ask(f, receiver, &second);
-		if (second.allow)
-			return admit(f, &second, receiver, existing);
-	}
-	if (f->icmp == ICMP_IS_ERROR && is_related(skb, f))
-		return PASS;
-	return as_sender ? deny(f, &answer, sender, 0) : deny(f, &second, receiver, 0);
-}
-
-/* Everything but a current connection. */
-__noinline int slow_path(struct __sk_buff *skb, struct flow *f)
-{
-	struct answer answer = {};
-	int existing, syn;
-	struct conn *c;
-
-	if (!f)
-		return DROP;
-	f->now = bpf_ktime_get_ns();
-	f->binding = binding_of(f->key.ifindex);
-	f->from_host = f->direction == DIR_INGRESS && skb->ingress_ifindex == 0;
-	if (is_infrastructure(&f->p, f->direction)) {
-		if (!is_programmed(f->binding, f->direction))
-			return deny_without_entry(REASON_UNPROGRAMMED);
-		if (infrastructure_source_ok(f))
-			return PASS;
-	}
-	if (!is_programmed(f->binding, f->direction)) {
-		answer_builtin(&answer, RULE_UNPROGRAMMED, 0, REASON_UNPROGRAMMED);
-		return deny(f, &answer, f->direction, 0);
-	}
-	if (!source_ok(f)) {
-		answer_builtin(&answer, RULE_SPOOFED, 0, REASON_SPOOFED);
-		return deny(f, &answer, f->direction, 0);
-	}
-	c = bpf_map_lookup_elem(&conns, &f->key);
-	existing = c != NULL;
-	syn = is_pure_syn(f);
-	if (c && !is_expired(c, f->key.protocol, f->now)) {
-		if (!syn) {
-			if (c->revision != f->revision)
-				return judge_again(f);
-			if (c->flags & CONN_REVOKED)
-				return refuse_revoked(f, c);
-			/* Current: its local address is not the endpoint's own, and has been looked at above. */
-			track(f, c);
-			return PASS;
-		}
-		if (c->direction == f->direction && !(c->flags & (CONN_REPLIED | CONN_REVOKED))) {
-			/* The same SYN again. */
-			ask(f, f->direction, &answer);
-			if (!answer.allow)
-				return deny(f, &answer, f->direction, 0);
-			if (c->revision != f->revision)
-				return judge_again(f);
-			track(f, c);
-			return PASS;
-		}
-	}
-	return judge_new(skb, f, existing);
-}
-
-static __always_inline int fast_path(const struct flow *f)
-{
-	struct conn *c;
-	__u32 flags;
-
-	if (is_pure_syn(f))
-		return 0;
-	c = bpf_map_lookup_elem(&conns, &f->key);
-	if (!c || c->revision != f->revision)
-		return 0;
-	flags = c->flags;
-	if (flags & CONN_REVOKED || is_expired(c, f->key.protocol, f->now))
-		return 0;
-	/* Anti-spoofing was settled when the entry was made, if the address is the endpoint's own. */
-	if (f->direction == DIR_EGRESS && !(flags & CONN_LOCAL_OWN))
-		return 0;
-	track(f, c);
-	return 1;
+	f->stage = STAGE_FINAL;
+	/* An error is tracked with the connection that it speaks of, and its sender is none of its ends. */
+	if (!tuple || f->icmp == ICMP_IS_ERROR)
+		return;
+	read_address(&f->p.src, __builtin_preserve_access_index(&tuple->src.u3), f->p.v6);
+	if (has_ports(f->p.protocol))
+		f->p.sport = read_port(__builtin_preserve_access_index(&tuple->src.u.all));
 }
 
 static __always_inline int handle(struct __sk_buff *skb, __u8 direction)
@@ -198,7 +52,7 @@ static __always_inline int handle(struct __sk_buff *skb, __u8 direction)
 	struct config *configured = configuration();
 	__u32 ifindex = skb->ifindex;
 	struct flow f = {};
-	int parsed;
+	int parsed, result;
 	__u8 reason;
 
 	if (!configured)
@@ -220,19 +74,30 @@ static __always_inline int handle(struct __sk_buff *skb, __u8 direction)
 	f.now = bpf_ktime_get_coarse_ns();
 	f.packets = skb->gso_segs ? skb->gso_segs : 1;
 	if (f.p.frag && follow_fragment(&f, ifindex)) {
-		struct answer answer = {};
-
 		make_key(&f.key, &f.p, ifindex, direction);
-		if (is_programmed(binding_of(ifindex), direction))
-			answer_builtin(&answer, RULE_MALFORMED, 0, REASON_FRAGMENT_WITHOUT_FIRST);
-		else
-			answer_builtin(&answer, RULE_UNPROGRAMMED, 0, REASON_UNPROGRAMMED);
-		return deny(&f, &answer, direction, 0);
+		return is_programmed(binding_of(ifindex), direction) ?
+			       deny_builtin(&f, RULE_MALFORMED, REASON_FRAGMENT_WITHOUT_FIRST) :
+			       deny_builtin(&f, RULE_UNPROGRAMMED, REASON_UNPROGRAMMED);
 	}
 	f.icmp = make_key(&f.key, &f.p, ifindex, direction);
-	if (fast_path(&f))
+	if (direction == DIR_INGRESS) {
+		if (!is_new_to_kernel(packet_of(skb)) && fast_path(&f))
+			return PASS;
+		find_real_source(skb, &f);
+		return slow_path(skb, &f);
+	}
+	if (fast_path(&f)) {
+		skb->tc_index = PASSED_SETTLED | passed_from(ifindex);
 		return PASS;
-	return slow_path(skb, &f);
+	}
+	f.stage = stage_of(skb);
+	result = slow_path(skb, &f);
+	if (result == DROP)
+		return DROP;
+	skb->tc_index = passed_from(ifindex) | (result == DEFER		       ? 0 :
+						f.stage == STAGE_BRIDGED ? PASSED_COUNTED :
+									 PASSED_SETTLED);
+	return PASS;
 }
 
 /* Attached to tcx ingress of the host side: packets FROM the workload. */

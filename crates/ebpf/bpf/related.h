@@ -18,14 +18,15 @@ struct {
 	__type(value, struct quoted);
 } scratch SEC(".maps");
 
-static __always_inline int quoted_allows(const struct flow *f, const struct quoted *quoted, int icmp, __u8 direction,
-					 int from_host)
+/* `peer` and its port: who it really is, as far as known. */
+static __always_inline int quoted_allows(const struct flow *f, const struct quoted *quoted, const struct addr *peer,
+					 __u16 peer_port, int icmp, __u8 direction, int from_host)
 {
 	struct question question = {
-		.peer = { .prefixlen = 128, .addr = quoted->key.peer },
+		.peer = { .prefixlen = 128, .addr = *peer },
 		.binding = f->binding,
-		.port_key = port_key_of(&quoted->key, icmp, direction),
-		.source_port = source_port_of(&quoted->key, icmp, direction),
+		.port_key = port_key_of(&quoted->key, peer_port, icmp, direction),
+		.source_port = source_port_of(&quoted->key, peer_port, icmp, direction),
 		.direction = direction,
 		.flags = from_host ? QUESTION_FROM_HOST : 0,
 	};
@@ -36,7 +37,7 @@ static __always_inline int quoted_allows(const struct flow *f, const struct quot
 }
 
 /* Whether an ICMP error is about a connection that is allowed. */
-__noinline int is_related(struct __sk_buff *skb, const struct flow *f)
+__noinline int is_related(CONTEXT *context, const struct flow *f)
 {
 	__u32 zero = 0;
 	struct quoted *quoted = bpf_map_lookup_elem(&scratch, &zero);
@@ -47,21 +48,23 @@ __noinline int is_related(struct __sk_buff *skb, const struct flow *f)
 		return 0;
 	__builtin_memset(quoted, 0, sizeof(*quoted));
 	quoted->p.l3 = f->p.l4 + 8;
-	if (parse_ip(skb, &quoted->p, f->p.v6, 1) != PARSED_IP || quoted->p.frag == FRAG_LATER)
+	if (parse_ip(context, &quoted->p, f->p.v6, 1) != PARSED_IP || quoted->p.frag == FRAG_LATER)
 		return 0;
 	/* The quoted packet went the other way. */
-	icmp = make_key(&quoted->key, &quoted->p, f->key.ifindex, !f->direction);
+	icmp = make_key(&quoted->key, &quoted->p, f->key.subject, !f->direction);
 	if (icmp == ICMP_IS_ERROR || !same_addr(&quoted->key.local, &f->key.local))
 		return 0;
 	c = bpf_map_lookup_elem(&conns, &quoted->key);
 	if (c && !(c->flags & CONN_REVOKED) && !is_expired(c, quoted->key.protocol, f->now)) {
 		if (c->revision == f->revision)
 			return 1;
-		return quoted_allows(f, quoted, icmp, c->direction, !!(c->flags & CONN_FROM_HOST));
+		return quoted_allows(f, quoted, &c->peer, c->peer_port, icmp, c->direction,
+				     !!(c->flags & CONN_FROM_HOST));
 	}
 	if (c && c->flags & CONN_REVOKED)
 		return 0;
-	return quoted_allows(f, quoted, icmp, DIR_INGRESS, 0) || quoted_allows(f, quoted, icmp, DIR_EGRESS, 0);
+	return quoted_allows(f, quoted, &quoted->key.peer, quoted->key.peer_port, icmp, DIR_INGRESS, 0) ||
+	       quoted_allows(f, quoted, &quoted->key.peer, quoted->key.peer_port, icmp, DIR_EGRESS, 0);
 }
 
 #endif

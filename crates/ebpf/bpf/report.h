@@ -23,7 +23,10 @@ static __always_inline int report_conn(const struct conn_key *key, const struct 
 	e->rule = c->rule;
 	e->audit_rule = c->audit_rule;
 	e->reason = reason;
-	__builtin_memset(e->pad, 0, sizeof(e->pad));
+	e->pad = 0;
+	e->peer_port = c->peer_port;
+	__builtin_memset(e->more_pad, 0, sizeof(e->more_pad));
+	e->peer = c->peer;
 	e->opened_ns = c->opened_ns;
 	e->last_ns = c->last_ns;
 	e->packets[0] = c->packets[0];
@@ -50,7 +53,10 @@ static __always_inline int report_denial(const struct denial_key *key, const str
 	e->rule = d->rule;
 	e->audit_rule = d->audit_rule;
 	e->reason = d->reason;
-	__builtin_memset(e->pad, 0, sizeof(e->pad));
+	e->pad = 0;
+	e->peer_port = d->peer_port;
+	__builtin_memset(e->more_pad, 0, sizeof(e->more_pad));
+	e->peer = d->peer;
 	e->opened_ns = d->first_ns;
 	e->last_ns = d->last_ns;
 	e->packets[0] = d->packets;
@@ -96,6 +102,8 @@ __noinline int deny(const struct flow *f, const struct answer *a, int direction,
 	fresh.audit_rule = a->audit_rule;
 	fresh.reason = a->reason;
 	fresh.audit = a->audit;
+	fresh.peer = *real_peer(f);
+	fresh.peer_port = real_peer_port(f);
 	fresh.packets = f->packets;
 	fresh.bytes = f->p.len;
 	fresh.first_ns = f->now;

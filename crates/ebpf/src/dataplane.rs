@@ -18,6 +18,7 @@ use crate::bank::{Bank, Outer, Tally};
 use crate::capacities::Capacities;
 use crate::endpoints::{Endpoints, Targets};
 use crate::events::Events;
+use crate::gates::Gates;
 use crate::grace::Grace;
 use crate::layout::{ABI_VERSION, COUNTER_LOST_EVENTS, COUNTER_UNRECORDED, subject_of};
 use crate::loader::{self, Loaded, libbpf_error};
@@ -38,6 +39,7 @@ pub struct EbpfDataplane {
     capacities: Capacities,
     loaded: Loaded,
     links: Links,
+    gates: Gates,
     outer: Outer,
     bank: Option<Bank>,
     endpoints: Endpoints,
@@ -50,9 +52,10 @@ pub struct EbpfDataplane {
     generation: u64,
 }
 
-/// Word of `struct config` with the generation, and half word with the revision.
+/// Word of `struct config` with the generation, and half words with the revision and the number of host endpoints.
 const CONFIG_GENERATION: u32 = 0;
 const CONFIG_REVISION: u32 = 2;
+const CONFIG_HOSTS: u32 = 3;
 const CONFIG_WORDS: u32 = 2;
 
 impl EbpfDataplane {
@@ -68,6 +71,7 @@ impl EbpfDataplane {
         let config = Mapping::<u64>::new(config_map.as_fd(), CONFIG_WORDS)
             .map_err(|error| DataplaneError::io("map the configuration into memory", error))?;
         let generation = config.word(CONFIG_GENERATION).fetch_add(1, Ordering::SeqCst) + 1;
+        let gates = Gates::open(root, &loaded)?;
         let links = Links::open(&dir)?;
         links.take_over(&loaded)?;
         let events = Events::open(loaded.map("events")?)
@@ -85,6 +89,7 @@ impl EbpfDataplane {
             capacities,
             loaded,
             links,
+            gates,
             events,
             config,
             cpus,
@@ -112,6 +117,11 @@ impl EbpfDataplane {
     /// Makes every live connection be judged again at its next packet.
     fn raise_revision(&self) {
         self.config.half(CONFIG_REVISION).fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Tells the programs whether the host itself is an endpoint.
+    fn count_hosts(&self) {
+        self.config.half(CONFIG_HOSTS).store(self.endpoints.hosts(), Ordering::SeqCst);
     }
 
     fn grace_period() -> Result<(), DataplaneError> {
@@ -144,6 +154,8 @@ impl EbpfDataplane {
         let (bank, written) = Bank::build(slot, &self.capacities, policy, &self.outer)?;
         tally.written += written.written;
         self.endpoints.switch(&targets, slot, tally)?;
+        self.count_hosts();
+        self.gates.install(&self.loaded)?;
         self.raise_revision();
         Self::grace_period()?;
         self.endpoints.settle();
@@ -186,6 +198,7 @@ impl EbpfDataplane {
         };
         bank.extend(delta, tally)?;
         self.endpoints.switch(&targets, bank.slot, tally)?;
+        self.count_hosts();
         // At once, not after the grace period: a program that still runs on the old tables has read the old
         // revision before them, so what it lets through is judged again, too.
         self.raise_revision();
@@ -333,6 +346,7 @@ impl Dataplane for EbpfDataplane {
         for ifindex in self.links.attached()? {
             self.links.detach(ifindex)?;
         }
+        Gates::remove(&self.root)?;
         for version in self.versions()? {
             loader::remove_pins(&version)?;
         }

@@ -8,12 +8,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bulkhead_dataplane::{DataplaneError, TableUse};
-use bulkhead_model::host_policy::{EndpointBinding, HostDelta, HostPolicy};
+use bulkhead_model::host_policy::{Attachment, EndpointBinding, HostDelta, HostPolicy};
 
 use crate::bank::Tally;
 use crate::capacities::{Capacities, fits};
 use crate::extent::Extents;
-use crate::layout::{BANKS, BindingWord, EndpointAddrKey, attachment_of, subject_of};
+use crate::layout::{Addr, BANKS, BindingWord, EndpointAddrKey, attachment_of, subject_of};
 use crate::loader::Loaded;
 use crate::mapping::Mapping;
 use crate::sys::Table;
@@ -29,12 +29,15 @@ struct Bound {
     addresses: BTreeSet<IpAddr>,
 }
 
-/// The maps `endpoints`, `bindings` and `endpoint_addrs`, and the mirror of their contents.
+/// The maps `endpoints`, `bindings`, `endpoint_addrs` and `owners`, and the mirror of their contents.
 #[derive(Debug)]
 pub(crate) struct Endpoints {
     slots: Table<u32, u32>,
     words: Mapping<u64>,
     addrs: Table<EndpointAddrKey, u32>,
+    owners: Table<Addr, u32>,
+    /// Who uses each address; the first is its owner in the kernel.
+    users: BTreeMap<IpAddr, BTreeSet<u32>>,
     bound: BTreeMap<u32, Bound>,
     by_name: BTreeMap<Arc<str>, u32>,
     free: Extents,
@@ -55,6 +58,8 @@ impl Endpoints {
             slots: loaded.table("endpoints")?,
             words,
             addrs: loaded.table("endpoint_addrs")?,
+            owners: loaded.table("owners")?,
+            users: BTreeMap::new(),
             bound: BTreeMap::new(),
             by_name: BTreeMap::new(),
             free: Extents::new(0),
@@ -76,6 +81,7 @@ impl Endpoints {
             match self.bound.get_mut(&key.subject) {
                 Some(bound) => {
                     bound.addresses.insert(key.addr.address());
+                    self.users.entry(key.addr.address()).or_default().insert(key.subject);
                 }
                 // Its process died between the addresses and the switch.
                 None => {
@@ -83,6 +89,12 @@ impl Endpoints {
                     self.address_count -= 1;
                 }
             }
+        }
+        for (address, _) in self.owners.entries()? {
+            self.publish_owner(address.address())?;
+        }
+        for address in self.users.keys().copied().collect::<Vec<_>>() {
+            self.publish_owner(address)?;
         }
         let taken: BTreeSet<u32> = self.bound.values().map(|bound| bound.slot).collect();
         self.free = Extents::with_taken(self.capacities.endpoints, &taken);
@@ -180,8 +192,7 @@ impl Endpoints {
         let slot = known.map(|bound| bound.slot);
         let before = known.map(|bound| bound.addresses.clone()).unwrap_or_default();
         for address in wanted.difference(&before) {
-            self.addrs.put(&EndpointAddrKey { subject, addr: (*address).into() }, &1)?;
-            self.address_count += 1;
+            self.add_address(subject, *address)?;
             tally.written += 1;
         }
         let word = BindingWord { ingress: binding.ingress, egress: binding.egress, bank }.encode();
@@ -192,8 +203,7 @@ impl Endpoints {
         self.words.word(slot).store(word, Ordering::Release);
         tally.written += 1;
         for address in before.difference(&wanted) {
-            self.addrs.delete(&EndpointAddrKey { subject, addr: (*address).into() })?;
-            self.address_count -= 1;
+            self.remove_address(subject, *address)?;
             tally.deleted += 1;
             self.unsettled = true;
         }
@@ -203,6 +213,38 @@ impl Endpoints {
             self.forget_name(&old, subject);
         }
         Ok(())
+    }
+
+    fn add_address(&mut self, subject: u32, address: IpAddr) -> io::Result<()> {
+        self.addrs.put(&EndpointAddrKey { subject, addr: address.into() }, &1)?;
+        self.address_count += 1;
+        self.users.entry(address).or_default().insert(subject);
+        self.publish_owner(address)
+    }
+
+    fn remove_address(&mut self, subject: u32, address: IpAddr) -> io::Result<()> {
+        self.addrs.delete(&EndpointAddrKey { subject, addr: address.into() })?;
+        self.address_count -= 1;
+        if let Some(users) = self.users.get_mut(&address) {
+            users.remove(&subject);
+            if users.is_empty() {
+                self.users.remove(&address);
+            }
+        }
+        self.publish_owner(address)
+    }
+
+    fn publish_owner(&self, address: IpAddr) -> io::Result<()> {
+        match self.users.get(&address).and_then(BTreeSet::first) {
+            Some(owner) => self.owners.put(&address.into(), owner),
+            None => self.owners.delete(&address.into()).map(drop),
+        }
+    }
+
+    /// Endpoints that are the host itself.
+    pub(crate) fn hosts(&self) -> u32 {
+        let is_host = |subject: &&u32| matches!(attachment_of(**subject), Attachment::Host(_));
+        u32::try_from(self.bound.keys().filter(is_host).count()).unwrap_or(u32::MAX)
     }
 
     fn new_slot(&mut self, subject: u32) -> io::Result<u32> {
@@ -218,8 +260,7 @@ impl Endpoints {
         self.words.word(bound.slot).store(0, Ordering::Release);
         self.slots.delete(&subject)?;
         for address in &bound.addresses {
-            self.addrs.delete(&EndpointAddrKey { subject, addr: (*address).into() })?;
-            self.address_count -= 1;
+            self.remove_address(subject, *address)?;
         }
         self.limbo.push(bound.slot);
         self.unsettled = true;

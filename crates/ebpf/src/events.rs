@@ -159,6 +159,8 @@ impl Event {
         Some(RawFlow {
             event,
             key: self.key.connection(),
+            peer: self.peer.address(),
+            peer_port: self.peer_port,
             direction: direction(self.direction),
             verdict: verdict(self.verdict),
             rule: RuleId(self.rule),

@@ -9,7 +9,7 @@ use bulkhead_model::address::address_bits;
 use bulkhead_model::host_policy::{Attachment, CompiledId};
 
 /// Part of the pin path, so that programs of one layout never meet maps of another.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// Slots in each map of maps.
 pub(crate) const BANKS: u32 = 8;
@@ -81,14 +81,16 @@ plain! {
     /// `struct addr`, in network order.
     struct Addr(16) { bytes: [u8; 16], }
     /// `struct conn`.
-    struct Conn(72) {
+    struct Conn(88) {
         rule: u32,
         audit_rule: u32,
         revision: u32,
         flags: u32,
         direction: u8,
         audit: u8,
-        pad: [u8; 6],
+        peer_port: u16,
+        pad: [u8; 4],
+        peer: Addr,
         opened_ns: u64,
         last_ns: u64,
         packets: [u64; 2],
@@ -97,13 +99,14 @@ plain! {
     /// `struct denial_key`.
     struct DenialKey(48) { conn: ConnKey, direction: u8, pad: [u8; 3], }
     /// `struct denial`.
-    struct Denial(56) {
+    struct Denial(72) {
         rule: u32,
         audit_rule: u32,
         reason: u8,
         audit: u8,
-        pad: [u8; 2],
+        peer_port: u16,
         reported_packets: u32,
+        peer: Addr,
         reported_bytes: u64,
         packets: u64,
         bytes: u64,
@@ -111,7 +114,7 @@ plain! {
         last_ns: u64,
     }
     /// `struct event`.
-    struct Event(112) {
+    struct Event(128) {
         key: ConnKey,
         kind: u8,
         direction: u8,
@@ -120,7 +123,10 @@ plain! {
         rule: u32,
         audit_rule: u32,
         reason: u8,
-        pad: [u8; 7],
+        pad: u8,
+        peer_port: u16,
+        more_pad: [u8; 4],
+        peer: Addr,
         opened_ns: u64,
         last_ns: u64,
         packets: [u64; 2],
@@ -144,10 +150,10 @@ plain! {
     struct EndpointAddrKey(20) { subject: u32, addr: Addr, }
 }
 
-const _: () = assert!(offset_of!(Conn, opened_ns) == 24);
-const _: () = assert!(offset_of!(Denial, packets) == 24);
+const _: () = assert!(offset_of!(Conn, opened_ns) == 40);
+const _: () = assert!(offset_of!(Denial, packets) == 40);
 const _: () = assert!(offset_of!(Event, rule) == 48);
-const _: () = assert!(offset_of!(Event, opened_ns) == 64);
+const _: () = assert!(offset_of!(Event, opened_ns) == 80);
 
 macro_rules! plain_number {
     ($($type:ty),*) => {$(

@@ -12,6 +12,7 @@ mod dataplane;
 mod endpoints;
 mod events;
 mod extent;
+mod gates;
 mod grace;
 mod intern;
 mod layout;

@@ -13,7 +13,19 @@ use crate::layout::Plain;
 use crate::sys::{self, Table};
 
 /// Compiled from `bpf/policy.bpf.c`.
-static OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/policy.bpf.o"));
+static POLICY: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/policy.bpf.o"));
+/// Compiled from `bpf/gate.bpf.c`.
+static GATE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/gate.bpf.o"));
+
+/// A map that every object has for itself.
+const PRIVATE_MAP: &str = "scratch";
+/// The programs at netfilter's hooks, by `enum gate`: one array for agents of all layouts.
+const GATES_MAP: &str = "gates";
+
+/// Where what agents of all layouts share is pinned.
+pub(crate) fn gates_directory(root: &Path) -> PathBuf {
+    root.join("gates")
+}
 
 /// Programs for the two hooks of a workload's interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,7 +49,8 @@ impl Hook {
 
 /// The loaded programs and their maps.
 pub(crate) struct Loaded {
-    object: Object,
+    policy: Object,
+    gate: Object,
 }
 
 impl std::fmt::Debug for Loaded {
@@ -58,51 +71,33 @@ impl Loaded {
     /// Loads the programs over the maps pinned in `dir`, or over new ones that are pinned there. Where
     /// a map exists, its size counts and `capacities` is corrected.
     pub(crate) fn open(dir: &Path, capacities: &mut Capacities) -> Result<Self, DataplaneError> {
-        let io_error = |error| DataplaneError::io(format!("make pin directory {}", dir.display()), error);
-        fs::create_dir_all(dir).map_err(io_error)?;
-        let mut open = ObjectBuilder::default()
-            .name("bulkhead")
-            .and_then(|builder| builder.open_memory(OBJECT))
-            .map_err(|error| libbpf_error("open the kernel programs", &error))?;
-        for mut map in open.maps_mut() {
-            let name = map.name().to_string_lossy().into_owned();
-            if name == "scratch" || name.contains('.') {
-                continue;
-            }
-            let path = dir.join(&name);
-            if let Some(size) = size_slot(capacities, &name) {
-                if let Some(pinned) = pinned_size(&path)? {
-                    *size = pinned;
-                }
-                map.set_max_entries(*size)
-                    .map_err(|error| libbpf_error(format!("size map {name}"), &error))?;
-            }
-            map.set_pin_path(&path).map_err(|error| libbpf_error(format!("pin map {name}"), &error))?;
+        for dir in [dir, &gates_directory(dir.parent().unwrap_or(dir))] {
+            fs::create_dir_all(dir).map_err(|error| {
+                DataplaneError::io(format!("make pin directory {}", dir.display()), error)
+            })?;
         }
-        let object = open.load().map_err(|error| {
-            libbpf_error(format!("load the kernel programs with pins in {}", dir.display()), &error)
-        })?;
-        Ok(Self { object })
+        let policy = load(POLICY, dir, capacities)?;
+        let gate = load(GATE, dir, capacities)?;
+        Ok(Self { policy, gate })
     }
 
     pub(crate) fn program(&self, hook: Hook) -> Result<libbpf_rs::ProgramMut<'_>, DataplaneError> {
-        self.object
-            .progs_mut()
-            .find(|program| program.name() == hook.program())
-            .ok_or_else(|| DataplaneError::Inconsistent(format!("no program {}", hook.program())))
+        named(&self.policy, hook.program())
+    }
+
+    /// A program at netfilter's hooks.
+    pub(crate) fn gate_program(&self, name: &str) -> Result<libbpf_rs::ProgramMut<'_>, DataplaneError> {
+        named(&self.gate, name)
+    }
+
+    /// The array of programs that those attached to netfilter's hooks jump through.
+    pub(crate) fn gates(&self) -> Result<Table<u32, u32>, DataplaneError> {
+        own_map(&self.gate, GATES_MAP).map(Table::from_fd)
     }
 
     /// An own descriptor of a map.
     pub(crate) fn map(&self, name: &'static str) -> Result<OwnedFd, DataplaneError> {
-        let duplicate = |fd: BorrowedFd<'_>| {
-            fd.try_clone_to_owned()
-                .map_err(|error| DataplaneError::io(format!("duplicate the descriptor of map {name}"), error))
-        };
-        self.object
-            .maps()
-            .find(|map| map.name() == name)
-            .ok_or_else(|| DataplaneError::Inconsistent(format!("no map {name}")))
-            .and_then(|map| duplicate(map.as_fd()))
+        own_map(&self.policy, name)
     }
 
     pub(crate) fn table<K: Plain, V: Plain>(
@@ -113,11 +108,57 @@ impl Loaded {
     }
 }
 
+fn load(object: &[u8], dir: &Path, capacities: &mut Capacities) -> Result<Object, DataplaneError> {
+    let mut open = ObjectBuilder::default()
+        .name("bulkhead")
+        .and_then(|builder| builder.open_memory(object))
+        .map_err(|error| libbpf_error("open the kernel programs", &error))?;
+    for mut map in open.maps_mut() {
+        let name = map.name().to_string_lossy().into_owned();
+        if name == PRIVATE_MAP || name.contains('.') {
+            continue;
+        }
+        let path = match (name.as_str(), dir.parent()) {
+            (GATES_MAP, Some(root)) => gates_directory(root).join(&name),
+            _ => dir.join(&name),
+        };
+        if let Some(size) = size_slot(capacities, &name) {
+            if let Some(pinned) = pinned_size(&path)? {
+                *size = pinned;
+            }
+            map.set_max_entries(*size).map_err(|error| libbpf_error(format!("size map {name}"), &error))?;
+        }
+        map.set_pin_path(&path).map_err(|error| libbpf_error(format!("pin map {name}"), &error))?;
+    }
+    open.load().map_err(|error| {
+        libbpf_error(format!("load the kernel programs with pins in {}", dir.display()), &error)
+    })
+}
+
+fn named<'a>(object: &'a Object, name: &str) -> Result<libbpf_rs::ProgramMut<'a>, DataplaneError> {
+    object
+        .progs_mut()
+        .find(|program| program.name() == name)
+        .ok_or_else(|| DataplaneError::Inconsistent(format!("no program {name}")))
+}
+
+fn own_map(object: &Object, name: &str) -> Result<OwnedFd, DataplaneError> {
+    let duplicate = |fd: BorrowedFd<'_>| {
+        fd.try_clone_to_owned()
+            .map_err(|error| DataplaneError::io(format!("duplicate the descriptor of map {name}"), error))
+    };
+    object
+        .maps()
+        .find(|map| map.name() == name)
+        .ok_or_else(|| DataplaneError::Inconsistent(format!("no map {name}")))
+        .and_then(|map| duplicate(map.as_fd()))
+}
+
 /// Where the size of a map that is not in a bank comes from.
 fn size_slot<'a>(capacities: &'a mut Capacities, map: &str) -> Option<&'a mut u32> {
     Some(match map {
         "endpoints" | "bindings" => &mut capacities.endpoints,
-        "endpoint_addrs" => &mut capacities.endpoint_addrs,
+        "endpoint_addrs" | "owners" => &mut capacities.endpoint_addrs,
         "conns" => &mut capacities.conns,
         "denials" => &mut capacities.denials,
         "frags" => &mut capacities.frags,

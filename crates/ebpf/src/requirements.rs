@@ -3,6 +3,7 @@
 use std::ffi::CString;
 use std::fs;
 use std::io;
+use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -25,8 +26,7 @@ pub fn check(pin_root: &Path) -> Result<(), DataplaneError> {
         return Err(missing(
             "tcx",
             format!(
-                "the programs attach through tcx, which needs Linux {}.{} or later, and this is {}; \
-                 there is no other dataplane yet",
+                "the programs attach through tcx, which needs Linux {}.{} or later, and this is {}",
                 TCX_SINCE.0,
                 TCX_SINCE.1,
                 release.trim()
@@ -51,7 +51,37 @@ pub fn check(pin_root: &Path) -> Result<(), DataplaneError> {
             "attaching to interfaces needs it: run as root, or grant it".into(),
         ));
     }
+    check_connection_tracking()?;
     check_bpffs(pin_root)
+}
+
+/// The programs read where the kernel's own connection tracking sends a packet, by its BTF: the module must be there
+/// before they are loaded, whoever uses it later.
+fn check_connection_tracking() -> Result<(), DataplaneError> {
+    let is_there = || Path::new("/proc/sys/net/netfilter/nf_conntrack_max").exists();
+    if is_there() || (request_connection_tracking().is_ok() && is_there()) {
+        return Ok(());
+    }
+    Err(missing("nf_conntrack", "load it: modprobe nf_conntrack_netlink".into()))
+}
+
+/// Asks its netlink side for statistics, which makes the kernel load the module.
+fn request_connection_tracking() -> io::Result<()> {
+    /// `struct nlmsghdr` and `struct nfgenmsg`: length, type (`NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_GET_STATS`),
+    /// flags (`NLM_F_REQUEST`), sequence, port; family, version, resource.
+    const REQUEST: [u16; 10] = [20, 0, 0x0105, 0x0001, 0, 0, 0, 0, 0, 0];
+    #[expect(unsafe_code, reason = "system calls without a safe wrapper")]
+    // SAFETY: plain numbers; the message outlives the call; the descriptor is closed once, by its owner.
+    unsafe {
+        let socket =
+            libc::socket(libc::AF_NETLINK, libc::SOCK_RAW | libc::SOCK_CLOEXEC, libc::NETLINK_NETFILTER);
+        if socket < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let socket = std::os::fd::OwnedFd::from_raw_fd(socket);
+        let sent = libc::send(socket.as_raw_fd(), REQUEST.as_ptr().cast(), size_of_val(&REQUEST), 0);
+        if sent < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
 }
 
 fn check_bpffs(pin_root: &Path) -> Result<(), DataplaneError> {

@@ -143,6 +143,8 @@ fn connection_flow(event: FlowEvent, key: ConnKey, conn: &Conn) -> RawFlow {
     RawFlow {
         event,
         key: key.connection(),
+        peer: conn.peer.address(),
+        peer_port: conn.peer_port,
         direction: direction(conn.direction),
         verdict: Verdict::Allow,
         rule: RuleId(conn.rule),
@@ -159,6 +161,8 @@ fn denial_flow(key: DenialKey, denial: &Denial, before: Told) -> RawFlow {
     RawFlow {
         event: FlowEvent::Deny,
         key: key.conn.connection(),
+        peer: denial.peer.address(),
+        peer_port: denial.peer_port,
         direction: direction(key.direction),
         verdict: Verdict::Deny,
         rule: RuleId(denial.rule),

@@ -53,6 +53,30 @@ pub(crate) fn link_create(program: BorrowedFd<'_>, ifindex: u32, hook: u32) -> i
     own(unsafe { libbpf_sys::bpf_link_create(program.as_raw_fd(), ifindex, hook, std::ptr::null()) })
 }
 
+/// Where in netfilter a program is to run.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct NetfilterHook {
+    pub(crate) family: u32,
+    pub(crate) hook: u32,
+    pub(crate) priority: i32,
+}
+
+/// Attaches a program to a hook of netfilter in this thread's network namespace.
+pub(crate) fn netfilter_link_create(program: BorrowedFd<'_>, at: NetfilterHook) -> io::Result<OwnedFd> {
+    let mut options = libbpf_sys::bpf_link_create_opts {
+        sz: size_of::<libbpf_sys::bpf_link_create_opts>() as libbpf_sys::size_t,
+        ..Default::default()
+    };
+    options.__bindgen_anon_1.netfilter.pf = at.family;
+    options.__bindgen_anon_1.netfilter.hooknum = at.hook;
+    options.__bindgen_anon_1.netfilter.priority = at.priority;
+    #[expect(unsafe_code, reason = "libbpf call")]
+    // SAFETY: the options outlive the call, and `sz` tells how much of them there is.
+    own(unsafe {
+        libbpf_sys::bpf_link_create(program.as_raw_fd(), 0, libbpf_sys::BPF_NETFILTER, &raw const options)
+    })
+}
+
 /// Replaces the program of a link, atomically.
 pub(crate) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
     #[expect(unsafe_code, reason = "libbpf call")]

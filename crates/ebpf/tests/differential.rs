@@ -7,9 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use bulkhead_dataplane::Dataplane;
-use bulkhead_dataplane_testing::random::{
-    INTERFACES, PORTS, SOURCE_PORTS, States, endpoint_address, name,
-};
+use bulkhead_dataplane_testing::random::{INTERFACES, PORTS, SOURCE_PORTS, States, endpoint_address, name};
 use bulkhead_model::host_policy::{Attachment, HostPolicy};
 use bulkhead_model::ports::Protocol;
 use bulkhead_model::verdict::{Direction, Verdict};
@@ -50,12 +48,14 @@ impl World {
     /// Destination and source port, at borders of what rows tell apart, of a connection that is not there yet.
     fn ports(&mut self, interface: usize, direction: Direction, peer: IpAddr) -> (u16, u16) {
         loop {
-            let port = PORTS[self.states.random.below(PORTS.len())].wrapping_add(self.states.random.below(2) as u16);
+            let port =
+                PORTS[self.states.random.below(PORTS.len())].wrapping_add(self.states.random.below(2) as u16);
             // Some from anywhere, lest those at borders run out.
             let source = if self.states.random.one_in(4) {
                 self.states.random.below(1 << 16) as u16
             } else {
-                SOURCE_PORTS[self.states.random.below(SOURCE_PORTS.len())] + self.states.random.below(2) as u16
+                SOURCE_PORTS[self.states.random.below(SOURCE_PORTS.len())]
+                    + self.states.random.below(2) as u16
             };
             let (here, there) = if direction == Direction::Egress { (source, port) } else { (port, source) };
             if self.seen.insert((interface, peer, here, there)) {
@@ -94,7 +94,13 @@ impl World {
         let looked_up = self
             .bench
             .dataplane
-            .lookup(Attachment::Interface(self.states.interfaces[interface]), direction, peer, key, source_port)
+            .lookup(
+                Attachment::Interface(self.states.interfaces[interface]),
+                direction,
+                peer,
+                key,
+                source_port,
+            )
             .unwrap();
         let question = format!("{direction} {peer} {key:#x} from {source_port}");
         assert_eq!(looked_up, expected, "{question}");

@@ -410,6 +410,12 @@ impl HostEngine {
                 }
             }
             let [ingress, egress] = local.current.map(|id| id.unwrap_or(CompiledId::NONE));
+            // A workload without tables is closed. A host would lose itself, and the repository with it: it is bound
+            // once both directions are known.
+            let is_host = matches!(local.endpoint.attachment, Attachment::Host(_));
+            if is_host && [ingress, egress].contains(&CompiledId::NONE) {
+                continue;
+            }
             let mut addresses: Vec<IpAddr> =
                 local.endpoint.entity.prefixes.iter().map(|prefix| prefix.address()).collect();
             addresses.sort_unstable();

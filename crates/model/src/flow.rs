@@ -1,6 +1,6 @@
 //! Flows: what a dataplane reports about one connection, and the record made of it.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
@@ -106,6 +106,11 @@ pub struct RawFlow {
     pub event: FlowEvent,
     /// Which connection.
     pub key: ConnectionKey,
+    /// Who the other end really is, and was judged as: another than in `key` where the host rewrites addresses (a
+    /// service's backend, a client behind masquerading).
+    pub peer: IpAddr,
+    /// Its port there (for ICMP as in `key`).
+    pub peer_port: u16,
     /// Which of the endpoint's policies judged it: egress if the endpoint began it.
     pub direction: Direction,
     /// What was enforced.
@@ -134,6 +139,10 @@ pub struct FlowEnd {
     pub address: IpAddr,
     /// Port (for ICMP: see [`ConnectionKey`]).
     pub port: u16,
+    /// As the reporter's endpoint sees this end, where the host rewrites addresses: the service that it called, or the
+    /// host behind which a client hides.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seen_as: Option<SocketAddr>,
     /// Workload (or network set) that had the address at that time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workload: Option<String>,

@@ -75,6 +75,15 @@ impl Connection {
     }
 }
 
+impl Connection {
+    /// Whom the caller (or the called) sees at the other end: another than is really there where addresses are rewritten.
+    pub(crate) fn seen_by(&self, caller: bool, reversed: bool) -> (IpAddr, u16) {
+        let way = if caller == reversed { &self.reply } else { &self.original };
+        let port = if self.is_icmp() { self.original.destination_port } else { way.destination_port };
+        (way.destination, port)
+    }
+}
+
 fn tuple(attributes: Parsed<'_>) -> Option<(Protocol, Way)> {
     let addresses = attributes.nested(1)?;
     let address = |v4, v6| elements::address(addresses.get(v4).or_else(|| addresses.get(v6))?);

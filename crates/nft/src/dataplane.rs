@@ -246,11 +246,9 @@ impl NftDataplane {
         self.check_fence()?;
         Image::check_policy(policy, &self.capacities)?;
         let attached = self.image.attached().clone();
-        let there = |table, talker: &mut Talker| {
-            kernel::user_data(talker, table).map_err(failed("read the tables"))
-        };
-        let whole =
-            there(JUDGE, &mut self.talker)?.is_some() && there(EDGE, &mut self.talker)?.is_some();
+        let there =
+            |table, talker: &mut Talker| kernel::user_data(talker, table).map_err(failed("read the tables"));
+        let whole = there(JUDGE, &mut self.talker)?.is_some() && there(EDGE, &mut self.talker)?.is_some();
         if !self.ours || !whole || self.disturbed {
             self.rebuild(policy, &attached)?;
             self.replaced = true;
@@ -265,7 +263,11 @@ impl NftDataplane {
         Ok(changes)
     }
 
-    fn put_attached(&mut self, attached: BTreeSet<u32>, mut requests: Vec<Request>) -> Result<(), DataplaneError> {
+    fn put_attached(
+        &mut self,
+        attached: BTreeSet<u32>,
+        mut requests: Vec<Request>,
+    ) -> Result<(), DataplaneError> {
         let changes = self.image.set_attached(attached);
         let (first, second) = changes.requests();
         requests.extend(first);
@@ -307,8 +309,7 @@ impl NftDataplane {
     fn listen(&mut self) {
         if !self.listening {
             // Whoever was in charge before may still hold the group; it is asked for again.
-            self.listening =
-                log::listen(LOG_GROUP).iter().all(|request| self.refused.ask(request).is_ok());
+            self.listening = log::listen(LOG_GROUP).iter().all(|request| self.refused.ask(request).is_ok());
         }
     }
 

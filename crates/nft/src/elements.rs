@@ -149,7 +149,8 @@ pub(crate) fn variant_key(number: u32, first: u16) -> Vec<u8> {
 pub(crate) fn variants(number: u32, variants: &[(u16, u32)], into: &mut Vec<Element>) {
     for (place, (first, steps)) in variants.iter().enumerate() {
         into.push(Element::Key { key: variant_key(number, *first), data: words(&[*steps]) });
-        let end = variants.get(place + 1).map_or(variant_key(number + 1, 0), |next| variant_key(number, next.0));
+        let end =
+            variants.get(place + 1).map_or(variant_key(number + 1, 0), |next| variant_key(number, next.0));
         into.push(Element::End { key: end });
     }
 }

@@ -63,19 +63,45 @@ pub(crate) enum Expression {
     SetMeta(Meta, Register),
     Ct(Ct, Option<Tuple>, Register),
     SetCt(Ct, Register),
-    Payload { base: Base, offset: u32, len: u32, to: Register },
+    Payload {
+        base: Base,
+        offset: u32,
+        len: u32,
+        to: Register,
+    },
     Immediate(Register, Vec<u8>),
     Equal(Register, Vec<u8>),
     NotEqual(Register, Vec<u8>),
     Between(Register, Vec<u8>, Vec<u8>),
-    Mask { from: Register, to: Register, mask: Vec<u8> },
-    Contains { set: &'static str, key: Register },
-    Lacks { set: &'static str, key: Register },
-    Get { map: &'static str, key: Register, to: Register },
+    Mask {
+        from: Register,
+        to: Register,
+        mask: Vec<u8>,
+    },
+    Contains {
+        set: &'static str,
+        key: Register,
+    },
+    Lacks {
+        set: &'static str,
+        key: Register,
+    },
+    Get {
+        map: &'static str,
+        key: Register,
+        to: Register,
+    },
     /// Adds to a set of the packet path, unless it is there or there is no room.
-    Add { map: &'static str, key: Register, data: Register },
+    Add {
+        map: &'static str,
+        key: Register,
+        data: Register,
+    },
     Count(&'static str),
-    Log { group: u16, prefix: &'static str },
+    Log {
+        group: u16,
+        prefix: &'static str,
+    },
     Verdict(Verdict),
 }
 

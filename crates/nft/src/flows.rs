@@ -269,9 +269,9 @@ impl Flows {
                 continue;
             }
             let changed = told.sides.iter().filter(|side| {
-                let old = before.iter().find(|old| {
-                    (old.attachment, old.direction) == (side.attachment, side.direction)
-                });
+                let old = before
+                    .iter()
+                    .find(|old| (old.attachment, old.direction) == (side.attachment, side.direction));
                 old.is_some_and(|old| differs(&old.cell, &side.cell))
             });
             changed.for_each(|side| sink(told.flow(FlowEvent::Change, &connection, side)));
@@ -312,9 +312,14 @@ impl Told {
             self.counters
         };
         let denied = side.cell.verdict == Verdict::Deny;
+        let mut key = key(connection.is_icmp(), connection.protocol, side, caller, called);
+        let (peer, peer_port) = (key.peer, key.peer_port);
+        (key.peer, key.peer_port) = connection.seen_by(side.direction == Direction::Egress, self.reversed);
         RawFlow {
             event,
-            key: key(connection.is_icmp(), connection.protocol, side, caller, called),
+            key,
+            peer,
+            peer_port,
             direction: side.direction,
             verdict: side.cell.verdict,
             rule: side.cell.rule,

@@ -5,9 +5,7 @@ use std::sync::Arc;
 
 use bulkhead_dataplane::DataplaneError;
 use bulkhead_model::Prefix;
-use bulkhead_model::host_policy::{
-    Cell, ClassId, CompiledId, CompiledPolicy, HostDelta, HostPolicy, Row,
-};
+use bulkhead_model::host_policy::{Cell, ClassId, CompiledId, CompiledPolicy, HostDelta, HostPolicy, Row};
 
 use crate::Capacities;
 use crate::elements;
@@ -184,9 +182,11 @@ impl Image {
         for (policy, class, row) in &delta.rows {
             if self.policy.policies.contains_key(policy) {
                 self.put_row(*policy, class.0, row, &mut changes);
-                let old = self.policy.policies.get_mut(policy).and_then(|compiled| {
-                    compiled.rows.insert(*class, Arc::clone(row))
-                });
+                let old = self
+                    .policy
+                    .policies
+                    .get_mut(policy)
+                    .and_then(|compiled| compiled.rows.insert(*class, Arc::clone(row)));
                 old.iter().for_each(|row| self.numbers.release(row));
             }
         }
@@ -310,7 +310,11 @@ impl Image {
     }
 
     /// Whether a difference fits beside what is there.
-    pub(crate) fn check_delta(&self, delta: &HostDelta, capacities: &Capacities) -> Result<(), DataplaneError> {
+    pub(crate) fn check_delta(
+        &self,
+        delta: &HostDelta,
+        capacities: &Capacities,
+    ) -> Result<(), DataplaneError> {
         let rows = delta.rows.iter().map(|(_, _, row)| row);
         let rows = rows.chain(delta.policies.iter().flat_map(|policy| rows_of(policy).map(|(_, row)| row)));
         let rows: Vec<_> = rows.collect();
@@ -318,13 +322,15 @@ impl Image {
         capacities.fits("rows", self.rows.len() + rows.len(), capacities.rows)?;
         capacities.fits("steps", (self.numbers.steps_used + steps) as usize, capacities.steps)?;
         capacities.fits("variants", (self.numbers.variants_used + variants) as usize, capacities.variants)?;
-        let added = delta.addresses.iter().filter(|(prefix, class)| {
-            class.is_some() && !self.policy.addresses.contains_key(prefix)
-        });
+        let added = delta
+            .addresses
+            .iter()
+            .filter(|(prefix, class)| class.is_some() && !self.policy.addresses.contains_key(prefix));
         capacities.fits("addresses", self.policy.addresses.len() + added.count(), capacities.addresses)?;
-        let added = delta.endpoints.iter().filter(|(name, binding)| {
-            binding.is_some() && !self.policy.endpoints.contains_key(*name)
-        });
+        let added = delta
+            .endpoints
+            .iter()
+            .filter(|(name, binding)| binding.is_some() && !self.policy.endpoints.contains_key(*name));
         capacities.fits("endpoints", self.policy.endpoints.len() + added.count(), capacities.endpoints)?;
         check_numbers(
             delta.policies.iter().map(|policy| policy.id),

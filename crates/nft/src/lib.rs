@@ -30,4 +30,3 @@ mod socket;
 
 pub use capacities::Capacities;
 pub use dataplane::NftDataplane;
-

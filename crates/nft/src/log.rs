@@ -60,12 +60,7 @@ pub(crate) fn read(message: &Message<'_>) -> Option<Refused> {
     }
     let attributes = message.attributes();
     let prefix = attributes.text(10)?;
-    let reasons = [
-        DropReason::Policy,
-        DropReason::Unprogrammed,
-        DropReason::Spoofed,
-        DropReason::Malformed,
-    ];
+    let reasons = [DropReason::Policy, DropReason::Unprogrammed, DropReason::Spoofed, DropReason::Malformed];
     let (direction, reason) = Direction::BOTH
         .into_iter()
         .flat_map(|direction| reasons.map(|reason| (direction, reason)))
@@ -82,18 +77,21 @@ pub(crate) fn read(message: &Message<'_>) -> Option<Refused> {
     };
     let interface = attributes.number(4).or_else(|| attributes.number(5));
     let word = word.unwrap_or(0);
-    parse(network, Refused {
-        reason,
-        direction,
-        word,
-        interface,
-        protocol: Protocol(0),
-        source: IpAddr::from([0; 4]),
-        destination: IpAddr::from([0; 4]),
-        source_port: 0,
-        destination_port: 0,
-        bytes: 0,
-    })
+    parse(
+        network,
+        Refused {
+            reason,
+            direction,
+            word,
+            interface,
+            protocol: Protocol(0),
+            source: IpAddr::from([0; 4]),
+            destination: IpAddr::from([0; 4]),
+            source_port: 0,
+            destination_port: 0,
+            bytes: 0,
+        },
+    )
 }
 
 fn parse(packet: &[u8], mut refused: Refused) -> Option<Refused> {

@@ -36,9 +36,8 @@ pub(crate) fn cell(
     if class.is_none_or(|class| class == ASK_BLOCKS) {
         class = get(talker, family.blocks, &octets)?.and_then(|data| elements::number(&data));
     }
-    let row = |talker: &mut Talker, class: u32| {
-        get(talker, ROWS, &elements::row_key(CompiledId(policy), class))
-    };
+    let row =
+        |talker: &mut Talker, class: u32| get(talker, ROWS, &elements::row_key(CompiledId(policy), class));
     let number = match row(talker, class.unwrap_or(0))? {
         Some(number) => Some(number),
         None => row(talker, DEFAULT_ROW)?,

@@ -210,8 +210,14 @@ mod tests {
         inner.number(7, 0x0102_0304);
         let mut attributes = Attributes::default();
         attributes.text(1, "bulkhead").nest(2, &inner);
-        let request =
-            Request { subsystem: SUBSYSTEM_NFTABLES, kind: 3, flags: CREATE, family: 1, resource: 0, attributes };
+        let request = Request {
+            subsystem: SUBSYSTEM_NFTABLES,
+            kind: 3,
+            flags: CREATE,
+            family: 1,
+            resource: 0,
+            attributes,
+        };
         let bytes = batch(&[request.clone(), request]);
         let all: Vec<_> = messages(&bytes).collect();
         assert_eq!(all.iter().map(|message| message.sequence).collect::<Vec<_>>(), [0, 1, 2, 0]);

@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use bulkhead_dataplane::DataplaneError;
 use bulkhead_model::host_policy::{
-    Attachment, ClassId, Column, CompiledId, CompiledPolicy, EndpointBinding, HostPolicy, Row, Variant, merged,
+    Attachment, ClassId, Column, CompiledId, CompiledPolicy, EndpointBinding, HostPolicy, Row, Variant,
+    merged,
 };
 
 use crate::elements;
@@ -133,8 +134,7 @@ fn bindings(content: &Content) -> BTreeMap<Arc<str>, EndpointBinding> {
         let attachment = Attachment::Interface(index);
         let own = FAMILIES.iter().flat_map(|family| content.get(&family.own).into_iter().flatten());
         let own = own.filter(|(own, _)| own.get(..4) == Some(key));
-        let mut addresses: Vec<_> =
-            own.filter_map(|(own, _)| elements::address(own.get(4..)?)).collect();
+        let mut addresses: Vec<_> = own.filter_map(|(own, _)| elements::address(own.get(4..)?)).collect();
         addresses.sort_unstable();
         let (ingress, egress) = (CompiledId(ingress), CompiledId(egress));
         let binding = EndpointBinding { attachment, addresses, ingress, egress };

@@ -19,7 +19,8 @@ use bulkhead_model::verdict::{Builtin, Direction, Verdict as Answer};
 use crate::expression::{Base, Ct, Expression as E, Meta, Register, Tuple, Verdict};
 use crate::object::Set;
 use crate::schema::{
-    self, ALLOW, ASK_BLOCKS, DEFAULT_ROW, FAMILIES, Family, HOST_MAY, REVERSED, ROWS, STEPS, UNRECORDED, VARIANTS, Words,
+    self, ALLOW, ASK_BLOCKS, DEFAULT_ROW, FAMILIES, Family, HOST_MAY, REVERSED, ROWS, STEPS, UNRECORDED,
+    VARIANTS, Words,
 };
 
 pub(crate) mod edge;

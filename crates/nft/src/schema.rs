@@ -49,8 +49,7 @@ pub(crate) const FENCE: Set = map(JUDGE, "fence", WORD, TWO_WORDS, 0);
 /// Rows: (policy, class) → steps or variants.
 pub(crate) const ROWS: Set = map(JUDGE, "rows", (BYTES, 12), WORD, 0);
 /// Steps: (number, protocol, port) → decision.
-pub(crate) const STEPS: Set =
-    map(JUDGE, "steps", (BYTES, 16), TWO_WORDS, SET_INTERVAL);
+pub(crate) const STEPS: Set = map(JUDGE, "steps", (BYTES, 16), TWO_WORDS, SET_INTERVAL);
 /// Variants: (number, source port) → steps.
 pub(crate) const VARIANTS: Set = map(JUDGE, "variants", (BYTES, 12), WORD, SET_INTERVAL);
 
@@ -130,7 +129,18 @@ pub(crate) fn sets(table: Table) -> Vec<Set> {
     let single =
         [FENCE, ROWS, STEPS, VARIANTS, ATTACHED, SENDERS, RECEIVERS, OPEN_SENDERS, OPEN_RECEIVERS, BOUND];
     let by_family = FAMILIES.into_iter().flat_map(|f| {
-        [f.ours, f.selves, f.egress, f.ingress, f.classes, f.blocks, f.prefixes, f.denied, f.own, f.edge_denied]
+        [
+            f.ours,
+            f.selves,
+            f.egress,
+            f.ingress,
+            f.classes,
+            f.blocks,
+            f.prefixes,
+            f.denied,
+            f.own,
+            f.edge_denied,
+        ]
     });
     single.into_iter().chain(by_family).filter(|set| set.table == table).collect()
 }

@@ -40,7 +40,9 @@ impl Segments {
 
     pub(crate) fn class_of(&self, bits: u128) -> ClassId {
         let below = self.0.range(..=bits).next_back();
-        below.filter(|(_, segment)| bits <= segment.last).map_or(ClassId::NOBODY, |(_, segment)| segment.class)
+        below
+            .filter(|(_, segment)| bits <= segment.last)
+            .map_or(ClassId::NOBODY, |(_, segment)| segment.class)
     }
 
     /// From blocks of one family.

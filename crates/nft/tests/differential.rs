@@ -11,9 +11,7 @@ use bulkhead_dataplane_testing::frames::{Frames, number_of, numbered, sctp_init}
 use bulkhead_dataplane_testing::namespace::{Namespace, enter_new_namespace, ifindex, now_ns, run};
 use bulkhead_dataplane_testing::packet::{Packet, SYN};
 use bulkhead_dataplane_testing::policy::cell;
-use bulkhead_dataplane_testing::random::{
-    INTERFACES, PORTS, SOURCE_PORTS, States, endpoint_address, name,
-};
+use bulkhead_dataplane_testing::random::{INTERFACES, PORTS, SOURCE_PORTS, States, endpoint_address, name};
 use bulkhead_model::flow::{FlowEvent, RawFlow};
 use bulkhead_model::host_policy::{Attachment, Cell, HostPolicy};
 use bulkhead_model::ports::{PortKey, Protocol};

@@ -140,7 +140,9 @@ fn a_foreign_flush_is_noticed_and_repaired() {
     world.dataplane.replace(&world_policy(Allow, 0)).unwrap();
     events(&mut world);
     let before = world.dataplane.read_back().unwrap();
-    for damage in ["nft flush ruleset", "nft flush map inet bulkhead rows", "nft delete table netdev bulkhead"] {
+    for damage in
+        ["nft flush ruleset", "nft flush map inet bulkhead rows", "nft delete table netdev bulkhead"]
+    {
         run(damage);
         let ready = world.dataplane.event_fd().is_some_and(common::is_readable);
         assert!(ready, "{damage} is heard");

@@ -12,6 +12,7 @@ mod containers;
 mod controller;
 mod endpoints;
 mod flows;
+mod hosts;
 mod inputs;
 mod language;
 mod reachability;

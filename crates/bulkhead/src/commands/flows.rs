@@ -73,7 +73,12 @@ fn show(format: Format, answer: &Value) -> Result<(), Failure> {
 fn row(flow: &Value) -> Vec<String> {
     let end = |name: &str| {
         let workload = text(flow, &format!("/{name}/workload"));
-        if workload.is_empty() { text(flow, &format!("/{name}/address")) } else { workload }
+        let shown = if workload.is_empty() { text(flow, &format!("/{name}/address")) } else { workload };
+        // Where the host rewrites addresses, people look for the one that they know.
+        match flow.pointer(&format!("/{name}/seenAs")).and_then(Value::as_str) {
+            Some(seen) => format!("{shown} (as {seen})"),
+            None => shown,
+        }
     };
     let decision = text(flow, "/enforced/verdict");
     let audit = text(flow, "/audit/verdict");

@@ -144,7 +144,7 @@ fn host_page(page: &mut String, here: &Value) {
                 ]
             })
             .collect();
-        page.push_str(&table(&["ENDPOINT", "IFINDEX", "INGRESS", "EGRESS", "ADDRESSES", "LABELS"], &rows));
+        page.push_str(&table(&["ENDPOINT", "AT", "INGRESS", "EGRESS", "ADDRESSES", "LABELS"], &rows));
     }
     let drops = here["drops"].as_object().into_iter().flatten();
     let drops: Vec<_> = drops.map(|(reason, count)| format!("{reason} {count}")).collect();

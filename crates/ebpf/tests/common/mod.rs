@@ -1,11 +1,15 @@
 //! A network namespace, a workload's interface and a dataplane, for tests as root.
 #![allow(dead_code, reason = "every test binary uses its own part")]
 
+pub(crate) mod world;
+
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use bulkhead_dataplane::{Dataplane, DataplaneError};
-pub(crate) use bulkhead_dataplane_testing::namespace::{self as live, enter_new_namespace, ifindex, interface, now_ns, run};
+pub(crate) use bulkhead_dataplane_testing::namespace::{
+    self as live, enter_new_namespace, ifindex, interface, now_ns, run,
+};
 pub(crate) use bulkhead_dataplane_testing::packet;
 pub(crate) use bulkhead_dataplane_testing::policy::{
     DEFAULT_RULE, EGRESS, INGRESS, Rule, cell, compile, policy, row,

@@ -83,9 +83,13 @@ impl Entry {
     fn flow(&self, attachment: Attachment, cell: &Cell, told: Told, counters: Counters) -> RawFlow {
         let side = Side { attachment, direction: self.direction, cell: *cell };
         let icmp = self.protocol.is_icmp();
+        let key = key(icmp, self.protocol, &side, self.caller, self.called);
         RawFlow {
             event: FlowEvent::Deny,
-            key: key(icmp, self.protocol, &side, self.caller, self.called),
+            key,
+            // What is refused is known by whom it was meant for in the end.
+            peer: key.peer,
+            peer_port: key.peer_port,
             direction: self.direction,
             verdict: Verdict::Deny,
             rule: cell.rule,

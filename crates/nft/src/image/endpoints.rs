@@ -32,9 +32,8 @@ fn is_open(policy: &CompiledPolicy) -> bool {
 pub(crate) fn content(policy: &HostPolicy, attached: &BTreeSet<u32>) -> Content {
     let mut content: Content = sets().into_iter().map(|set| (set, BTreeMap::new())).collect();
     let mut open: BTreeMap<CompiledId, bool> = BTreeMap::new();
-    let mut is_open = |id: CompiledId| {
-        *open.entry(id).or_insert_with(|| policy.policies.get(&id).is_some_and(is_open))
-    };
+    let mut is_open =
+        |id: CompiledId| *open.entry(id).or_insert_with(|| policy.policies.get(&id).is_some_and(is_open));
     // By index: of two interfaces that claim one address, the newer has it.
     let mut bindings: Vec<(u32, &EndpointBinding)> = policy
         .endpoints
@@ -53,8 +52,7 @@ pub(crate) fn content(policy: &HostPolicy, attached: &BTreeSet<u32>) -> Content 
         let interface = index.to_ne_bytes().to_vec();
         let policies = [binding.ingress.0.to_be_bytes(), binding.egress.0.to_be_bytes()].concat();
         put(BOUND, interface.clone(), policies);
-        let sides =
-            [(binding.egress, SENDERS, OPEN_SENDERS), (binding.ingress, RECEIVERS, OPEN_RECEIVERS)];
+        let sides = [(binding.egress, SENDERS, OPEN_SENDERS), (binding.ingress, RECEIVERS, OPEN_RECEIVERS)];
         for (compiled, some, all) in sides {
             if compiled != CompiledId::NONE {
                 put(some, interface.clone(), Vec::new());

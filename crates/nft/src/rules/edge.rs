@@ -185,11 +185,8 @@ fn arp_from() -> Vec<Vec<E>> {
         E::Equal(SCRATCH, vec![0x08, 0x00, 6, 4]),
     ];
     let sender = |to| E::Payload { base: Base::Network, offset: 14, len: 4, to };
-    let own = vec![
-        E::Meta(Meta::InputInterface, 0),
-        sender(1),
-        E::Contains { set: FAMILIES[0].own.name, key: 0 },
-    ];
+    let own =
+        vec![E::Meta(Meta::InputInterface, 0), sender(1), E::Contains { set: FAMILIES[0].own.name, key: 0 }];
     let probe = vec![sender(0), E::Equal(0, vec![0; 4])];
     vec![
         joined([arp.clone(), usual.clone(), own, accept()]),

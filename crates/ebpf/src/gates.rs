@@ -1,0 +1,95 @@
+//! Links between the programs and netfilter's hooks, pinned so that they outlive us.
+//!
+//! The kernel gives such a link no other program, and takes no two programs of one priority. So what is linked only jumps
+//! to what stands in an array, and a new process, even of another layout, changes the array: no packet passes unjudged,
+//! and none meets two generations.
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::path::{Path, PathBuf};
+
+use bulkhead_dataplane::DataplaneError;
+
+use crate::loader::{Loaded, gates_directory, remove_pins};
+use crate::sys::{self, NetfilterHook, Table};
+
+/// After every rewriting of destinations (also IPVS, which takes its packets at 98) and before sources are hidden
+/// (`NF_IP_PRI_NAT_SRC` of include/uapi/linux/netfilter_ipv4.h).
+const PRIORITY: i32 = 99;
+/// `NFPROTO_IPV4` and `NFPROTO_IPV6`.
+const FAMILIES: [(u32, &str); 2] = [(2, "v4"), (10, "v6")];
+/// Number of the hook in `enum nf_inet_hooks`, what is linked there, and what that jumps to at which index.
+const HOOKS: [(u32, &str); 3] = [(1, "enter_local_in"), (2, "enter_forward"), (3, "enter_local_out")];
+/// `enum gate` of `bpf/gate.bpf.c`, by index.
+const PROGRAMS: [&str; 4] = ["forward", "local_in", "local_out", "host_in"];
+
+/// The links pinned in one directory, which agents of all layouts share.
+#[derive(Debug)]
+pub(crate) struct Gates {
+    dir: PathBuf,
+}
+
+impl Gates {
+    /// Links the hooks if they are not linked yet. What is in force stays in force until [`Self::install`].
+    pub(crate) fn open(root: &Path, loaded: &Loaded) -> Result<Self, DataplaneError> {
+        let gates = Self { dir: gates_directory(root) };
+        gates.link(loaded).map_err(|error| match error.raw_os_error() {
+            Some(libc::EINVAL | libc::EOPNOTSUPP) => DataplaneError::Requirement {
+                feature: "netfilter links",
+                advice: "policy speaks of addresses as they are after the host's own rewriting, which programs at netfilter's \
+                         hooks see: Linux 6.4 with CONFIG_NETFILTER_BPF_LINK"
+                    .into(),
+            },
+            _ => DataplaneError::io("link programs to netfilter's hooks", error),
+        })?;
+        Ok(gates)
+    }
+
+    fn link(&self, loaded: &Loaded) -> io::Result<()> {
+        // What is linked before there is something to jump to would refuse what workloads send.
+        let array = loaded.gates().map_err(io::Error::other)?;
+        if array.get(&0)?.is_none() {
+            write(&array, loaded)?;
+        }
+        for (family, suffix) in FAMILIES {
+            for (hook, name) in HOOKS {
+                let path = self.dir.join(format!("{name}-{suffix}"));
+                if path.exists() {
+                    continue;
+                }
+                let program = loaded.gate_program(name).map_err(io::Error::other)?;
+                let at = NetfilterHook { family, hook, priority: PRIORITY };
+                let link = sys::netfilter_link_create(program.as_fd(), at)?;
+                sys::pin(link.as_fd(), &path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts this process's programs into force.
+    pub(crate) fn install(&self, loaded: &Loaded) -> Result<(), DataplaneError> {
+        write(&loaded.gates()?, loaded)
+            .map_err(|error| DataplaneError::io("change the programs at netfilter's hooks", error))
+    }
+
+    /// Takes everything off the hooks.
+    pub(crate) fn remove(root: &Path) -> Result<(), DataplaneError> {
+        let dir = gates_directory(root);
+        for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {
+            if let Ok(link) = sys::open_pin(&entry.path()) {
+                // The array is no link.
+                let _ = sys::link_detach(link.as_fd());
+            }
+        }
+        remove_pins(&dir)
+    }
+}
+
+fn write(array: &Table<u32, u32>, loaded: &Loaded) -> io::Result<()> {
+    for (index, name) in (0..).zip(PROGRAMS) {
+        let program = loaded.gate_program(name).map_err(io::Error::other)?;
+        array.put(&index, &program.as_fd().as_raw_fd().cast_unsigned())?;
+    }
+    Ok(())
+}
