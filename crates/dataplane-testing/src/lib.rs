@@ -6,3 +6,4 @@ pub mod namespace;
 pub mod packet;
 pub mod policy;
 pub mod random;
+pub mod traffic;

@@ -24,6 +24,8 @@ use crate::{Capacities, conntrack, kernel, links, log, requirements};
 
 /// `NFNLGRP_NFTABLES`: whatever anybody changes in any table.
 const GROUP_TABLES: u32 = 7;
+/// Far longer than a packet takes through the rules.
+const GRACE: std::time::Duration = std::time::Duration::from_millis(20);
 /// The only key of the fence.
 const FENCE_KEY: [u8; 4] = [0, 0, 0, 1];
 
@@ -203,8 +205,7 @@ impl NftDataplane {
             requests.extend(skeleton::hook(ifindex, &name));
             ATTACHED.add(&[interface_element(ifindex)], &mut requests);
         }
-        let (first, _) = changes.requests();
-        requests.extend(first);
+        requests.extend(changes.requests().into_iter().flatten());
         self.transact(&requests)?;
         (self.variants, self.ours, self.disturbed) = (image.has_variants(), true, false);
         self.set_image(image);
@@ -219,14 +220,14 @@ impl NftDataplane {
 
     /// Writes what the image has become.
     fn commit(&mut self, changes: &Changes) -> Result<(), DataplaneError> {
-        let (mut first, mut second) = changes.requests();
+        let [mut first, second, mut last] = changes.requests();
         let wanted = self.image.has_variants();
         if wanted && !self.variants {
             first.extend(skeleton::rewrite(true));
         } else if !wanted && self.variants {
-            second.extend(skeleton::rewrite(false));
+            last.extend(skeleton::rewrite(false));
         }
-        let written = self.write(first).and_then(|()| self.write(second));
+        let written = [first, second, last].into_iter().try_for_each(|requests| self.write(requests));
         self.judge = Judge::of(&self.image, kernel::own_addresses());
         self.unsettled = true;
         match written {
@@ -269,9 +270,7 @@ impl NftDataplane {
         mut requests: Vec<Request>,
     ) -> Result<(), DataplaneError> {
         let changes = self.image.set_attached(attached);
-        let (first, second) = changes.requests();
-        requests.extend(first);
-        requests.extend(second);
+        requests.extend(changes.requests().into_iter().flatten());
         self.write(requests)?;
         self.judge = Judge::of(&self.image, kernel::own_addresses());
         self.unsettled = true;
@@ -604,6 +603,15 @@ impl Dataplane for NftDataplane {
 
     fn cleanup(&mut self) -> Result<(), DataplaneError> {
         self.check_fence()?;
+        // First nothing is asked any more; tables that go in the same moment would refuse what is on its way.
+        let mut requests = Vec::new();
+        for table in [JUDGE, EDGE] {
+            let chains = kernel::chains(&mut self.talker, table).map_err(failed("list chains"))?;
+            let called = chains.iter().filter(|name| skeleton::is_called(name));
+            requests.extend(called.map(|name| table.flush_chain(name)));
+        }
+        self.transact(&requests)?;
+        std::thread::sleep(GRACE);
         let mut requests = Vec::new();
         for table in [JUDGE, EDGE] {
             let there = kernel::user_data(&mut self.talker, table).map_err(failed("read the tables"))?;

@@ -20,10 +20,12 @@ pub(crate) mod numbers;
 use endpoints::Content;
 use numbers::Numbers;
 
-/// Elements that a plan removes and adds, in two transactions: the second removes what packets that were on their way
-/// during the first may still ask for.
+/// Elements that a plan removes and adds, in three transactions: what nobody asks for yet, what packets meet, and the
+/// removal of what nobody asks for any more. The kernel's transactions are not enough: a packet on its way asks one map
+/// before and another after, and an interval map has what is new in it a moment later than the others.
 #[derive(Debug, Default)]
 pub(crate) struct Changes {
+    prepared: BTreeMap<Set, Vec<Element>>,
     removed: BTreeMap<Set, Vec<Element>>,
     added: BTreeMap<Set, Vec<Element>>,
     removed_later: BTreeMap<Set, Vec<Element>>,
@@ -34,6 +36,10 @@ impl Changes {
         self.added.entry(set).or_default()
     }
 
+    fn prepare(&mut self, set: Set) -> &mut Vec<Element> {
+        self.prepared.entry(set).or_default()
+    }
+
     fn remove(&mut self, set: Set) -> &mut Vec<Element> {
         self.removed.entry(set).or_default()
     }
@@ -42,13 +48,14 @@ impl Changes {
         self.removed_later.entry(set).or_default()
     }
 
-    /// The first transaction's requests, and the second's.
-    pub(crate) fn requests(&self) -> (Vec<Request>, Vec<Request>) {
-        let (mut first, mut second) = (Vec::new(), Vec::new());
-        self.removed.iter().for_each(|(set, elements)| set.remove(elements, &mut first));
-        self.added.iter().for_each(|(set, elements)| set.add(elements, &mut first));
-        self.removed_later.iter().for_each(|(set, elements)| set.remove(elements, &mut second));
-        (first, second)
+    /// The three transactions' requests.
+    pub(crate) fn requests(&self) -> [Vec<Request>; 3] {
+        let mut all = [Vec::new(), Vec::new(), Vec::new()];
+        self.prepared.iter().for_each(|(set, elements)| set.add(elements, &mut all[0]));
+        self.removed.iter().for_each(|(set, elements)| set.remove(elements, &mut all[1]));
+        self.added.iter().for_each(|(set, elements)| set.add(elements, &mut all[1]));
+        self.removed_later.iter().for_each(|(set, elements)| set.remove(elements, &mut all[2]));
+        all
     }
 
     /// Elements written, and deleted. What is only given another value counts as written.
@@ -58,7 +65,7 @@ impl Changes {
             keys.count() as u64
         };
         let (added, removed) = (count(&self.added), count(&self.removed));
-        (added, removed.saturating_sub(added) + count(&self.removed_later))
+        (count(&self.prepared) + added, removed.saturating_sub(added) + count(&self.removed_later))
     }
 }
 
@@ -162,8 +169,11 @@ impl Image {
             }
         }
         for (key, number) in &rows {
-            if self.rows.get(key) != Some(number) {
-                changes.add(ROWS).push(elements::row(key.0, key.1, *number));
+            let element = || elements::row(key.0, key.1, *number);
+            match self.rows.get(key) {
+                None => changes.prepare(ROWS).push(element()),
+                Some(old) if old != number => changes.add(ROWS).push(element()),
+                Some(_) => {}
             }
         }
         self.rows = rows;
@@ -229,11 +239,13 @@ impl Image {
     fn put_row(&mut self, policy: CompiledId, class: u32, row: &Arc<Row>, changes: &mut Changes) {
         let number = self.numbers.acquire(row, changes);
         match self.rows.insert((policy, class), number) {
-            Some(old) if old == number => return,
-            Some(old) => changes.remove(ROWS).push(elements::row(policy, class, old)),
-            None => {}
+            Some(old) if old == number => {}
+            Some(old) => {
+                changes.remove(ROWS).push(elements::row(policy, class, old));
+                changes.add(ROWS).push(elements::row(policy, class, number));
+            }
+            None => changes.prepare(ROWS).push(elements::row(policy, class, number)),
         }
-        changes.add(ROWS).push(elements::row(policy, class, number));
     }
 
     fn drop_row(&mut self, policy: CompiledId, class: u32, row: &Arc<Row>, changes: &mut Changes) {

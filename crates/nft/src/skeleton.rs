@@ -100,6 +100,16 @@ pub(crate) fn hook(ifindex: u32, device: &str) -> Vec<Request> {
     requests
 }
 
+/// Whether the kernel calls a chain of this name.
+pub(crate) fn is_called(name: &str) -> bool {
+    let at_interface = |start: &str| {
+        let number = name.strip_prefix(start).and_then(|rest| rest.strip_prefix('_'));
+        number.is_some_and(|number| number.parse::<u32>().is_ok())
+    };
+    JUDGE_HOOKS.iter().any(|(hook, _)| *hook == name)
+        || EDGE_HOOKS.iter().any(|(hook, ..)| at_interface(hook))
+}
+
 /// Chains of [`hook`].
 pub(crate) fn hook_chains(ifindex: u32) -> [String; 2] {
     EDGE_HOOKS.map(|(name, ..)| format!("{name}_{ifindex}"))

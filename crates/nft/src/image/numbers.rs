@@ -100,7 +100,7 @@ impl Numbers {
         let number = self.last;
         self.variants.insert(Arc::clone(row), Held { number, by: 1 });
         self.variants_used += parts.len() as u64;
-        elements::variants(number, &parts, changes.add(VARIANTS));
+        elements::variants(number, &parts, changes.prepare(VARIANTS));
         number
     }
 
@@ -113,7 +113,7 @@ impl Numbers {
         let number = self.last;
         self.steps.insert(Arc::clone(columns), Held { number, by: 1 });
         self.steps_used += columns.len() as u64;
-        elements::steps(number, columns, changes.add(STEPS));
+        elements::steps(number, columns, changes.prepare(STEPS));
         number
     }
 

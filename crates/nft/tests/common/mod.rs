@@ -4,14 +4,12 @@
 use std::collections::BTreeSet;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::process::Command;
-use std::sync::Arc;
 
 use bulkhead_dataplane::Dataplane;
 pub(crate) use bulkhead_dataplane_testing::namespace::now_ns;
 use bulkhead_dataplane_testing::namespace::{Namespace, enter_new_namespace, ifindex, run};
-use bulkhead_dataplane_testing::policy::{self, Rule, cell, compile};
-use bulkhead_model::host_policy::{Attachment, ClassId, CompiledId, EndpointBinding, HostPolicy};
-use bulkhead_model::verdict::Verdict::{self, Allow, Deny};
+pub(crate) use bulkhead_dataplane_testing::traffic::world_policy;
+use bulkhead_model::host_policy::Attachment;
 use bulkhead_nft::{Capacities, NftDataplane};
 
 /// Two workloads `wa` (10.0.1.2) and `wb` (10.0.2.2) on a host that routes.
@@ -38,36 +36,6 @@ impl World {
         assert_eq!(dataplane.attached().unwrap().len(), BTreeSet::from([1, 2]).len());
         Self { a, b, dataplane }
     }
-}
-
-/// `wb` may be called on port 5001 by 10.0.1.0/24, and not on 5002. The shift makes ids and classes differ
-/// between two policies of the same meaning.
-pub(crate) fn world_policy(tcp: Verdict, shift: u32) -> HostPolicy {
-    let rules = [
-        Rule("10.0.1.0/24", "udp/5001", Allow, 20 + shift),
-        Rule("10.0.1.0/24", "tcp/5001", tcp, 21 + shift),
-        Rule("10.0.1.0/24", "udp/5002", Deny, 22 + shift),
-    ];
-    let mut whole = policy::policy(ifindex("wb"), &["10.0.2.2".parse().unwrap()], &rules, &[], Deny);
-    if shift > 0 {
-        // Another class for the same peers, and a longer prefix that says the same.
-        let host = "10.0.1.2/32".parse().unwrap();
-        whole.addresses.insert(host, ClassId(7));
-        for compiled in whole.policies.values_mut() {
-            let row = Arc::clone(&compiled.rows[&ClassId(1)]);
-            compiled.rows.insert(ClassId(7), row);
-        }
-    }
-    let free = compile(CompiledId(5), &[], &[], cell(Allow, 60, false));
-    whole.policies.insert(CompiledId(5), free);
-    let binding = EndpointBinding {
-        attachment: Attachment::Interface(ifindex("wa")),
-        addresses: vec!["10.0.1.2".parse().unwrap()],
-        ingress: CompiledId(5),
-        egress: CompiledId(5),
-    };
-    whole.endpoints.insert("a".into(), binding);
-    whole
 }
 
 /// What `nft` prints of everything.
