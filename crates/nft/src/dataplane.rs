@@ -50,6 +50,8 @@ pub struct NftDataplane {
     /// Whether refused packets are told to us: one process at a time can listen.
     listening: bool,
     settings: String,
+    /// Whether the kernel has been told to show us what bridges carry.
+    bridged: bool,
     judge: Judge,
     /// Whether connections have to be judged again.
     unsettled: bool,
@@ -93,6 +95,7 @@ impl NftDataplane {
             disturbed: false,
             variants: false,
             listening: false,
+            bridged: false,
             judge: Judge::default(),
             unsettled: true,
             flows: Flows::default(),
@@ -230,6 +233,7 @@ impl NftDataplane {
         let written = [first, second, last].into_iter().try_for_each(|requests| self.write(requests));
         self.judge = Judge::of(&self.image, kernel::own_addresses());
         self.unsettled = true;
+        self.see_bridges()?;
         match written {
             Ok(()) => {
                 self.variants = wanted;
@@ -274,6 +278,24 @@ impl NftDataplane {
         self.write(requests)?;
         self.judge = Judge::of(&self.image, kernel::own_addresses());
         self.unsettled = true;
+        Ok(())
+    }
+
+    /// Has the kernel show us what bridges carry, once an interface in charge is a port of one. It may have become one
+    /// after it was taken charge of: that is how containers come.
+    fn see_bridges(&mut self) -> Result<(), DataplaneError> {
+        if self.bridged {
+            return Ok(());
+        }
+        for ifindex in self.image.attached() {
+            self.bridged |= links::is_bridge_port(*ifindex).map_err(failed("look at an interface"))?;
+        }
+        if self.bridged {
+            kernel::settings::set_for_bridges().map_err(|error| {
+                let advice = format!("what a bridge carries is not seen without br_netfilter ({error})");
+                requirements::missing("bridge-nf-call-iptables", advice)
+            })?;
+        }
         Ok(())
     }
 
@@ -473,12 +495,6 @@ impl Dataplane for NftDataplane {
         let ifindex = interface(attachment)?;
         self.check_fence()?;
         let name = kernel::interface_name(ifindex).ok_or(DataplaneError::InterfaceGone { ifindex })?;
-        if links::is_bridge_port(ifindex).map_err(failed("look at an interface"))? {
-            kernel::settings::set_for_bridges().map_err(|error| {
-                let advice = format!("what a bridge carries is not seen without br_netfilter ({error})");
-                requirements::missing("bridge-nf-call-iptables", advice)
-            })?;
-        }
         if self.image.attached().contains(&ifindex) {
             return Ok(());
         }
@@ -486,7 +502,8 @@ impl Dataplane for NftDataplane {
         ATTACHED.add(&[interface_element(ifindex)], &mut requests);
         let mut attached = self.image.attached().clone();
         attached.insert(ifindex);
-        self.put_attached(attached, requests)
+        self.put_attached(attached, requests)?;
+        self.see_bridges()
     }
 
     fn detach(&mut self, attachment: Attachment) -> Result<(), DataplaneError> {
@@ -556,6 +573,11 @@ impl Dataplane for NftDataplane {
         self.poll(sink)?;
         let mut stats = self.sweep_connections(now_ns, sink)?;
         self.sweep_denials(now_ns, &mut stats, sink)?;
+        // Somebody's flush takes the counters with it: they go on from here.
+        for table in [JUDGE, EDGE] {
+            kernel::counters(&mut self.talker, table, &mut self.counted).map_err(failed("read counters"))?;
+        }
+        self.see_bridges()?;
         Ok(stats)
     }
 
