@@ -18,7 +18,14 @@ pub struct Namespace {
     pub tid: i32,
 }
 
+impl Default for Namespace {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Namespace {
+    /// A thread in a fresh one.
     pub fn new() -> Self {
         let (jobs, inbox) = channel::<Job>();
         let (tid_sender, tid) = channel();

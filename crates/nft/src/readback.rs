@@ -54,7 +54,7 @@ pub(crate) fn read(talker: &mut Talker) -> Result<Found, DataplaneError> {
     let mut own: BTreeMap<CompiledId, BTreeMap<u32, Arc<Row>>> = BTreeMap::new();
     for (key, data) in kernel::pairs(talker, ROWS).map_err(failed)? {
         let (id, class, number) = elements::read_row(&key, &data).ok_or_else(|| broken("rows"))?;
-        let plain = || steps.get(&number).map(|columns| plain_row(columns));
+        let plain = || steps.get(&number).map(plain_row);
         let row = variants.get(&number).cloned().or_else(plain).ok_or_else(|| broken("rows"))?;
         rows.insert((id, class), number);
         own.entry(id).or_default().insert(class, row);

@@ -24,6 +24,7 @@ use crate::schema::{
 };
 
 pub(crate) mod edge;
+mod entry;
 
 /// Chains with their rules, in an order in which each only leads to earlier ones.
 pub(crate) type Chains = Vec<(String, Vec<Vec<E>>)>;
@@ -422,71 +423,6 @@ fn from_host(roles: Roles, chain: &str) -> Vec<Vec<E>> {
     sides.into_iter().map(rule).collect()
 }
 
-/// The chain that every packet of a family enters.
-fn entry(family: &'static Family) -> Vec<Vec<E>> {
-    let question = Question { family, direction: Direction::Egress, roles: Roles::Ports };
-    let mut rules = infrastructure(family);
-    let judge = if family.v6 { "judge6" } else { "judge4" };
-    for tuple in [Tuple::Original, Tuple::Reply] {
-        let ours = E::Contains { set: family.ours.name, key: 0 };
-        rules.push(joined([vec![question.address(tuple, 0), ours], goto(judge)]));
-    }
-    // Conntrack cannot tell what it belongs to, or was told not to look: nothing that a policy could be asked about.
-    for source in [true, false] {
-        let ours = E::Contains { set: family.ours.name, key: 0 };
-        let ends = vec![edge::address(family, source, 0), ours];
-        rules.push(joined([ends, count_and_drop(DropReason::Malformed)]));
-    }
-    rules
-}
-
-/// What no policy can take away. Its source has been looked at where it came from.
-fn infrastructure(family: &'static Family) -> Vec<Vec<E>> {
-    let mut rules = Vec::new();
-    for (from, to, source) in [(false, true, false), (true, false, true)] {
-        // From or to whoever is not a workload of ours: what they say to each other is judged.
-        let other = [edge::address(family, source, 0), E::Lacks { set: family.ours.name, key: 0 }];
-        rules.push(joined([edge::dhcp(family.v6, from, to), other.to_vec(), accept()]));
-    }
-    if family.v6 {
-        rules.extend(edge::discovery().into_iter().map(|rule| joined([rule, accept()])));
-    }
-    rules
-}
-
-/// What is left: packets of connections that one of ours is in.
-fn judge(family: &'static Family) -> Vec<Vec<E>> {
-    let question = Question { family, direction: Direction::Egress, roles: Roles::Ports };
-    let name = |roles| Question { roles, ..question }.name("egress");
-    let second = if family.v6 { 4 } else { 1 };
-    let own = vec![
-        question.address(Tuple::Original, 0),
-        question.address(Tuple::Reply, second),
-        E::Contains { set: family.selves.name, key: 0 },
-    ];
-    let reply = vec![E::Ct(Ct::Direction, None, SCRATCH), E::Equal(SCRATCH, vec![Tuple::Reply as u8])];
-    let mut mask = vec![0; 4];
-    mask.extend(REVERSED.to_be_bytes());
-    mask.resize(16, 0);
-    let turned = vec![
-        E::Ct(Ct::Labels, None, LABEL),
-        E::Mask { from: LABEL, to: LABEL, mask },
-        E::NotEqual(LABEL, vec![0; 16]),
-    ];
-    let icmp = vec![
-        E::Ct(Ct::Protocol, Some(Tuple::Original), SCRATCH),
-        E::Equal(SCRATCH, vec![if family.v6 { ICMPV6 } else { ICMP }]),
-    ];
-    vec![
-        joined([own, accept()]),
-        // Whoever sends a SYN begins, whatever was between the two before.
-        joined([handshake(true), reply, goto(name(Roles::Reversed))]),
-        joined([turned, goto(name(Roles::Reversed))]),
-        joined([icmp, goto(name(Roles::Icmp))]),
-        goto(name(Roles::Ports)),
-    ]
-}
-
 /// The only rule of a chain that the kernel calls.
 pub(crate) fn jump(chain: &str) -> Vec<E> {
     vec![E::Verdict(Verdict::Jump(chain.to_owned()))]
@@ -498,8 +434,8 @@ pub(crate) fn judging_chains(log_group: u16, variants: bool) -> Chains {
     for family in &FAMILIES {
         judging(family, log_group, variants, &mut chains);
         let number = if family.v6 { 6 } else { 4 };
-        chains.push((format!("judge{number}"), judge(family)));
-        chains.push((format!("packet{number}"), entry(family)));
+        chains.push((format!("judge{number}"), entry::judge(family)));
+        chains.push((format!("packet{number}"), entry::packet(family)));
     }
     let family = |number: u8, chain: &str| {
         let jump = E::Verdict(Verdict::Goto(chain.to_owned()));

@@ -63,7 +63,7 @@ impl Segments {
         let (first, last) = (block.bits(), block.last_bits());
         let mut pieces: Vec<Segment> = Vec::new();
         // What reaches in from the left, or touches; what reaches out to the right, or touches.
-        let from = first.checked_sub(1).unwrap_or(0);
+        let from = first.saturating_sub(1);
         let start = self.0.range(..=from).next_back().map_or(from, |(start, _)| *start);
         let mut touched: Vec<Segment> = self.0.range(start..=last).map(|(_, segment)| *segment).collect();
         touched.retain(|segment| segment.last >= from);

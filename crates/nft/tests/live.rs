@@ -8,13 +8,15 @@ use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::time::{Duration, Instant};
 
 use bulkhead_dataplane::{Dataplane, DataplaneError};
+use bulkhead_dataplane_testing::namespace::now_ns;
 use bulkhead_dataplane_testing::namespace::{ifindex, run};
+use bulkhead_dataplane_testing::traffic::world_policy;
 use bulkhead_model::flow::{DropReason, FlowEvent, RawFlow};
 use bulkhead_model::host_policy::{Attachment, RuleId};
 use bulkhead_model::verdict::Direction;
 use bulkhead_model::verdict::Verdict::{Allow, Deny};
 use bulkhead_nft::{Capacities, NftDataplane};
-use common::{World, listing, world_policy};
+use common::{World, listing};
 
 fn events(world: &mut World) -> Vec<RawFlow> {
     let mut events = Vec::new();
@@ -52,7 +54,7 @@ fn policy_decides_and_is_told_with_its_rules() {
     assert_eq!((denied[0].rule, denied[0].reason), (RuleId(22), DropReason::Policy));
     assert_eq!(denied[0].key.peer_port, probe.local_addr().unwrap().port());
     let mut swept = Vec::new();
-    world.dataplane.sweep(common::now_ns(), &mut |flow| swept.push(flow)).unwrap();
+    world.dataplane.sweep(now_ns(), &mut |flow| swept.push(flow)).unwrap();
     let rest = swept.iter().find(|flow| flow.event == FlowEvent::Deny).unwrap();
     assert_eq!((rest.counters.packets_forward, rest.rule), (4, RuleId(22)));
     assert_eq!(world.dataplane.stats().unwrap().drops[&DropReason::Policy], 5);

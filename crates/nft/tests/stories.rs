@@ -10,14 +10,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bulkhead_dataplane::{Dataplane, DataplaneError};
+use bulkhead_dataplane_testing::namespace::now_ns;
 use bulkhead_dataplane_testing::namespace::{Namespace, enter_new_namespace, ifindex, interface, run};
 use bulkhead_dataplane_testing::policy::{Rule, cell, compile, policy};
+use bulkhead_dataplane_testing::traffic::world_policy;
 use bulkhead_model::flow::{DropReason, FlowEvent, RawFlow};
 use bulkhead_model::host_policy::{Attachment, CompiledId, EndpointBinding, HostDelta, HostPolicy, RuleId};
 use bulkhead_model::verdict::Direction;
 use bulkhead_model::verdict::Verdict::{Allow, Deny};
 use bulkhead_nft::{Capacities, NftDataplane};
-use common::{World, world_policy};
+use common::World;
 
 fn events(world: &mut World) -> Vec<RawFlow> {
     let mut events = Vec::new();
@@ -46,7 +48,7 @@ fn the_host_reaches_its_workloads_unless_a_written_rule_forbids_it() {
     events(&mut world);
     // From an address for which a written rule says no.
     run("ip addr add 10.0.1.77/32 dev lo");
-    let out = std::net::UdpSocket::bind("10.0.1.77:0").unwrap();
+    let out = UdpSocket::bind("10.0.1.77:0").unwrap();
     let to = world.b.exec(|| UdpSocket::bind("10.0.2.2:5002").unwrap());
     to.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
     assert!(out.send_to(b"no", "10.0.2.2:5002").is_err(), "refused where it begins");
@@ -232,7 +234,7 @@ fn counts_go_on_over_a_repair() {
     let before = world.dataplane.stats().unwrap().drops[&DropReason::Policy];
     assert!(before > 0);
     // They go on from what the last sweep saw.
-    world.dataplane.sweep(common::now_ns(), &mut |_| ()).unwrap();
+    world.dataplane.sweep(now_ns(), &mut |_| ()).unwrap();
     run("nft flush ruleset");
     events(&mut world);
     assert_eq!(world.a.exec(|| call("10.0.2.2:9")), Err(ErrorKind::TimedOut));

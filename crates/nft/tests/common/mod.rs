@@ -6,9 +6,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::process::Command;
 
 use bulkhead_dataplane::Dataplane;
-pub(crate) use bulkhead_dataplane_testing::namespace::now_ns;
 use bulkhead_dataplane_testing::namespace::{Namespace, enter_new_namespace, ifindex, run};
-pub(crate) use bulkhead_dataplane_testing::traffic::world_policy;
 use bulkhead_model::host_policy::Attachment;
 use bulkhead_nft::{Capacities, NftDataplane};
 
