@@ -52,6 +52,10 @@ impl Dataplane for Handover {
         self.because.as_deref().or_else(|| self.current.chosen_because())
     }
 
+    fn cannot_enforce(&self, attachment: Attachment) -> Option<String> {
+        self.current.cannot_enforce(attachment)
+    }
+
     fn attach(&mut self, attachment: Attachment) -> Result<(), DataplaneError> {
         match &mut self.previous {
             // The later one has no binding for it yet, and would close what is open.

@@ -39,6 +39,11 @@ pub trait Dataplane: Send {
         None
     }
 
+    /// Why endpoints that are met there are not enforced by this kind of dataplane at all; `None` if they are.
+    fn cannot_enforce(&self, _attachment: Attachment) -> Option<String> {
+        None
+    }
+
     /// Takes charge of an interface or control group, in both directions: deny all from now on, until a binding for it
     /// is applied. Idempotent; one that already has a binding keeps it. The host itself needs none: it is judged where
     /// it has a binding, so that nobody is locked out before there is a policy.

@@ -142,6 +142,10 @@ impl Dataplane for NftDataplane {
         "nftables"
     }
 
+    fn cannot_enforce(&self, attachment: Attachment) -> Option<String> {
+        interface(attachment).err().map(|error| error.to_string())
+    }
+
     fn attach(&mut self, attachment: Attachment) -> Result<(), DataplaneError> {
         let ifindex = interface(attachment)?;
         self.check_fence()?;
