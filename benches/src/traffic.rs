@@ -13,6 +13,7 @@ use std::time::Duration;
 use bulkhead_dataplane::Dataplane;
 use bulkhead_discover::links;
 use bulkhead_ebpf::{Capacities, EbpfDataplane};
+use bulkhead_nft::NftDataplane;
 
 use crate::load::Test;
 use crate::netns::{Namespace, feed, host, run};
@@ -41,18 +42,30 @@ enum Variant {
     None,
     Ours10,
     Ours100k,
+    OverNft10,
+    OverNft100k,
     NftSet,
     Iptables,
 }
 
 impl Variant {
-    const ALL: [Self; 5] = [Self::None, Self::Ours10, Self::Ours100k, Self::NftSet, Self::Iptables];
+    const ALL: [Self; 7] = [
+        Self::None,
+        Self::Ours10,
+        Self::Ours100k,
+        Self::OverNft10,
+        Self::OverNft100k,
+        Self::NftSet,
+        Self::Iptables,
+    ];
 
     fn name(self) -> String {
         match self {
             Self::None => "no policy".into(),
             Self::Ours10 => "bulkhead, 10 rules".into(),
             Self::Ours100k => "bulkhead, 100 000 rules".into(),
+            Self::OverNft10 => "bulkhead over nftables, 10 rules".into(),
+            Self::OverNft100k => "bulkhead over nftables, 100 000 rules".into(),
             Self::NftSet => format!("nft set of {NFT_ADDRESSES}"),
             Self::Iptables => format!("iptables, {IPTABLES_RULES} rules"),
         }
@@ -86,10 +99,13 @@ fn sample(effort: Effort) -> anyhow::Result<Samples> {
             order.reverse();
         }
         for variant in order {
+            let mut over_nft = None;
             match variant {
                 Variant::None => {}
                 Variant::Ours10 => small.attach()?,
                 Variant::Ours100k => large.attach()?,
+                Variant::OverNft10 => over_nft = Some(Ours::over_nft(10)?),
+                Variant::OverNft100k => over_nft = Some(Ours::over_nft(100_000)?),
                 Variant::NftSet => feed("nft -f -", &nft)?,
                 Variant::Iptables => feed("iptables-restore", &iptables)?,
             }
@@ -101,6 +117,8 @@ fn sample(effort: Effort) -> anyhow::Result<Samples> {
                 Variant::None => {}
                 Variant::Ours10 => small.detach()?,
                 Variant::Ours100k => large.detach()?,
+                // Removed whole: its tables have one name, and somebody flushes below.
+                Variant::OverNft10 | Variant::OverNft100k => drop(over_nft),
                 // iptables' tables are nftables' too, so that nothing of either stays.
                 Variant::NftSet | Variant::Iptables => run("nft flush ruleset")?,
             }
@@ -110,9 +128,8 @@ fn sample(effort: Effort) -> anyhow::Result<Samples> {
 }
 
 /// A dataplane with a policy of some size, and the part of an agent that reads its events.
-#[derive(Debug)]
 struct Ours {
-    dataplane: Arc<Mutex<EbpfDataplane>>,
+    dataplane: Arc<Mutex<Box<dyn Dataplane>>>,
     interfaces: Vec<u32>,
     stop: Arc<AtomicBool>,
     poller: Option<JoinHandle<()>>,
@@ -121,18 +138,29 @@ struct Ours {
 impl Ours {
     fn new(name: &str, rules: u32) -> anyhow::Result<Self> {
         let root = PathBuf::from(format!("/sys/fs/bpf/bulkhead-bench-{}-{name}", std::process::id()));
+        Self::with_policy(Box::new(EbpfDataplane::open(&root, Capacities::default())?), rules)
+    }
+
+    /// Attached at once.
+    fn over_nft(rules: u32) -> anyhow::Result<Self> {
+        let dataplane = NftDataplane::open(bulkhead_nft::Capacities::default())?;
+        let mut ours = Self::with_policy(Box::new(dataplane), rules)?;
+        ours.attach()?;
+        Ok(ours)
+    }
+
+    fn with_policy(mut dataplane: Box<dyn Dataplane>, rules: u32) -> anyhow::Result<Self> {
         let interfaces =
             INTERFACES.iter().map(|name| links::interface(name)).collect::<Result<Vec<_>, _>>()?;
         let endpoints = [(interfaces[0], CLIENT), (interfaces[1], SERVER)];
         let policy = fixtures::one_rule_per_peer(rules, &endpoints, (7001, 7002))?;
-        let mut dataplane = EbpfDataplane::open(&root, Capacities::default())?;
         dataplane.replace(&policy)?;
         let dataplane = Arc::new(Mutex::new(dataplane));
         Ok(Self { dataplane, interfaces, stop: Arc::default(), poller: None })
     }
 
-    fn with<T>(&self, act: impl FnOnce(&mut EbpfDataplane) -> T) -> T {
-        act(&mut self.dataplane.lock().unwrap_or_else(PoisonError::into_inner))
+    fn with<T>(&self, act: impl FnOnce(&mut dyn Dataplane) -> T) -> T {
+        act(self.dataplane.lock().unwrap_or_else(PoisonError::into_inner).as_mut())
     }
 
     fn attach(&mut self) -> anyhow::Result<()> {
@@ -170,7 +198,10 @@ impl Ours {
 impl Drop for Ours {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
-        if let Err(error) = self.with(Dataplane::cleanup) {
+        if let Some(poller) = self.poller.take() {
+            let _panicked = poller.join();
+        }
+        if let Err(error) = self.with(|dataplane| dataplane.cleanup()) {
             eprintln!("   pins were left behind: {error}");
         }
     }
@@ -206,9 +237,13 @@ fn lines(samples: &Samples) -> Vec<Line> {
             Test::Connect => ("TCP connect, request, response, close", "µs"),
             Test::Bulk => ("TCP bulk", "Gbit/s"),
         };
-        for (ours, rules) in [(Variant::Ours10, "10"), (Variant::Ours100k, "100 000")] {
+        let both = [
+            (Variant::Ours10, Variant::OverNft10, "10"),
+            (Variant::Ours100k, Variant::OverNft100k, "100 000"),
+        ];
+        for (ours, over_nft, rules) in both {
             let mut line = Line::new(format!("{what}: {rules} rules"), unit, median(values(test, ours)));
-            for other in [Variant::None, Variant::NftSet, Variant::Iptables] {
+            for other in [over_nft, Variant::None, Variant::NftSet, Variant::Iptables] {
                 line = line.beside(&other.name(), median(values(test, other)));
             }
             let ratio = paired_ratio(values(test, ours), values(test, Variant::None));

@@ -44,6 +44,8 @@ pub struct NftDataplane {
     replaced: bool,
     /// Whether somebody else has changed the tables.
     disturbed: bool,
+    /// Whether somebody else may have.
+    suspicious: bool,
     /// Whether the rules in the kernel ask for source ports.
     variants: bool,
     /// Whether refused packets are told to us: one process at a time can listen.
@@ -92,6 +94,7 @@ impl NftDataplane {
             image: Image::default(),
             replaced: false,
             disturbed: false,
+            suspicious: false,
             variants: false,
             listening: false,
             bridged: false,

@@ -101,6 +101,20 @@ impl Image {
         }
     }
 
+    /// Whether all this is what it holds.
+    pub(crate) fn holds(
+        &self,
+        addresses: &BTreeMap<Prefix, ClassId>,
+        rows: &HashMap<(CompiledId, u32), u32>,
+        blocks: &[Segments; 2],
+        endpoints: &Content,
+    ) -> bool {
+        (addresses, rows, blocks) == (&self.policy.addresses, &self.rows, &self.blocks)
+            && endpoints.iter().all(|(set, elements)| {
+                self.endpoints.get(set).map_or(elements.is_empty(), |own| own == elements)
+            })
+    }
+
     /// The policy in force.
     pub(crate) fn policy(&self) -> &HostPolicy {
         &self.policy

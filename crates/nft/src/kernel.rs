@@ -95,6 +95,12 @@ pub(crate) fn counters(talker: &mut Talker, table: Table, into: &mut Counted) ->
     Ok(())
 }
 
+/// Number of the last transaction of anybody, in this network namespace.
+pub(crate) fn generation(talker: &mut Talker) -> io::Result<u32> {
+    let read = |message: &Message<'_>| message.attributes().number(1);
+    Ok(talker.one(&crate::object::generation(), read)?.unwrap_or(0))
+}
+
 /// Names of a table's chains.
 pub(crate) fn chains(talker: &mut Talker, table: Table) -> io::Result<Vec<String>> {
     talker.dump(&table.chains(), |message, all| {

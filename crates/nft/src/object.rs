@@ -19,6 +19,7 @@ const NEW_SET: u16 = 9;
 pub(crate) const NEW_ELEMENT: u16 = 12;
 const GET_ELEMENT: u16 = 13;
 pub(crate) const DELETE_ELEMENT: u16 = 14;
+const GET_GENERATION: u16 = 16;
 const NEW_OBJECT: u16 = 18;
 const GET_OBJECT: u16 = 19;
 
@@ -81,6 +82,19 @@ impl Element {
             }
         }
         a
+    }
+}
+
+/// Asks for the number of the last transaction of anybody.
+pub(crate) fn generation() -> Request {
+    let attributes = Attributes::default();
+    Request {
+        subsystem: SUBSYSTEM_NFTABLES,
+        kind: GET_GENERATION,
+        flags: 0,
+        family: 0,
+        resource: 0,
+        attributes,
     }
 }
 

@@ -144,6 +144,11 @@ fn bindings(content: &Content) -> BTreeMap<Arc<str>, EndpointBinding> {
 }
 
 impl Found {
+    /// Whether this is what was written.
+    pub(crate) fn is(&self, image: &Image) -> bool {
+        image.holds(&self.policy.addresses, &self.rows, &self.blocks, &self.endpoints)
+    }
+
     /// What endpoints can reach of it.
     pub(crate) fn policy(mut self) -> HostPolicy {
         let bound: BTreeSet<_> =

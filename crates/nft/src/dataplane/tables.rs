@@ -70,9 +70,14 @@ impl NftDataplane {
     pub(super) fn transact(&mut self, requests: &[Request]) -> Result<(), DataplaneError> {
         // What we change ourselves would come back, element by element.
         let quiet = failed("listen to changes of tables");
+        let before = kernel::generation(&mut self.talker).map_err(&quiet)?;
         self.tables.leave(GROUP_TABLES).map_err(&quiet)?;
         let result = self.talker.transact(requests);
         self.tables.join(GROUP_TABLES).map_err(&quiet)?;
+        let after = kernel::generation(&mut self.talker).map_err(&quiet)?;
+        let own = u32::from(result.is_ok() && !requests.is_empty());
+        // Somebody else may have changed tables of ours while nobody listened.
+        self.suspicious |= after.wrapping_sub(before) != own;
         result.map_err(|refused| self.describe(&refused))
     }
 
@@ -214,6 +219,9 @@ impl NftDataplane {
 
     /// Whether somebody else has changed a table of ours.
     pub(super) fn watch(&mut self) -> Result<(), DataplaneError> {
+        if std::mem::take(&mut self.suspicious) {
+            self.disturbed |= !readback::read(&mut self.talker).is_ok_and(|found| found.is(&self.image));
+        }
         loop {
             match self.tables.next() {
                 Ok(None) => return Ok(()),
