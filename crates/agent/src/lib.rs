@@ -38,7 +38,7 @@ mod session;
 mod trace;
 
 pub use api::{AgentReport, Programmed};
-pub use config::Config;
+pub use config::{Config, DataplaneChoice};
 pub use disk::DiskError;
 
 /// Why an agent could not start or had to stop.

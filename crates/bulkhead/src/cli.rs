@@ -217,9 +217,22 @@ pub(crate) struct AgentSettings {
     /// Milliseconds between two reports of live connections [default: 5000]
     #[arg(long, value_name = "MS")]
     pub(crate) sweep_interval_ms: Option<u64>,
-    /// Where the kernel's tables are pinned [default: /sys/fs/bpf/bulkhead/HOST]
+    /// What enforces in the kernel [default: auto]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) dataplane: Option<DataplaneName>,
+    /// Where eBPF's tables are pinned [default: /sys/fs/bpf/bulkhead/HOST]
     #[arg(long, value_name = "DIRECTORY")]
     pub(crate) pin_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DataplaneName {
+    /// eBPF, or nftables where this host cannot do that
+    Auto,
+    /// eBPF, or nothing
+    Ebpf,
+    /// nftables
+    Nftables,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -11,6 +11,7 @@ mod changes;
 mod containers;
 mod controller;
 mod endpoints;
+mod fallback;
 mod flows;
 mod guard;
 mod hosts;

@@ -122,10 +122,11 @@ fn host_page(page: &mut String, here: &Value) {
     } else {
         format!("{} ({})", paint(Style::Bad, "no controller"), text(here, "/disconnectedBecause"))
     };
+    let because = here["dataplaneBecause"].as_str().map_or(String::new(), |why| format!(" ({why})"));
     let force = if here["programmed"] == true { "tables in force" } else { "tables not in force yet" };
     let _ = writeln!(
         page,
-        "\nthis host, {host}: {connected}, {force}, revision {}, dataplane {}",
+        "\nthis host, {host}: {connected}, {force}, revision {}, dataplane {}{because}",
         text(here, "/revision"),
         text(here, "/dataplane")
     );
