@@ -17,6 +17,8 @@ mod customers;
 mod engine_speed;
 mod entries;
 mod fixtures;
+mod flood;
+mod guard_speed;
 mod index_speed;
 mod load;
 mod memory;
@@ -39,8 +41,8 @@ struct Arguments {
     /// Fewer and shorter rounds: less than a minute, and noisier.
     #[arg(long)]
     quick: bool,
-    /// Only this measurement (may be repeated): small, entries, text, resolve, index, engine, customers, packets,
-    /// plan, change, traffic.
+    /// Only this measurement (may be repeated): small, guard, entries, text, resolve, index, engine, customers, packets,
+    /// plan, change, flood, traffic.
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
     /// Where the numbers go.
@@ -75,8 +77,9 @@ const BODIES: &[&[(&str, child::Body)]] =
 type Measurement = fn(Effort) -> anyhow::Result<Vec<Line>>;
 
 /// Quick ones first, so that a mistake shows early.
-const MEASUREMENTS: [(&str, Measurement); 11] = [
+const MEASUREMENTS: [(&str, Measurement); 13] = [
     ("small", small::measure),
+    ("guard", guard_speed::measure),
     ("entries", entries::measure),
     ("text", text::measure),
     ("resolve", resolve::measure),
@@ -86,6 +89,7 @@ const MEASUREMENTS: [(&str, Measurement); 11] = [
     ("packets", packets::measure),
     ("plan", plan::measure),
     ("change", change::measure),
+    ("flood", flood::measure),
     ("traffic", traffic::measure),
 ];
 

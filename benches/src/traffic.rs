@@ -1,6 +1,6 @@
 //! What policy costs traffic between two workloads of one host, beside what others cost.
 
-use bulkhead_model::host_policy::Attachment;
+use bulkhead_model::host_policy::{Attachment, HostPolicy};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::net::Ipv4Addr;
@@ -84,8 +84,9 @@ fn sample(effort: Effort) -> anyhow::Result<Samples> {
     let client = Namespace::workload(INTERFACES[0], 1)?;
     let server = Namespace::workload(INTERFACES[1], 2)?;
     load::serve(&server)?;
-    let mut small = Ours::new("small", 10)?;
-    let mut large = Ours::new("large", 100_000)?;
+    let mut small = Ours::new(Some("small"), 10)?;
+    let mut large = Ours::new(Some("large"), 100_000)?;
+    let (mut small_nft, mut large_nft) = (Ours::new(None, 10)?, Ours::new(None, 100_000)?);
     let iptables = iptables_rules()?;
     let nft = nft_rules()?;
     let time = Duration::from_millis(effort.pick(400, 200));
@@ -99,13 +100,12 @@ fn sample(effort: Effort) -> anyhow::Result<Samples> {
             order.reverse();
         }
         for variant in order {
-            let mut over_nft = None;
             match variant {
                 Variant::None => {}
                 Variant::Ours10 => small.attach()?,
                 Variant::Ours100k => large.attach()?,
-                Variant::OverNft10 => over_nft = Some(Ours::over_nft(10)?),
-                Variant::OverNft100k => over_nft = Some(Ours::over_nft(100_000)?),
+                Variant::OverNft10 => small_nft.attach()?,
+                Variant::OverNft100k => large_nft.attach()?,
                 Variant::NftSet => feed("nft -f -", &nft)?,
                 Variant::Iptables => feed("iptables-restore", &iptables)?,
             }
@@ -117,8 +117,8 @@ fn sample(effort: Effort) -> anyhow::Result<Samples> {
                 Variant::None => {}
                 Variant::Ours10 => small.detach()?,
                 Variant::Ours100k => large.detach()?,
-                // Removed whole: its tables have one name, and somebody flushes below.
-                Variant::OverNft10 | Variant::OverNft100k => drop(over_nft),
+                Variant::OverNft10 => small_nft.detach()?,
+                Variant::OverNft100k => large_nft.detach()?,
                 // iptables' tables are nftables' too, so that nothing of either stays.
                 Variant::NftSet | Variant::Iptables => run("nft flush ruleset")?,
             }
@@ -127,81 +127,70 @@ fn sample(effort: Effort) -> anyhow::Result<Samples> {
     Ok(samples)
 }
 
-/// A dataplane with a policy of some size, and the part of an agent that reads its events.
+/// A dataplane with a policy of some size, and the part of an agent that reads its events. Only while it is in force is
+/// anything of it in the kernel: its programs at netfilter's hooks would cost the others, too.
 struct Ours {
-    dataplane: Arc<Mutex<Box<dyn Dataplane>>>,
+    /// Of eBPF; nftables has no files.
+    root: Option<PathBuf>,
     interfaces: Vec<u32>,
+    policy: HostPolicy,
+    running: Option<Running>,
+}
+
+struct Running {
+    dataplane: Arc<Mutex<Box<dyn Dataplane>>>,
     stop: Arc<AtomicBool>,
-    poller: Option<JoinHandle<()>>,
+    poller: JoinHandle<()>,
 }
 
 impl Ours {
-    fn new(name: &str, rules: u32) -> anyhow::Result<Self> {
-        let root = PathBuf::from(format!("/sys/fs/bpf/bulkhead-bench-{}-{name}", std::process::id()));
-        Self::with_policy(Box::new(EbpfDataplane::open(&root, Capacities::default())?), rules)
-    }
-
-    /// Attached at once.
-    fn over_nft(rules: u32) -> anyhow::Result<Self> {
-        let dataplane = NftDataplane::open(bulkhead_nft::Capacities::default())?;
-        let mut ours = Self::with_policy(Box::new(dataplane), rules)?;
-        ours.attach()?;
-        Ok(ours)
-    }
-
-    fn with_policy(mut dataplane: Box<dyn Dataplane>, rules: u32) -> anyhow::Result<Self> {
+    /// With eBPF under a name, or with nftables.
+    fn new(name: Option<&str>, rules: u32) -> anyhow::Result<Self> {
+        let root = |name| format!("/sys/fs/bpf/bulkhead-bench-{}-{name}", std::process::id()).into();
+        let root = name.map(root);
         let interfaces =
             INTERFACES.iter().map(|name| links::interface(name)).collect::<Result<Vec<_>, _>>()?;
         let endpoints = [(interfaces[0], CLIENT), (interfaces[1], SERVER)];
         let policy = fixtures::one_rule_per_peer(rules, &endpoints, (7001, 7002))?;
-        dataplane.replace(&policy)?;
-        let dataplane = Arc::new(Mutex::new(dataplane));
-        Ok(Self { dataplane, interfaces, stop: Arc::default(), poller: None })
-    }
-
-    fn with<T>(&self, act: impl FnOnce(&mut dyn Dataplane) -> T) -> T {
-        act(self.dataplane.lock().unwrap_or_else(PoisonError::into_inner).as_mut())
+        Ok(Self { root, interfaces, policy, running: None })
     }
 
     fn attach(&mut self) -> anyhow::Result<()> {
+        let mut dataplane: Box<dyn Dataplane> = match &self.root {
+            Some(root) => Box::new(EbpfDataplane::open(root, Capacities::default())?),
+            None => Box::new(NftDataplane::open(bulkhead_nft::Capacities::default())?),
+        };
+        dataplane.replace(&self.policy)?;
         for ifindex in &self.interfaces {
-            self.with(|dataplane| dataplane.attach(Attachment::Interface(*ifindex)))?;
+            dataplane.attach(Attachment::Interface(*ifindex))?;
         }
-        self.stop.store(false, Ordering::Relaxed);
-        let (dataplane, stop) = (Arc::clone(&self.dataplane), Arc::clone(&self.stop));
-        self.poller = Some(std::thread::Builder::new().name("poller".into()).spawn(move || {
-            while !stop.load(Ordering::Relaxed) {
-                let mut dataplane = dataplane.lock().unwrap_or_else(PoisonError::into_inner);
+        let (dataplane, stop) = (Arc::new(Mutex::new(dataplane)), Arc::<AtomicBool>::default());
+        let (reader, stopped) = (Arc::clone(&dataplane), Arc::clone(&stop));
+        let poller = std::thread::Builder::new().name("poller".into()).spawn(move || {
+            while !stopped.load(Ordering::Relaxed) {
+                let mut dataplane = reader.lock().unwrap_or_else(PoisonError::into_inner);
                 // An event that cannot be read is lost, and counted as such by the kernel.
                 let _ = dataplane.poll(&mut |_flow| {});
                 drop(dataplane);
                 std::thread::sleep(POLL_INTERVAL);
             }
-        })?);
+        })?;
+        self.running = Some(Running { dataplane, stop, poller });
         Ok(())
     }
 
     fn detach(&mut self) -> anyhow::Result<()> {
-        self.stop.store(true, Ordering::Relaxed);
-        if let Some(poller) = self.poller.take() {
-            let _panicked = poller.join();
-        }
-        for ifindex in &self.interfaces {
-            self.with(|dataplane| dataplane.detach(Attachment::Interface(*ifindex)))?;
-        }
-        // Far in the future: what the samples left is forgotten.
-        self.with(|dataplane| dataplane.sweep(u64::MAX / 2, &mut |_flow| {}))?;
+        let Some(Running { dataplane, stop, poller }) = self.running.take() else { return Ok(()) };
+        stop.store(true, Ordering::Relaxed);
+        let _panicked = poller.join();
+        dataplane.lock().unwrap_or_else(PoisonError::into_inner).cleanup()?;
         Ok(())
     }
 }
 
 impl Drop for Ours {
     fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        if let Some(poller) = self.poller.take() {
-            let _panicked = poller.join();
-        }
-        if let Err(error) = self.with(|dataplane| dataplane.cleanup()) {
+        if let Err(error) = self.detach() {
             eprintln!("   pins were left behind: {error}");
         }
     }

@@ -29,6 +29,7 @@ use crate::session::Progress;
 use crate::{AgentError, Config};
 
 mod controller;
+mod cost;
 mod endpoints;
 mod inspect;
 mod interfaces;
@@ -331,8 +332,9 @@ impl Agent {
             }
             Err(error @ DataplaneError::Fenced { .. }) => Err(error.into()),
             Err(error) => {
-                tracing::error!(%error, "tables could not be put into force; the last good ones stay");
-                self.failed = Some((error.to_string(), Instant::now() + RETRY_INTERVAL));
+                let reason = cost::explain(&error, self.engine.policy());
+                tracing::error!(reason, "tables could not be put into force; the last good ones stay");
+                self.failed = Some((reason, Instant::now() + RETRY_INTERVAL));
                 Ok(())
             }
         }

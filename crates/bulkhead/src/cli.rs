@@ -5,8 +5,10 @@ use std::path::PathBuf;
 use bulkhead_model::time::Timestamp;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+mod changes;
 mod checks;
 
+pub(crate) use changes::{ApplyArgs, ChangeArgs, ConfirmArgs, DeleteArgs, FileArgs};
 pub(crate) use checks::{LintArgs, TestArgs};
 
 /// Micro-segmentation by labels: say who may talk to whom, and every host enforces it in its kernel.
@@ -87,13 +89,15 @@ pub(crate) enum Command {
     /// Run controller and agent on one host
     Standalone(StandaloneArgs),
     /// Create or change what files say; all of them or nothing
-    Apply(FileArgs),
+    Apply(ApplyArgs),
     /// List objects
     Get(GetArgs),
     /// Show an object and everything about it
     Describe(ObjectArgs),
     /// Delete objects
     Delete(DeleteArgs),
+    /// Keep a change that was made with --confirm-within, or undo it at once
+    Confirm(ConfirmArgs),
     /// Show what apply would change
     Diff(FileArgs),
     /// Say whether a connection would pass, and why, at both ends
@@ -250,16 +254,6 @@ pub(crate) struct StandaloneArgs {
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct FileArgs {
-    /// Files or directories of YAML or JSON; - is standard input
-    #[arg(short, long = "filename", required = true, value_name = "FILE")]
-    pub(crate) filename: Vec<PathBuf>,
-    /// Check everything, change nothing
-    #[arg(long)]
-    pub(crate) dry_run: bool,
-}
-
-#[derive(Debug, Args)]
 pub(crate) struct GetArgs {
     /// tiers, policies, networksets, workloads or hosts; KIND or KIND/NAME
     pub(crate) kind: String,
@@ -279,21 +273,6 @@ pub(crate) struct ObjectArgs {
     pub(crate) kind: String,
     /// Name of the object
     pub(crate) name: Option<String>,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct DeleteArgs {
-    /// Kind of the object; KIND or KIND/NAME
-    #[arg(required_unless_present = "filename", conflicts_with = "filename")]
-    pub(crate) kind: Option<String>,
-    /// Name of the object
-    pub(crate) name: Option<String>,
-    /// Delete what these files name
-    #[arg(short, long = "filename", value_name = "FILE")]
-    pub(crate) filename: Vec<PathBuf>,
-    /// Check everything, change nothing
-    #[arg(long)]
-    pub(crate) dry_run: bool,
 }
 
 #[derive(Debug, Args)]
@@ -465,13 +444,16 @@ pub(crate) enum WorkloadCommand {
         #[arg(
             long,
             value_name = "PATH",
-            required_unless_present = "interface",
-            conflicts_with = "interface"
+            required_unless_present_any = ["interface", "cgroup"],
+            conflicts_with_all = ["interface", "cgroup"]
         )]
         netns: Option<String>,
         /// Its host-side interface
         #[arg(long, value_name = "NAME", requires = "address")]
         interface: Option<String>,
+        /// Its control group (cgroup2): a path, or the name of a systemd unit, e.g. nginx.service
+        #[arg(long, value_name = "PATH|UNIT", conflicts_with = "interface")]
+        cgroup: Option<String>,
         /// Its address, if it cannot be seen in the namespace; may be given several times
         #[arg(long, value_name = "ADDRESS")]
         address: Vec<std::net::IpAddr>,

@@ -10,6 +10,7 @@ use crate::failure::Failure;
 use crate::manifests;
 
 pub(crate) mod apply;
+pub(crate) mod confirm;
 pub(crate) mod convert;
 pub(crate) mod dataplane;
 pub(crate) mod decide;

@@ -57,6 +57,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Standalone(args) => daemons::standalone(&common, &args).await,
         Command::Apply(args) => commands::apply::apply(&common, &args).await,
         Command::Delete(args) => commands::apply::delete(&common, &args).await,
+        Command::Confirm(args) => commands::confirm::run(&common, &args).await,
         Command::Diff(args) => commands::apply::diff(&common, &args).await,
         Command::Get(args) => commands::get::get(&common, &args).await,
         Command::Describe(args) => commands::describe::describe(&common, &args).await,

@@ -5,6 +5,7 @@
 //! streams then last until the client or the controller leaves.
 
 mod apply;
+mod confirmations;
 mod explain;
 mod flows;
 mod input;
@@ -19,15 +20,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::extract::connect_info::Connected;
+use axum::extract::{ConnectInfo, DefaultBodyLimit, Request, State};
 use axum::http::{Method, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::MethodRouter;
+use axum::serve::IncomingStream;
 use tokio::net::TcpListener;
 use tokio::sync::watch::Receiver;
 
 use crate::context::{Context, stopped};
+use crate::guard::Ends;
 
 use problem::Refusal;
 
@@ -39,6 +43,26 @@ const REQUEST_TIME_MAX: Duration = Duration::from_secs(30);
 /// What handlers share.
 pub(crate) type Shared = State<Arc<Context>>;
 type Methods = MethodRouter<Arc<Context>, Infallible>;
+
+/// The connection that a request comes by.
+pub(crate) type Session = ConnectInfo<Ends>;
+
+impl Connected<IncomingStream<'_, TcpListener>> for Ends {
+    fn connect_info(stream: IncomingStream<'_, TcpListener>) -> Self {
+        let remote = *stream.remote_addr();
+        // A socket that has just been accepted has an address.
+        let local = stream.io().local_addr().unwrap_or(remote);
+        Self { remote, local }
+    }
+}
+
+/// Finishes a change though its client leaves: it may be the change that cuts it off.
+async fn to_the_end<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> Result<T, Refusal> {
+    tokio::spawn(work).await.map_err(|error| {
+        let message = format!("the change failed half-way: {error}");
+        Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "InternalError", message)
+    })
+}
 
 /// A path with its methods.
 pub(crate) struct Route {
@@ -70,6 +94,21 @@ pub(crate) const ROUTES: &[Route] = &[
         path: "/apis/bulkhead.dev/v1/delete",
         methods: &["post"],
         handlers: || axum::routing::post(apply::delete),
+    },
+    Route {
+        path: "/apis/bulkhead.dev/v1/confirmations",
+        methods: &["get"],
+        handlers: || axum::routing::get(confirmations::list),
+    },
+    Route {
+        path: "/apis/bulkhead.dev/v1/confirmations/{id}/confirm",
+        methods: &["post"],
+        handlers: || axum::routing::post(confirmations::confirm),
+    },
+    Route {
+        path: "/apis/bulkhead.dev/v1/confirmations/{id}/rollback",
+        methods: &["post"],
+        handlers: || axum::routing::post(confirmations::roll_back),
     },
     Route {
         path: "/apis/bulkhead.dev/v1/explain",
@@ -152,7 +191,8 @@ pub(crate) async fn serve(
     mut shutdown: Receiver<bool>,
 ) -> std::io::Result<()> {
     let stop = async move { stopped(&mut shutdown).await };
-    axum::serve(listener, router(context)).with_graceful_shutdown(stop).await
+    let service = router(context).into_make_service_with_connect_info::<Ends>();
+    axum::serve(listener, service).with_graceful_shutdown(stop).await
 }
 
 #[cfg(test)]

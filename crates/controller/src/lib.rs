@@ -15,6 +15,7 @@
 //! | flow writer (thread, one) | queue of batches (1024) | not written, counted |
 //! | flow follower (one each) | broadcast of batches (256) | misses some, counted and told |
 //! | lease keeper (one) | the clock | - |
+//! | keeper of deadlines (one) | the clock, changes that wait for confirmation (100) | more are refused |
 //!
 //! At shutdown streams end, requests under way are finished within [`SHUTDOWN_TIME_MAX`], flows are written,
 //! and the store is closed last.
@@ -23,8 +24,10 @@ mod agents;
 mod api;
 mod clock;
 mod config;
+mod confirm;
 mod context;
 mod flows;
+mod guard;
 mod members;
 mod metrics;
 mod repository;
@@ -115,6 +118,11 @@ pub async fn start(config: Config) -> Result<Controller, Error> {
     parts.spawn(async move { part("API", serving.await.map_err(|error| error.to_string())) });
     let serving = agents::serve(agents, Arc::clone(&context), shutdown.clone());
     parts.spawn(async move { part("agents' server", serving.await.map_err(|error| error.to_string())) });
+    let deadlines = confirm::keep_deadlines(Arc::clone(&context), shutdown.clone());
+    parts.spawn(async move {
+        deadlines.await;
+        Ok(())
+    });
     let keeping = agents::keep_leases(Arc::clone(&context), shutdown);
     parts.spawn(async move {
         keeping.await;

@@ -29,6 +29,9 @@ pub(crate) struct Metrics {
     pub(crate) sessions_replaced: Counter,
     pub(crate) workloads_refused: Counter,
     pub(crate) hosts_expired: Counter,
+    /// Changes undone, and objects that this left as they were.
+    pub(crate) roll_backs: Counter,
+    pub(crate) roll_back_objects_left: Counter,
     pub(crate) flows_received: Counter,
     /// Records that agents say they had to drop.
     pub(crate) flows_lost_by_agents: Counter,

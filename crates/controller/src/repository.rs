@@ -5,27 +5,29 @@
 //! writes. Changes by operators go through one mutex, since their validation looks at other objects; what
 //! agents publish does not, and is committed beside them.
 
+mod confirm;
 mod feed;
 mod keys;
 mod log;
 mod view;
 mod write;
 
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex as Lock, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
 use bulkhead_model::{ObjectKey, Resource};
 use bulkhead_store::{Applied, Op, OpKind, Precondition, Store, StoreError, Transaction, random_id};
-use tokio::sync::{Mutex, watch};
+use tokio::sync::{Mutex, Notify, watch};
 
 use crate::clock;
 
+pub(crate) use confirm::{CONFIRM_WITHIN, Record, Standing};
 pub(crate) use feed::feed;
 pub(crate) use keys::prefix as store_prefix;
 pub(crate) use keys::{decode as decode_stored, object_key};
 pub(crate) use log::ChangeLog;
 pub(crate) use view::{Object, View, is_predefined};
-pub(crate) use write::{Change, Verb, WriteError};
+pub(crate) use write::{Change, Done, Terms, Verb, WriteError};
 
 /// Longest that a write waits for the view to catch up with it.
 const CATCH_UP_MAX: Duration = Duration::from_secs(10);
@@ -37,6 +39,9 @@ pub(crate) struct Repository {
     view: RwLock<View>,
     revision: watch::Sender<u64>,
     operator_writes: Mutex<()>,
+    confirmations: Lock<confirm::Confirmations>,
+    /// Somebody else's deadline may be the next.
+    pub(crate) confirmations_changed: Notify,
 }
 
 impl Repository {
@@ -44,7 +49,19 @@ impl Repository {
     pub(crate) async fn open(store: Arc<dyn Store>) -> Result<Self, StoreError> {
         let view = feed::first_view(&*store).await?;
         let revision = watch::Sender::new(view.revision);
-        Ok(Self { store, view: RwLock::new(view), revision, operator_writes: Mutex::new(()) })
+        let confirmations = Lock::new(confirm::stored(&*store).await?);
+        Ok(Self {
+            store,
+            view: RwLock::new(view),
+            revision,
+            operator_writes: Mutex::new(()),
+            confirmations,
+            confirmations_changed: Notify::new(),
+        })
+    }
+
+    fn confirmations_locked(&self) -> MutexGuard<'_, confirm::Confirmations> {
+        self.confirmations.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The store beneath.

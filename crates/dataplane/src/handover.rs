@@ -84,7 +84,7 @@ impl Dataplane for Handover {
         let Some(previous) = &mut self.previous else { return Ok(applied) };
         for attachment in previous.attached()? {
             match self.current.attach(attachment) {
-                Ok(()) | Err(DataplaneError::InterfaceGone { .. }) => {}
+                Ok(()) | Err(DataplaneError::Gone { .. }) => {}
                 Err(error) => return Err(error),
             }
         }

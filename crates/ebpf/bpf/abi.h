@@ -44,6 +44,8 @@ enum event_kind { EVENT_OPEN = 0, EVENT_CLOSE = 2, EVENT_CHANGE = 3, EVENT_DENY 
 #define TIMEOUT_UDP_REPLIED (180 * SECOND_NS)
 #define TIMEOUT_ICMP (30 * SECOND_NS)
 #define TIMEOUT_OTHER (300 * SECOND_NS)
+/* How long one that nobody answers counts against its endpoint. */
+#define HALF_OPEN_SPAN (60 * SECOND_NS)
 /* How long a revoked connection stays refused in both orientations. Refreshed by TCP packets only. */
 #define TIMEOUT_REVOKED_TCP (300 * SECOND_NS)
 #define TIMEOUT_REVOKED_OTHER (60 * SECOND_NS)
@@ -135,7 +137,7 @@ struct frag {
 	__u8 tcp_flags;
 	__u8 icmp_type;
 	__u8 icmp_code;
-	__u8 pad;
+	__u8 judged; /* later fragments begin here or behind it, in units of eight bytes */
 };
 
 struct event {

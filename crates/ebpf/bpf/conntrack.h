@@ -58,6 +58,50 @@ static __always_inline __u32 state_bits(const struct flow *f, __u8 direction)
 	return bits;
 }
 
+static __always_inline __u64 *half_open_of(__u32 subject)
+{
+	__u32 *slot = bpf_map_lookup_elem(&endpoints, &subject);
+
+	return slot ? bpf_map_lookup_elem(&half_open, slot) : NULL;
+}
+
+static __always_inline __u64 half_open_cost(void)
+{
+	__u32 zero = 0;
+	__u64 *cost = bpf_map_lookup_elem(&half_open_ns, &zero);
+
+	return cost ? *cost : 0;
+}
+
+/* Whether an endpoint may have one more entry that nobody has answered yet. `conns` forgets the least recently used
+ * one for it, whosesoever that is: none may fill it with its own. An entry counts for as long as it is kept, without
+ * anybody keeping count: each takes its share of HALF_OPEN_SPAN, which passes by itself. */
+__noinline int may_be_half_open(__u32 subject, __u64 now)
+{
+	__u64 *until = half_open_of(subject), was;
+
+	if (!until)
+		return 1;
+	was = *until;
+	if (was < now)
+		/* Another CPU may have been here meanwhile: then one more than allowed is no harm. */
+		__sync_val_compare_and_swap(until, was, now);
+	else if (was - now > HALF_OPEN_SPAN)
+		return 0;
+	__sync_fetch_and_add(until, half_open_cost());
+	return 1;
+}
+
+/* Somebody has answered. */
+__noinline int was_answered(__u32 subject, __u64 now)
+{
+	__u64 *until = half_open_of(subject);
+
+	if (until && *until > now)
+		__sync_fetch_and_add(until, -half_open_cost());
+	return 0;
+}
+
 /* Counts a packet of a live connection and follows its state. */
 static __always_inline void track(const struct flow *f, struct conn *c)
 {
@@ -70,6 +114,8 @@ static __always_inline void track(const struct flow *f, struct conn *c)
 	if ((before & bits) == bits)
 		return;
 	before = __sync_fetch_and_or(&c->flags, bits);
+	if (bits & ~before & CONN_REPLIED)
+		was_answered(f->key.subject, f->now);
 	if (!CONN_CLOSED(before) && CONN_CLOSED(before | bits) && !report_conn(&f->key, c, EVENT_CLOSE, REASON_NONE))
 		__sync_fetch_and_or(&c->flags, CONN_CLOSE_REPORTED);
 }
@@ -87,6 +133,12 @@ __noinline int admit(const struct flow *f, const struct answer *a, int direction
 	/* A reset about nothing we know: let through, but no connection. */
 	if (bits & CONN_RST)
 		return PASS;
+	/* Let through without an entry, the answer to a SYN makes one: it is judged in both orientations. Nothing is told
+	 * of it until then. */
+	if (!(bits & CONN_REPLIED) && !replace && !may_be_half_open(f->key.subject, f->now)) {
+		count(COUNTER_LOST_EVENTS);
+		return PASS;
+	}
 	fresh.rule = a->rule;
 	fresh.audit_rule = a->audit_rule;
 	fresh.audit = a->audit;

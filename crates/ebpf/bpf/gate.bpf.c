@@ -136,10 +136,13 @@ static __always_inline void find_dialled(struct bpf_nf_ctx *context, struct flow
 
 static __always_inline int follow(struct flow *f, __u32 subject, __u8 direction)
 {
+	__u8 reason;
+
 	f->direction = direction;
-	if (f->p.frag && follow_fragment(f, subject)) {
+	reason = f->p.frag ? follow_fragment(f, subject) : REASON_NONE;
+	if (reason) {
 		make_key(&f->key, &f->p, subject, direction);
-		return deny_builtin(f, RULE_MALFORMED, REASON_FRAGMENT_WITHOUT_FIRST);
+		return deny_builtin(f, RULE_MALFORMED, reason);
 	}
 	f->icmp = make_key(&f->key, &f->p, subject, direction);
 	return PASS;
@@ -178,7 +181,7 @@ static __always_inline __u32 host_subject(const struct addr *own, __u32 ifindex)
 {
 	__u32 *owner = bpf_map_lookup_elem(&owners, own), subject = SUBJECT_HOST | ifindex;
 
-	if (owner && *owner & SUBJECT_HOST)
+	if (owner && (*owner & SUBJECT_CGROUP) == SUBJECT_HOST)
 		return *owner;
 	if (binding_of(subject))
 		return subject;

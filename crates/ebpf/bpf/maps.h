@@ -73,6 +73,22 @@ struct {
 	__type(value, struct conn);
 } conns SEC(".maps");
 
+/* By index into bindings: until when an endpoint's connections that nobody has answered count against it. Each
+ * puts that off by the only element of `half_open_ns`. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} half_open SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} half_open_ns SEC(".maps");
+
 /* Not LRU: refused packets are counted exactly, and a flood of them evicts nothing. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);

@@ -19,12 +19,15 @@
 #define TCP_ACK 0x10
 #define MAX_VLAN_TAGS 2
 #define MAX_EXTENSION_HEADERS 8
+#define MAX_IPV4_OPTIONS 40 /* bytes, and so options */
 
 enum parsed { PARSED_IP = 0, PARSED_ARP, PARSED_UNKNOWN, PARSED_MALFORMED };
 
 /* packet.frag */
 #define FRAG_FIRST 1
 #define FRAG_LATER 2
+/* Longest headers of a first fragment before the protocol's own. */
+#define FRAG_HEADERS_MAX 2000
 
 struct packet {
 	struct addr src;
@@ -36,6 +39,7 @@ struct packet {
 	__u16 sport;   /* host order; ICMP: identifier */
 	__u16 dport;
 	__u16 frag_offset;
+	__u16 frag_start; /* first fragments: offset from l3 of what is put together */
 	__u8 protocol;
 	__u8 frag;
 	__u8 tcp_flags;
@@ -43,7 +47,7 @@ struct packet {
 	__u8 icmp_code;
 	__u8 hop_limit;
 	__u8 v6;
-	__u8 pad[3];
+	__u8 pad[1];
 };
 
 static __always_inline int is_v4_mapped(const struct addr *a)
@@ -59,11 +63,34 @@ static __always_inline void map_v4(struct addr *a, __u32 v4)
 	a->w[3] = v4;
 }
 
+/* Whether a header of this protocol is read. */
+static __always_inline int has_header(const struct packet *p)
+{
+	switch (p->protocol) {
+	case IPPROTO_TCP:
+	case IPPROTO_UDP:
+	case IPPROTO_SCTP:
+	case PROTO_UDPLITE:
+		return 1;
+	default:
+		return p->protocol == (p->v6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP);
+	}
+}
+
+/* Bytes of a protocol's header that are judged. */
+static __always_inline __u32 judged_len(__u8 protocol)
+{
+	return protocol == IPPROTO_TCP ? 20 : 8;
+}
+
 /* Ports, flags, type and code. `quoted` packets (inside ICMP errors) may end after eight bytes. */
 static __always_inline int parse_l4(CONTEXT *context, struct packet *p, int quoted)
 {
 	__u8 h[20];
 
+	/* What stands behind the end of the packet is padding, and no receiver reads ports from it. */
+	if (!quoted && has_header(p) && p->l4 + judged_len(p->protocol) > p->l3 + p->len)
+		return PARSED_MALFORMED;
 	switch (p->protocol) {
 	case IPPROTO_TCP:
 		if (load_bytes(context, p->l4, h, quoted ? 8 : 20))
@@ -99,6 +126,44 @@ static __always_inline int parse_l4(CONTEXT *context, struct packet *p, int quot
 	return PARSED_IP;
 }
 
+struct options {
+	CONTEXT *context;
+	__u32 at;
+	__u32 end;
+	int goes_on;
+};
+
+static long next_option(__u32 number, struct options *options)
+{
+	__u8 kind, len = 0;
+
+	(void)number;
+	if (options->at >= options->end || load_bytes(options->context, options->at, &kind, 1) || kind == IPOPT_END)
+		return 1;
+	options->at++;
+	if (kind == IPOPT_NOOP)
+		return 0;
+	/* What cannot be read might be a route, too. */
+	options->goes_on = kind == IPOPT_LSRR || kind == IPOPT_SSRR ||
+			   load_bytes(options->context, options->at, &len, 1) || len < 2;
+	options->at += len - 1;
+	return options->goes_on;
+}
+
+/* Whether the options of an IPv4 header send the packet on from its destination. */
+static __always_inline int goes_on_v4(CONTEXT *context, const struct packet *p, __u32 header)
+{
+	struct options options = {
+		.context = context,
+		.at = p->l3 + sizeof(struct iphdr),
+		.end = p->l3 + header,
+	};
+
+	/* A loop here would be verified forty times over. */
+	bpf_loop(MAX_IPV4_OPTIONS, next_option, &options, 0);
+	return options.goes_on;
+}
+
 static __always_inline int parse_v4(CONTEXT *context, struct packet *p, int quoted)
 {
 	__u32 header, total, offset;
@@ -113,6 +178,9 @@ static __always_inline int parse_v4(CONTEXT *context, struct packet *p, int quot
 		return PARSED_MALFORMED;
 	/* A total length of 0 is how the kernel writes packets of more than 64 KiB. */
 	if (!quoted && total && (total < header || total > p->len))
+		return PARSED_MALFORMED;
+	/* A source route ends elsewhere than where it is judged. */
+	if (!quoted && header > sizeof(ip) && goes_on_v4(context, p, header))
 		return PARSED_MALFORMED;
 	if (total && total < p->len)
 		p->len = total;
@@ -129,6 +197,7 @@ static __always_inline int parse_v4(CONTEXT *context, struct packet *p, int quot
 		p->frag = FRAG_LATER;
 	else if (offset & 0x2000)
 		p->frag = FRAG_FIRST;
+	p->frag_start = header;
 	return PARSED_IP;
 }
 
@@ -153,6 +222,9 @@ static __always_inline int parse_v6_headers(CONTEXT *context, struct packet *p)
 		default:
 			return PARSED_IP;
 		}
+		/* So does a routing header with segments left. */
+		if (next == IPPROTO_ROUTING && h[3])
+			return PARSED_MALFORMED;
 		p->protocol = h[0];
 		if (next == IPPROTO_FRAGMENT) {
 			__u16 word = h[2] << 8 | h[3];
@@ -165,8 +237,13 @@ static __always_inline int parse_v6_headers(CONTEXT *context, struct packet *p)
 				p->frag = FRAG_LATER;
 				return PARSED_IP;
 			}
-			if (word & 1)
+			if (word & 1) {
+				/* Parts of a part: nobody sends that. */
+				if (p->frag)
+					return PARSED_MALFORMED;
 				p->frag = FRAG_FIRST;
+				p->frag_start = p->l4 - p->l3;
+			}
 		} else if (next == IPPROTO_AH) {
 			p->l4 += (h[1] + 2) * 4;
 		} else {
@@ -179,14 +256,19 @@ static __always_inline int parse_v6_headers(CONTEXT *context, struct packet *p)
 static __always_inline int parse_v6(CONTEXT *context, struct packet *p, int quoted)
 {
 	struct ipv6hdr ip;
+	__u32 payload;
 
 	if (load_bytes(context, p->l3, &ip, sizeof(ip)))
 		return PARSED_MALFORMED;
 	p->len = packet_len(context) - p->l3;
 	if (ip.version != 6)
 		return PARSED_MALFORMED;
-	if (!quoted && bpf_ntohs(ip.payload_len) + sizeof(ip) > p->len)
+	payload = bpf_ntohs(ip.payload_len);
+	if (!quoted && payload + sizeof(ip) > p->len)
 		return PARSED_MALFORMED;
+	/* A payload length of 0 is how the kernel writes packets of more than 64 KiB. */
+	if (payload && payload + sizeof(ip) < p->len)
+		p->len = payload + sizeof(ip);
 	__builtin_memcpy(&p->src, &ip.saddr, sizeof(p->src));
 	__builtin_memcpy(&p->dst, &ip.daddr, sizeof(p->dst));
 	/* Never legal on the wire, and here it would pass for an IPv4 address. */
@@ -215,6 +297,9 @@ __noinline int parse_ip(CONTEXT *context, struct packet *p, int v6, int quoted)
 			return PARSED_MALFORMED;
 		return PARSED_IP;
 	}
+	/* The table of fragments has a byte for where the judged part ends, in units of eight. */
+	if (p->frag == FRAG_FIRST && p->l4 - p->l3 - p->frag_start > FRAG_HEADERS_MAX)
+		return PARSED_MALFORMED;
 	return parse_l4(context, p, quoted);
 }
 

@@ -73,10 +73,11 @@ static __always_inline int handle(struct __sk_buff *skb, __u8 direction)
 	/* Good enough to expire by, and a fifth of the price; slow_path() reads the exact clock. */
 	f.now = bpf_ktime_get_coarse_ns();
 	f.packets = skb->gso_segs ? skb->gso_segs : 1;
-	if (f.p.frag && follow_fragment(&f, ifindex)) {
+	reason = f.p.frag ? follow_fragment(&f, ifindex) : REASON_NONE;
+	if (reason) {
 		make_key(&f.key, &f.p, ifindex, direction);
 		return is_programmed(binding_of(ifindex), direction) ?
-			       deny_builtin(&f, RULE_MALFORMED, REASON_FRAGMENT_WITHOUT_FIRST) :
+			       deny_builtin(&f, RULE_MALFORMED, reason) :
 			       deny_builtin(&f, RULE_UNPROGRAMMED, REASON_UNPROGRAMMED);
 	}
 	f.icmp = make_key(&f.key, &f.p, ifindex, direction);

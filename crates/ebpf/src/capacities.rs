@@ -27,7 +27,8 @@ pub struct Capacities {
     pub endpoints: u32,
     /// Addresses of all endpoints.
     pub endpoint_addrs: u32,
-    /// Live connections; beyond it, the least recently used one is forgotten (and judged again).
+    /// Live connections; beyond it, the least recently used one is forgotten (and judged again). One endpoint's that
+    /// nobody has answered take a sixteenth at most.
     pub conns: u32,
     /// Refused connections between two sweeps; beyond it, drops are counted by reason only.
     pub denials: u32,
@@ -53,6 +54,17 @@ impl Default for Capacities {
             frags: 8192,
             events_bytes: 4 << 20,
         }
+    }
+}
+
+/// One endpoint's part of [`Capacities::conns`] for connections that nobody has answered in the last minute.
+const HALF_OPEN_PART: u32 = 16;
+
+impl Capacities {
+    /// Connections of one endpoint that may wait for an answer and be remembered; those beyond it are judged, let through
+    /// and forgotten, so that no endpoint can make others' be forgotten.
+    pub fn half_open_max(&self) -> u32 {
+        (self.conns / HALF_OPEN_PART).max(1)
     }
 }
 

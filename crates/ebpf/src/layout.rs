@@ -42,6 +42,8 @@ pub(crate) const TIMEOUT_UDP_UNREPLIED: u64 = 60 * SECOND_NS;
 pub(crate) const TIMEOUT_UDP_REPLIED: u64 = 180 * SECOND_NS;
 pub(crate) const TIMEOUT_ICMP: u64 = 30 * SECOND_NS;
 pub(crate) const TIMEOUT_OTHER: u64 = 300 * SECOND_NS;
+/// `HALF_OPEN_SPAN` of `abi.h`.
+pub(crate) const HALF_OPEN_SPAN: u64 = 60 * SECOND_NS;
 pub(crate) const TIMEOUT_REVOKED_TCP: u64 = 300 * SECOND_NS;
 pub(crate) const TIMEOUT_REVOKED_OTHER: u64 = 60 * SECOND_NS;
 
@@ -132,6 +134,8 @@ plain! {
         packets: [u64; 2],
         bytes: [u64; 2],
     }
+    /// `struct bpf_cgroup_storage_key` of linux/bpf.h.
+    struct StorageKey(16) { cgroup: u64, attach_type: u32, pad: u32, }
     /// `struct class_entry`.
     struct ClassEntry(8) { class: u32, tag: u32, }
     /// `struct lpm_key`.

@@ -9,13 +9,16 @@ use bulkhead_dataplane::DataplaneError;
 use libbpf_rs::{MapCore, Object, ObjectBuilder};
 
 use crate::capacities::Capacities;
-use crate::layout::Plain;
+use crate::layout::{Plain, StorageKey};
 use crate::sys::{self, Table};
 
 /// Compiled from `bpf/policy.bpf.c`.
 static POLICY: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/policy.bpf.o"));
 /// Compiled from `bpf/gate.bpf.c`.
 static GATE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/gate.bpf.o"));
+
+/// Compiled from `bpf/process.bpf.c`.
+static PROCESS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/process.bpf.o"));
 
 /// A map that every object has for itself.
 const PRIVATE_MAP: &str = "scratch";
@@ -51,6 +54,7 @@ impl Hook {
 pub(crate) struct Loaded {
     policy: Object,
     gate: Object,
+    process: Object,
 }
 
 impl std::fmt::Debug for Loaded {
@@ -78,7 +82,8 @@ impl Loaded {
         }
         let policy = load(POLICY, dir, capacities)?;
         let gate = load(GATE, dir, capacities)?;
-        Ok(Self { policy, gate })
+        let process = load(PROCESS, dir, capacities)?;
+        Ok(Self { policy, gate, process })
     }
 
     pub(crate) fn program(&self, hook: Hook) -> Result<libbpf_rs::ProgramMut<'_>, DataplaneError> {
@@ -88,6 +93,16 @@ impl Loaded {
     /// A program at netfilter's hooks.
     pub(crate) fn gate_program(&self, name: &str) -> Result<libbpf_rs::ProgramMut<'_>, DataplaneError> {
         named(&self.gate, name)
+    }
+
+    /// A program of control groups.
+    pub(crate) fn process_program(&self, name: &str) -> Result<libbpf_rs::ProgramMut<'_>, DataplaneError> {
+        named(&self.process, name)
+    }
+
+    /// Which endpoint each attached control group is.
+    pub(crate) fn groups(&self) -> Result<Table<StorageKey, u32>, DataplaneError> {
+        own_map(&self.process, "groups").map(Table::from_fd)
     }
 
     /// The array of programs that those attached to netfilter's hooks jump through.
@@ -157,7 +172,7 @@ fn own_map(object: &Object, name: &str) -> Result<OwnedFd, DataplaneError> {
 /// Where the size of a map that is not in a bank comes from.
 fn size_slot<'a>(capacities: &'a mut Capacities, map: &str) -> Option<&'a mut u32> {
     Some(match map {
-        "endpoints" | "bindings" => &mut capacities.endpoints,
+        "endpoints" | "bindings" | "half_open" => &mut capacities.endpoints,
         "endpoint_addrs" | "owners" => &mut capacities.endpoint_addrs,
         "conns" => &mut capacities.conns,
         "denials" => &mut capacities.denials,

@@ -116,7 +116,7 @@ fn an_interface_that_goes_is_forgotten() {
     assert_eq!(world.dataplane.attached().unwrap(), [interface("wa")].into());
     assert!(matches!(
         world.dataplane.attach(Attachment::Interface(gone)),
-        Err(bulkhead_dataplane::DataplaneError::InterfaceGone { ifindex }) if ifindex == gone
+        Err(bulkhead_dataplane::DataplaneError::Gone { attachment: Attachment::Interface(index) }) if index == gone
     ));
     world.dataplane.detach(Attachment::Interface(gone)).unwrap();
     world.dataplane.cleanup().unwrap();

@@ -418,6 +418,10 @@ impl HostEngine {
             }
             let mut addresses: Vec<IpAddr> =
                 local.endpoint.entity.prefixes.iter().map(|prefix| prefix.address()).collect();
+            // Its host's addresses are not its own.
+            if let Some(own) = local.endpoint.attachment.own_address() {
+                addresses = vec![own];
+            }
             addresses.sort_unstable();
             addresses.dedup();
             let binding =

@@ -17,6 +17,7 @@ mod explain;
 mod few;
 mod find;
 mod fleet;
+mod guard;
 mod host;
 mod intervals;
 mod judgement;
@@ -35,6 +36,7 @@ pub use explain::{
 };
 pub use find::{FindError, find_end, find_endpoint, find_policy};
 pub use fleet::Fleet;
+pub use guard::{Cut, LIFELINES_JUDGED_MAX, Lifeline, TooMany, cuts};
 pub use host::{HostEngine, LocalEndpoint, Member, NotReady};
 pub use judgement::{Endpoint, Explanation, Flow, Judgement, Outcome, Step};
 pub use lint::{CODES, Code, CodeInfo, Finding, Findings, Severity, lint};

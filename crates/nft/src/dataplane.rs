@@ -152,7 +152,7 @@ impl Dataplane for NftDataplane {
     fn attach(&mut self, attachment: Attachment) -> Result<(), DataplaneError> {
         let ifindex = interface(attachment)?;
         self.check_fence()?;
-        let name = kernel::interface_name(ifindex).ok_or(DataplaneError::InterfaceGone { ifindex })?;
+        let name = kernel::interface_name(ifindex).ok_or(DataplaneError::Gone { attachment })?;
         if self.image.attached().contains(&ifindex) {
             return Ok(());
         }

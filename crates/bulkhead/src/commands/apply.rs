@@ -3,59 +3,83 @@
 use std::fmt::Write as _;
 
 use hyper::Method;
-use serde_json::Value;
+use serde_json::{Value, json};
 use similar::{ChangeTag, TextDiff};
 
 use super::{kind_and_name, object_path, query, sources};
-use crate::cli::{Common, DeleteArgs, FileArgs, Format};
+use crate::cli::{ApplyArgs, ChangeArgs, Common, DeleteArgs, FileArgs, Format};
 use crate::client::{API, call};
 use crate::failure::Failure;
 use crate::output::{self, Style, paint, text};
 use crate::yaml;
 
-pub(crate) async fn apply(common: &Common, args: &FileArgs) -> Result<(), Failure> {
-    let answer = post(common, "apply", args, args.dry_run).await?;
+pub(crate) async fn apply(common: &Common, args: &ApplyArgs) -> Result<(), Failure> {
+    let ApplyArgs { files, change } = args;
+    let answer = post(common, "apply", sources(&files.filename)?, files.dry_run, change).await?;
     show(common.output, &answer)
 }
 
 pub(crate) async fn delete(common: &Common, args: &DeleteArgs) -> Result<(), Failure> {
-    if !args.filename.is_empty() {
-        let files = FileArgs { filename: args.filename.clone(), dry_run: args.dry_run };
-        let answer = post(common, "delete", &files, args.dry_run).await?;
+    let DeleteArgs { filename, dry_run, change, .. } = args;
+    if !filename.is_empty() {
+        let answer = post(common, "delete", sources(filename)?, *dry_run, change).await?;
         return show(common.output, &answer);
     }
     let (kind, name) = kind_and_name(args.kind.as_deref().unwrap_or_default(), args.name.as_deref())?;
     let Some(name) = name else {
         return Err(Failure::Usage(format!("which of the {}? Give a name", kind.plural())));
     };
-    let path = object_path(kind, Some(&name));
-    // There is no dry run for a single object but to see whether it is there.
-    let method = if args.dry_run { Method::GET } else { Method::DELETE };
-    let answer = call(common.controller(), method, &path, None).await?;
-    output::show(common.output, &answer, || {
-        let note = if args.dry_run { " (dry run)" } else { "" };
-        Ok(format!("{kind}/{name} deleted{note}\n"))
-    })
+    // As a file that holds it: that answer has room for warnings and deadlines.
+    let object = call(common.controller(), Method::GET, &object_path(kind, Some(&name)), None).await?;
+    let source = json!({ "name": name, "text": object.to_string() });
+    let answer = post(common, "delete", json!({ "sources": [source] }), *dry_run, change).await?;
+    show(common.output, &answer)
 }
 
 /// Ends with code 1 if there are differences, as diff(1) does.
 pub(crate) async fn diff(common: &Common, args: &FileArgs) -> Result<(), Failure> {
-    let answer = post(common, "apply", args, true).await?;
+    let change = ChangeArgs { force: false, confirm_within: None };
+    let answer = post(common, "apply", sources(&args.filename)?, true, &change).await?;
     let items = answer["items"].as_array().cloned().unwrap_or_default();
     let changed: Vec<_> = items.iter().filter(|item| item["outcome"] != "unchanged").collect();
     output::show(common.output, &answer, || Ok(changed.iter().map(|item| difference(item)).collect()))?;
+    warn(&answer);
     if changed.is_empty() { Ok(()) } else { Err(Failure::No(None)) }
 }
 
-async fn post(common: &Common, verb: &str, args: &FileArgs, dry_run: bool) -> Result<Value, Failure> {
-    let body = sources(&args.filename)?.to_string();
-    let dry_run = dry_run.then_some("true");
-    let path = format!("{API}/{verb}{}", query(&[("dryRun", dry_run)]));
-    let work = call(common.controller(), Method::POST, &path, Some(body));
+async fn post(
+    common: &Common,
+    verb: &str,
+    sources: Value,
+    dry_run: bool,
+    change: &ChangeArgs,
+) -> Result<Value, Failure> {
+    let parameters = query(&[
+        ("dryRun", dry_run.then_some("true")),
+        ("force", change.force.then_some("true")),
+        ("confirmWithin", change.confirm_within.as_deref()),
+    ]);
+    let path = format!("{API}/{verb}{parameters}");
+    let work = call(common.controller(), Method::POST, &path, Some(sources.to_string()));
     output::with_progress(&format!("waiting for {verb}"), work).await
 }
 
+/// Whom the change cuts off, on standard error: what programs read is not disturbed.
+fn warn(answer: &Value) {
+    let dry_run = answer["dryRun"].as_bool().unwrap_or_default();
+    let note = if dry_run { " (without --force it will be refused)" } else { "" };
+    let warnings: Vec<_> = answer["warnings"].as_array().into_iter().flatten().collect();
+    for warning in &warnings {
+        eprintln!("{} {}{note}", paint(Style::Bad, "warning:"), warning.as_str().unwrap_or_default());
+    }
+    let more = answer["cutOff"].as_u64().unwrap_or_default().saturating_sub(warnings.len() as u64);
+    if more > 0 {
+        eprintln!("{} and {more} more", paint(Style::Bad, "warning:"));
+    }
+}
+
 fn show(format: Format, answer: &Value) -> Result<(), Failure> {
+    warn(answer);
     output::show(format, answer, || {
         let dry_run = answer["dryRun"].as_bool().unwrap_or_default();
         let mut lines = String::new();
@@ -71,6 +95,10 @@ fn show(format: Format, answer: &Value) -> Result<(), Failure> {
         }
         if lines.is_empty() {
             lines.push_str("nothing in these files\n");
+        }
+        if let Some(id) = answer.pointer("/confirmation/id").and_then(Value::as_str) {
+            let deadline = text(answer, "/confirmation/deadline");
+            let _ = writeln!(lines, "rolled back at {deadline} unless you say: bulkhead confirm {id}");
         }
         Ok(lines)
     })

@@ -54,6 +54,13 @@ fn fleet_page(page: &mut String, common: &Common, fleet: &Value) {
         common.server,
         text(fleet, "/controller/revision")
     );
+    let confirmations = fleet["confirmations"].as_array().into_iter().flatten();
+    for waiting in confirmations.filter(|one| one["standing"] == "waiting") {
+        let (id, deadline) = (text(waiting, "/id"), text(waiting, "/deadline"));
+        let head = paint(Style::Bad, "waits for confirmation");
+        let _ =
+            writeln!(page, "{head}: {id}, rolled back at {deadline} unless you say: bulkhead confirm {id}");
+    }
     let agents = fleet["agents"].as_array().cloned().unwrap_or_default();
     if agents.is_empty() {
         page.push_str("no agent has connected yet\n");

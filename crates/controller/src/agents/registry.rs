@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 use tonic::Status;
 
 use crate::clock;
+use crate::guard::{Ends, Known, Who};
 use crate::members::SessionId;
 
 /// Most hosts that are remembered.
@@ -54,6 +55,7 @@ pub(crate) struct NotEnforced {
 #[derive(Debug)]
 struct Live {
     id: SessionId,
+    ends: Option<Ends>,
     close: oneshot::Sender<Status>,
 }
 
@@ -100,7 +102,12 @@ impl Registry {
 
     /// A session of a host begins. A session that the host still has is closed: its agent has come back
     /// before we noticed that it was gone.
-    pub(crate) fn admit(&self, host: &Arc<str>, version: &str) -> Result<Admission, Status> {
+    pub(crate) fn admit(
+        &self,
+        host: &Arc<str>,
+        version: &str,
+        ends: Option<Ends>,
+    ) -> Result<Admission, Status> {
         let mut hosts = self.hosts();
         if hosts.by_name.len() >= HOSTS_MAX && !hosts.by_name.contains_key(host) {
             return Err(Status::resource_exhausted(format!("{HOSTS_MAX} hosts are known already")));
@@ -109,7 +116,7 @@ impl Registry {
         let id = hosts.last_session;
         let record = hosts.by_name.entry(Arc::clone(host)).or_default();
         let (close, closed) = oneshot::channel();
-        let before = record.live.replace(Live { id, close });
+        let before = record.live.replace(Live { id, ends, close });
         let replaced = before.is_some();
         if let Some(before) = before {
             let reason = format!("another session of host {host:?} has taken the place of this one");
@@ -184,6 +191,20 @@ impl Registry {
             // An error means that it has ended by itself meanwhile.
             let _ = live.close.send(status);
         }
+    }
+
+    /// The connections of all agents that are connected.
+    pub(crate) fn lifelines(&self) -> Vec<Known> {
+        let known = |(host, record): (&Arc<str>, &Record)| {
+            let ends = record.live.as_ref()?.ends?;
+            Some(Known { who: Who::Agent(Arc::clone(host)), ends })
+        };
+        let mut all: Vec<_> = self.hosts().by_name.iter().filter_map(known).collect();
+        all.sort_unstable_by_key(|known| match &known.who {
+            Who::Operator => None,
+            Who::Agent(host) => Some(Arc::clone(host)),
+        });
+        all
     }
 
     /// Sessions there are.

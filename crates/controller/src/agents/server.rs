@@ -17,6 +17,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::session;
 use crate::context::{Context, stopped};
+use crate::guard::Ends;
 
 /// Messages that wait for an agent's connection.
 const OUTGOING_LEN: usize = 64;
@@ -44,7 +45,9 @@ impl Distribution for Service {
     ) -> Result<Response<Self::SyncStream>, Status> {
         let (outgoing, messages) = mpsc::channel(OUTGOING_LEN);
         let context = Arc::clone(&self.context);
-        tokio::spawn(session::run(context, request.into_inner(), outgoing));
+        let ends = request.remote_addr().zip(request.local_addr());
+        let ends = ends.map(|(remote, local)| Ends { remote, local });
+        tokio::spawn(session::run(context, ends, request.into_inner(), outgoing));
         Ok(Response::new(Box::pin(ReceiverStream::new(messages))))
     }
 

@@ -25,6 +25,7 @@ use super::inventory;
 use super::pump::Pump;
 use super::registry::Admission;
 use crate::context::{Context, stopped};
+use crate::guard::Ends;
 use crate::members::{SessionId, Subscriber};
 
 /// Longest that an agent may take to say who it is.
@@ -37,8 +38,13 @@ const BURST_LEN_MAX: usize = 1024;
 type Outgoing = mpsc::Sender<Result<ControllerMessage, Status>>;
 
 /// Holds the conversation until either side ends it.
-pub(super) async fn run(context: Arc<Context>, mut incoming: Streaming<AgentMessage>, outgoing: Outgoing) {
-    let (hello, admission) = match admit(&context, &mut incoming).await {
+pub(super) async fn run(
+    context: Arc<Context>,
+    ends: Option<Ends>,
+    mut incoming: Streaming<AgentMessage>,
+    outgoing: Outgoing,
+) {
+    let (hello, admission) = match admit(&context, ends, &mut incoming).await {
         Ok(admitted) => admitted,
         Err(status) => {
             tracing::warn!(%status, "an agent was refused");
@@ -70,6 +76,7 @@ pub(super) async fn run(context: Arc<Context>, mut incoming: Streaming<AgentMess
 /// Hears who the agent is, and gives it a place.
 async fn admit(
     context: &Context,
+    ends: Option<Ends>,
     incoming: &mut Streaming<AgentMessage>,
 ) -> Result<(Hello, Admission), Status> {
     let first = tokio::time::timeout(HELLO_TIME_MAX, incoming.message()).await;
@@ -86,7 +93,7 @@ async fn admit(
     if !is_name(&hello.host) {
         return Err(Status::invalid_argument(format!("{:?} cannot be the name of a host", hello.host)));
     }
-    let admission = context.registry.admit(&hello.host.as_str().into(), &hello.version)?;
+    let admission = context.registry.admit(&hello.host.as_str().into(), &hello.version, ends)?;
     Ok((hello, admission))
 }
 

@@ -5,38 +5,44 @@ use axum::extract::State;
 use bulkhead_model::resource::API_VERSION;
 use serde_json::{Value, json};
 
-use super::Shared;
-use super::input::{self, Body, Parameters};
+use super::confirmations::standing;
+use super::input::{self, Body, OF_CHANGES, Parameters};
 use super::problem::Refusal;
-use crate::repository::{Change, Verb};
+use super::{Session, Shared, to_the_end};
+use crate::guard::NAMED_MAX;
+use crate::repository::{Change, Done, Verb};
 
 /// `POST /apis/bulkhead.dev/v1/apply`.
 pub(super) async fn apply(
     State(context): Shared,
+    session: Session,
     parameters: Parameters,
     body: Body,
 ) -> Result<Json<Value>, Refusal> {
-    parameters.only(&["dryRun"])?;
-    let dry_run = parameters.switch("dryRun")?;
+    parameters.only(&OF_CHANGES)?;
+    let terms = input::terms(&context, &parameters, session.0)?;
     let documents = input::documents(body)?;
-    let (changes, revision) = context.repository.write(&documents, Verb::Apply, dry_run).await?;
-    Ok(answer("ApplyResult", &changes, revision, dry_run))
+    let dry_run = terms.dry_run;
+    let write = async move { context.repository.write(&documents, Verb::Apply, &terms).await };
+    Ok(answer("ApplyResult", &to_the_end(write).await??, dry_run))
 }
 
 /// `POST /apis/bulkhead.dev/v1/delete`.
 pub(super) async fn delete(
     State(context): Shared,
+    session: Session,
     parameters: Parameters,
     body: Body,
 ) -> Result<Json<Value>, Refusal> {
-    parameters.only(&["dryRun"])?;
-    let dry_run = parameters.switch("dryRun")?;
+    parameters.only(&OF_CHANGES)?;
+    let terms = input::terms(&context, &parameters, session.0)?;
     let keys: Vec<_> = input::documents(body)?.iter().map(|document| document.resource.key()).collect();
-    let (changes, revision) = context.repository.delete(&keys, None, dry_run).await?;
-    Ok(answer("DeleteResult", &changes, revision, dry_run))
+    let dry_run = terms.dry_run;
+    let delete = async move { context.repository.delete(&keys, None, &terms).await };
+    Ok(answer("DeleteResult", &to_the_end(delete).await??, dry_run))
 }
 
-fn answer(kind: &str, changes: &[Change], revision: u64, dry_run: bool) -> Json<Value> {
+fn answer(kind: &str, done: &Done, dry_run: bool) -> Json<Value> {
     let item = |Change { key, outcome, before, after }: &Change| {
         json!({
             "kind": key.kind.as_str(),
@@ -47,11 +53,20 @@ fn answer(kind: &str, changes: &[Change], revision: u64, dry_run: bool) -> Json<
             "after": after.as_ref().map(|object| object.to_json()),
         })
     };
-    Json(json!({
+    let mut answer = json!({
         "apiVersion": API_VERSION,
         "kind": kind,
-        "metadata": { "resourceVersion": revision.to_string() },
+        "metadata": { "resourceVersion": done.revision.to_string() },
         "dryRun": dry_run,
-        "items": changes.iter().map(item).collect::<Vec<_>>(),
-    }))
+        "items": done.changes.iter().map(item).collect::<Vec<_>>(),
+    });
+    if !done.warnings.is_empty() {
+        let named = done.warnings.iter().take(NAMED_MAX);
+        answer["warnings"] = named.map(|warning| json!(warning.to_string())).collect();
+        answer["cutOff"] = json!(done.warnings.len());
+    }
+    if let Some(record) = &done.confirmation {
+        answer["confirmation"] = standing(record);
+    }
+    Json(answer)
 }

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tokio::sync::broadcast::error::RecvError;
 
 use super::Shared;
-use super::input::Parameters;
+use super::input::{Parameters, duration_ms};
 use super::problem::Refusal;
 use super::stream;
 use crate::clock;
@@ -77,11 +77,7 @@ fn label(text: &str) -> Result<Selector, Refusal> {
 
 /// Milliseconds since the Unix epoch, or a duration before now like `90s`, `5m`, `2h` or `7d`.
 fn since(text: &str, now_ms: u64) -> Result<u64, Refusal> {
-    let units = [("ms", 1), ("s", 1000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
-    let ago = units.into_iter().find_map(|(unit, unit_ms)| {
-        let count: u64 = text.strip_suffix(unit)?.parse().ok()?;
-        Some(now_ms.saturating_sub(count.saturating_mul(unit_ms)))
-    });
+    let ago = duration_ms(text).map(|ms| now_ms.saturating_sub(ms));
     ago.or_else(|| text.parse().ok()).ok_or_else(|| {
         Refusal::bad_request(format!(
             "query parameter since: expected milliseconds since 1970 or a duration like 5m, found {text:?}"

@@ -1,6 +1,7 @@
 //! What requests say: bodies and query parameters. Unknown parameters are refused, like unknown fields.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use axum::body::Bytes;
 use axum::extract::rejection::{BytesRejection, QueryRejection};
@@ -11,6 +12,9 @@ use bulkhead_model::Problem;
 use bulkhead_model::document::{self, Document};
 
 use super::problem::Refusal;
+use crate::context::Context;
+use crate::guard::{Ends, Known, Who};
+use crate::repository::{CONFIRM_WITHIN, Terms};
 
 /// Query parameters, by name.
 #[derive(Debug)]
@@ -72,6 +76,38 @@ impl Parameters {
             ))),
         }
     }
+}
+
+/// A number of milliseconds like `90s`, `5m`, `2h` or `7d`.
+pub(crate) fn duration_ms(text: &str) -> Option<u64> {
+    let units = [("ms", 1), ("s", 1000), ("m", 60_000), ("h", 3_600_000), ("d", 86_400_000)];
+    units.into_iter().find_map(|(unit, unit_ms)| {
+        let count: u64 = text.strip_suffix(unit)?.parse().ok()?;
+        Some(count.saturating_mul(unit_ms))
+    })
+}
+
+/// Query parameters of everything that changes objects.
+pub(crate) const OF_CHANGES: [&str; 3] = ["dryRun", "force", "confirmWithin"];
+
+/// On which terms a request changes objects.
+pub(crate) fn terms(context: &Context, parameters: &Parameters, ends: Ends) -> Result<Terms, Refusal> {
+    let confirm_within = parameters.text("confirmWithin").map(|text| {
+        let within = duration_ms(text).map(Duration::from_millis);
+        within.filter(|within| (CONFIRM_WITHIN.0..=CONFIRM_WITHIN.1).contains(within)).ok_or_else(|| {
+            let message = format!("query parameter confirmWithin: expected 1s to 24h, found {text:?}");
+            Refusal::bad_request(message)
+        })
+    });
+    let mut lifelines = context.registry.lifelines();
+    lifelines.insert(0, Known { who: Who::Operator, ends });
+    Ok(Terms {
+        dry_run: parameters.switch("dryRun")?,
+        force: parameters.switch("force")?,
+        confirm_within: confirm_within.transpose()?,
+        by: ends.remote.to_string(),
+        lifelines,
+    })
 }
 
 /// A body, or why there is none.

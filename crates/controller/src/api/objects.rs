@@ -1,6 +1,7 @@
 //! Objects one by one: list, get, create, replace, delete.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::{Path, State};
@@ -12,11 +13,11 @@ use bulkhead_model::resource::API_VERSION;
 use bulkhead_model::{Entity, Kind, ObjectKey, Resource, Selector};
 use serde_json::{Value, json};
 
-use super::Shared;
-use super::input::{self, Body, Parameters};
+use super::input::{self, Body, OF_CHANGES, Parameters};
 use super::problem::Refusal;
+use super::{Session, Shared, to_the_end};
 use crate::context::Context;
-use crate::repository::{Verb, WriteError};
+use crate::repository::{Terms, Verb, WriteError};
 
 /// The variables of a path.
 type Variables = Path<BTreeMap<String, String>>;
@@ -103,35 +104,44 @@ pub(super) async fn get(
 /// `POST …/{plural}`.
 pub(super) async fn create(
     State(context): Shared,
+    session: Session,
     variables: Variables,
     parameters: Parameters,
     body: Body,
 ) -> Result<Response, Refusal> {
-    parameters.only(&["dryRun"])?;
+    parameters.only(&OF_CHANGES)?;
+    let terms = input::terms(&context, &parameters, session.0)?;
     let kind = kind(&variables)?;
     let document = input::document(body)?;
     fits(&document, kind, variables.get("namespace"), None)?;
-    let object = write(&context, document, Verb::Create, parameters.switch("dryRun")?).await?;
+    let object = write(context, document, Verb::Create, terms).await?;
     Ok((StatusCode::CREATED, Json(object)).into_response())
 }
 
 /// `PUT …/{plural}/{name}`.
 pub(super) async fn replace(
     State(context): Shared,
+    session: Session,
     variables: Variables,
     parameters: Parameters,
     body: Body,
 ) -> Result<Json<Value>, Refusal> {
-    parameters.only(&["dryRun"])?;
+    parameters.only(&OF_CHANGES)?;
+    let terms = input::terms(&context, &parameters, session.0)?;
     let key = key(&variables)?;
     let document = input::document(body)?;
     fits(&document, key.kind, key.namespace.as_ref(), Some(&key.name))?;
-    Ok(Json(write(&context, document, Verb::Replace, parameters.switch("dryRun")?).await?))
+    Ok(Json(write(context, document, Verb::Replace, terms).await?))
 }
 
-async fn write(context: &Context, document: Document, verb: Verb, dry_run: bool) -> Result<Value, Refusal> {
-    let (changes, _) = context.repository.write(&[document], verb, dry_run).await?;
-    let after = changes.into_iter().find_map(|change| change.after);
+async fn write(
+    context: Arc<Context>,
+    document: Document,
+    verb: Verb,
+    terms: Terms,
+) -> Result<Value, Refusal> {
+    let write = async move { context.repository.write(&[document], verb, &terms).await };
+    let after = to_the_end(write).await??.changes.into_iter().find_map(|change| change.after);
     Ok(after.map_or(Value::Null, |after| after.to_json()))
 }
 
@@ -166,15 +176,18 @@ fn fits(
 /// `DELETE …/{plural}/{name}`.
 pub(super) async fn delete(
     State(context): Shared,
+    session: Session,
     variables: Variables,
     parameters: Parameters,
 ) -> Result<Json<Value>, Refusal> {
-    parameters.only(&["dryRun", "resourceVersion"])?;
+    let [dry_run, force, confirm_within] = OF_CHANGES;
+    parameters.only(&[dry_run, force, confirm_within, "resourceVersion"])?;
     let key = key(&variables)?;
-    let version = parameters.text("resourceVersion");
-    let dry_run = parameters.switch("dryRun")?;
-    let (changes, _) = context.repository.delete(std::slice::from_ref(&key), version, dry_run).await?;
-    match changes.into_iter().find_map(|change| change.before) {
+    let version = parameters.text("resourceVersion").map(ToOwned::to_owned);
+    let terms = input::terms(&context, &parameters, session.0)?;
+    let keys = [key.clone()];
+    let delete = async move { context.repository.delete(&keys, version.as_deref(), &terms).await };
+    match to_the_end(delete).await??.changes.into_iter().find_map(|change| change.before) {
         Some(before) => Ok(Json(before.to_json())),
         None => Err(WriteError::NotFound(key).into()),
     }

@@ -8,6 +8,7 @@ use bulkhead_store::StoreError;
 use serde_json::{Value, json};
 
 use crate::flows::FlowError;
+use crate::guard::{NAMED_MAX, Warning};
 use crate::repository::WriteError;
 
 /// An answer that is an error.
@@ -19,11 +20,19 @@ pub(crate) struct Refusal {
     // Boxed, since an error is passed through many hands and this is its largest part.
     about: Option<Box<ObjectKey>>,
     problems: Vec<Problem>,
+    warnings: Vec<Warning>,
 }
 
 impl Refusal {
     pub(crate) fn new(code: StatusCode, reason: &'static str, message: impl Into<String>) -> Self {
-        Self { code, reason, message: message.into(), about: None, problems: Vec::new() }
+        Self {
+            code,
+            reason,
+            message: message.into(),
+            about: None,
+            problems: Vec::new(),
+            warnings: Vec::new(),
+        }
     }
 
     /// The request itself makes no sense.
@@ -64,6 +73,10 @@ impl Refusal {
         }
         if !self.problems.is_empty() {
             details["causes"] = self.problems.iter().map(cause).collect();
+        }
+        if !self.warnings.is_empty() {
+            details["cuts"] = self.warnings.iter().take(NAMED_MAX).map(|warning| json!(warning)).collect();
+            details["cutOff"] = json!(self.warnings.len());
         }
         json!({
             "apiVersion": "v1",
@@ -112,6 +125,15 @@ impl From<WriteError> for Refusal {
                 Self::new(StatusCode::CONFLICT, "Conflict", message).about(key)
             }
             WriteError::Forbidden(_) => Self::new(StatusCode::FORBIDDEN, "Forbidden", message),
+            WriteError::LockOut(warnings) => {
+                Self { warnings, ..Self::new(StatusCode::CONFLICT, "LockOut", message) }
+            }
+            WriteError::Unjudged(_) => Self::new(StatusCode::CONFLICT, "LockOutUnknown", message),
+            WriteError::StillWaiting { .. } | WriteError::TooManyWait => {
+                Self::new(StatusCode::CONFLICT, "ConfirmationPending", message)
+            }
+            WriteError::NoConfirmation(_) => Self::not_found(message),
+            WriteError::AlreadyRolledBack { .. } => Self::new(StatusCode::CONFLICT, "RolledBack", message),
             WriteError::Store(error) => error.into(),
         }
     }

@@ -8,6 +8,7 @@ use bulkhead_model::resource::API_VERSION;
 use serde_json::{Value, json};
 
 use super::Shared;
+use super::confirmations::standing;
 use super::input::Parameters;
 use super::problem::Refusal;
 use crate::clock;
@@ -64,6 +65,7 @@ pub(super) async fn status(State(context): Shared, parameters: Parameters) -> Re
             "selectors": selectors,
             "flowsInMemory": context.flows.in_memory(),
         },
+        "confirmations": context.repository.confirmations().iter().map(standing).collect::<Vec<_>>(),
         "agents": context.registry.report(),
     })))
 }
@@ -111,6 +113,12 @@ fn agent_metrics(page: &mut Page, context: &Context) {
         ),
         ("workloads_refused_total", "Workloads published by agents and refused.", &metrics.workloads_refused),
         ("hosts_expired_total", "Hosts whose workloads were removed.", &metrics.hosts_expired),
+        ("roll_backs_total", "Changes that were rolled back.", &metrics.roll_backs),
+        (
+            "roll_back_objects_left_total",
+            "Objects that a roll-back left as they were.",
+            &metrics.roll_back_objects_left,
+        ),
     ];
     for (name, help, counter) in counters {
         page.counter(name, help, counter.value());

@@ -286,6 +286,11 @@ impl View {
         self.objects.get(key)
     }
 
+    /// All objects.
+    pub(crate) fn objects(&self) -> impl Iterator<Item = &Arc<Object>> {
+        self.objects.values()
+    }
+
     /// All objects of a kind, by namespace and name.
     pub(crate) fn of_kind(&self, kind: Kind) -> impl Iterator<Item = &Arc<Object>> {
         let first = ObjectKey { kind, namespace: None, name: String::new() };

@@ -1,13 +1,17 @@
 //! Changes by operators: validated against each other and against what there is, then one transaction.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
 
 use bulkhead_model::document::Document;
 use bulkhead_model::resource::nearest_name;
 use bulkhead_model::{Kind, ObjectKey, Problem, Resource};
 use bulkhead_store::{Precondition, Revision, StoreError, Transaction};
 
+use super::confirm::{self, Record, WAITING_MAX};
 use super::{Object, Repository, View, delete_op, is_predefined, put_op, stamp};
+use crate::guard::{self, Known, Warning};
 
 /// What is to be done with the objects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +35,14 @@ pub(crate) enum Outcome {
 }
 
 impl Outcome {
+    /// Whether anything is another than before.
+    pub(super) fn is_change(self) -> bool {
+        match self {
+            Self::Created | Self::Configured | Self::Deleted => true,
+            Self::Unchanged | Self::NotFound => false,
+        }
+    }
+
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Created => "created",
@@ -51,6 +63,32 @@ pub(crate) struct Change {
     pub(crate) after: Option<Resource>,
 }
 
+/// On which terms something is changed.
+#[derive(Debug, Clone)]
+pub(crate) struct Terms {
+    /// Say what would happen, and change nothing.
+    pub(crate) dry_run: bool,
+    /// Whoever is cut off.
+    pub(crate) force: bool,
+    /// To be undone unless somebody confirms it in this time.
+    pub(crate) confirm_within: Option<Duration>,
+    /// The address that it comes from.
+    pub(crate) by: String,
+    /// Connections that it should not cut.
+    pub(crate) lifelines: Vec<Known>,
+}
+
+/// What was done.
+#[derive(Debug)]
+pub(crate) struct Done {
+    pub(crate) changes: Vec<Change>,
+    pub(crate) revision: u64,
+    /// Whom it cuts off.
+    pub(crate) warnings: Vec<Warning>,
+    /// What waits for confirmation.
+    pub(crate) confirmation: Option<Record>,
+}
+
 /// Why nothing was changed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum WriteError {
@@ -69,6 +107,27 @@ pub(crate) enum WriteError {
     /// It may not be done.
     #[error("{0}")]
     Forbidden(String),
+    /// It would cut somebody off.
+    #[error(
+        "nothing was changed:\n{}\n--force does it all the same; with --confirm-within 2m it is undone unless confirmed",
+        guard::summary(.0)
+    )]
+    LockOut(Vec<Warning>),
+    /// Whether it would cut somebody off cannot be said.
+    #[error("nothing was changed: {0}; --force does it all the same")]
+    Unjudged(String),
+    /// A change of the same object waits for confirmation.
+    #[error("a change of {object} waits for confirmation already: confirm or roll back {id} first")]
+    StillWaiting { id: String, object: String },
+    /// There are too many.
+    #[error("{WAITING_MAX} changes wait for confirmation already")]
+    TooManyWait,
+    /// There is none of this id.
+    #[error("no change {0:?} waits for confirmation: it was confirmed, or never was")]
+    NoConfirmation(String),
+    /// It is too late.
+    #[error("the change {id} was rolled back at {at}")]
+    AlreadyRolledBack { id: String, at: String },
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -80,20 +139,22 @@ impl Repository {
         &self,
         documents: &[Document],
         verb: Verb,
-        dry_run: bool,
-    ) -> Result<(Vec<Change>, u64), WriteError> {
+        terms: &Terms,
+    ) -> Result<Done, WriteError> {
         let _one_at_a_time = self.operator_writes.lock().await;
-        let (mut changes, transaction) = self.plan(documents, verb)?;
-        let revision = self.commit(transaction, dry_run).await?;
-        if !dry_run {
-            let written = changes
+        let (changes, transaction) = self.plan(documents, verb)?;
+        let mut done = self.carry_out(changes, transaction, terms).await?;
+        if !terms.dry_run {
+            let revision = done.revision.to_string();
+            let written = done
+                .changes
                 .iter_mut()
                 .filter(|change| matches!(change.outcome, Outcome::Created | Outcome::Configured));
             for after in written.filter_map(|change| change.after.as_mut()) {
-                after.metadata_mut().resource_version = Some(revision.to_string());
+                after.metadata_mut().resource_version = Some(revision.clone());
             }
         }
-        Ok((changes, revision))
+        Ok(done)
     }
 
     /// Removes objects, all or none. That one does not exist is an outcome, not an error.
@@ -101,25 +162,78 @@ impl Repository {
         &self,
         keys: &[ObjectKey],
         resource_version: Option<&str>,
-        dry_run: bool,
-    ) -> Result<(Vec<Change>, u64), WriteError> {
+        terms: &Terms,
+    ) -> Result<Done, WriteError> {
         let _one_at_a_time = self.operator_writes.lock().await;
         let (changes, transaction) = {
             let view = self.view();
             check_deletable(&view, keys)?;
             plan_delete(&view, keys, resource_version)?
         };
-        let revision = self.commit(transaction, dry_run).await?;
-        Ok((changes, revision))
+        self.carry_out(changes, transaction, terms).await
     }
 
-    async fn commit(&self, transaction: Transaction, dry_run: bool) -> Result<u64, WriteError> {
-        if dry_run || transaction.ops.is_empty() {
-            return Ok(self.view().revision);
+    /// Asks the guard, and commits.
+    async fn carry_out(
+        &self,
+        changes: Vec<Change>,
+        mut transaction: Transaction,
+        terms: &Terms,
+    ) -> Result<Done, WriteError> {
+        let Terms { dry_run, force, confirm_within, by, lifelines } = terms;
+        if transaction.ops.is_empty() {
+            let revision = self.view().revision;
+            return Ok(Done { changes, revision, warnings: Vec::new(), confirmation: None });
         }
-        let applied = self.store.apply(transaction).await?;
-        self.wait_for(applied.revision.0).await;
-        Ok(applied.revision.0)
+        let warnings = match self.warnings(&changes, lifelines).await {
+            Ok(warnings) => warnings,
+            Err(reason) if *force || *dry_run => {
+                tracing::warn!(%reason, "a change was not judged by the lock-out guard");
+                Vec::new()
+            }
+            Err(reason) => return Err(WriteError::Unjudged(reason)),
+        };
+        if !warnings.is_empty() && !force && !dry_run {
+            return Err(WriteError::LockOut(warnings));
+        }
+        let record = confirm_within.map(|within| (confirm::record(&changes, within, by), within));
+        if let Some((record, _)) = &record {
+            self.check_can_wait(record)?;
+            transaction.ops.push(confirm::put_op(record));
+        }
+        if *dry_run {
+            let revision = self.view().revision;
+            return Ok(Done { changes, revision, warnings, confirmation: None });
+        }
+        for warning in &warnings {
+            tracing::warn!(by = %by, %warning, "a change was forced");
+        }
+        let revision = self.store.apply(transaction).await?.revision.0;
+        let confirmation = record.map(|(record, within)| {
+            self.remember(record.clone(), within, revision);
+            record
+        });
+        self.wait_for(revision).await;
+        Ok(Done { changes, revision, warnings, confirmation })
+    }
+
+    /// Whom a change would cut off.
+    async fn warnings(&self, changes: &[Change], lifelines: &[Known]) -> Result<Vec<Warning>, String> {
+        if lifelines.is_empty() {
+            return Ok(Vec::new());
+        }
+        let objects: Vec<Arc<Object>> = self.view().objects().cloned().collect();
+        let changes: Vec<_> = changes
+            .iter()
+            .filter(|change| change.outcome.is_change())
+            .map(|change| (change.key.clone(), change.after.clone()))
+            .collect();
+        let lifelines = lifelines.to_vec();
+        let judged = tokio::task::spawn_blocking(move || guard::warnings(&objects, &changes, &lifelines));
+        match judged.await {
+            Ok(judged) => judged.map_err(|too_many| too_many.to_string()),
+            Err(error) => Err(format!("the lock-out guard failed: {error}")),
+        }
     }
 
     fn plan(&self, documents: &[Document], verb: Verb) -> Result<(Vec<Change>, Transaction), WriteError> {

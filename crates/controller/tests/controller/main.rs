@@ -5,6 +5,7 @@ mod agents;
 mod documentation;
 mod flows;
 mod foreign;
+mod guard;
 mod harness;
 mod leases;
 mod objects;

@@ -1,0 +1,347 @@
+//! Changes that undo themselves unless somebody confirms them.
+//!
+//! A change with a deadline leaves a record in the same transaction: what it touched, and what that was before. The
+//! record is written once while it waits, so its own revision tells whether anybody has touched an object since. The
+//! deadline is a time of day, so that it holds over a restart; within one life of the controller the clock of the
+//! machine counts, which nobody sets.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use bulkhead_model::{ObjectKey, Resource};
+use bulkhead_store::{Op, OpKind, Precondition, Revision, Store, StoreError, Stored, Transaction, random_id};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::write::{Change, Outcome, WriteError};
+use super::{Repository, View, keys};
+use crate::clock;
+
+/// Most changes that wait at once.
+pub(crate) const WAITING_MAX: usize = 100;
+/// Longest and shortest time to confirm.
+pub(crate) const CONFIRM_WITHIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(86_400));
+/// Roll-backs that are remembered, for whoever asks what happened.
+const ROLLED_BACK_MAX: usize = 20;
+/// How often a roll-back is tried if others write meanwhile.
+const ATTEMPTS_MAX: usize = 5;
+/// Where the records are in the store. There is no kind of that name, so no object.
+const PREFIX: &str = "/bulkhead.dev/v1/confirmations/_/";
+
+/// Where a change stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) enum Standing {
+    /// In force until the deadline.
+    Waiting,
+    /// Undone.
+    RolledBack,
+}
+
+/// An object that a change touched.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Touched {
+    /// Where it is in the store.
+    key: String,
+    /// Whether the change removed it.
+    deleted: bool,
+    /// What it was; `None`: there was none.
+    before: Option<Value>,
+}
+
+/// An object that a roll-back left as it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct LeftAlone {
+    /// Which.
+    pub(crate) object: String,
+    /// Why.
+    pub(crate) reason: String,
+}
+
+/// What is stored of a change with a deadline.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct Record {
+    pub(crate) id: String,
+    pub(crate) standing: Standing,
+    /// The address that it came from.
+    pub(crate) by: String,
+    pub(crate) made_ms: u64,
+    pub(crate) deadline_ms: u64,
+    /// When it was undone.
+    #[serde(default)]
+    pub(crate) ended_ms: u64,
+    /// Names of the objects.
+    pub(crate) objects: Vec<String>,
+    /// Empty once it is undone.
+    touched: Vec<Touched>,
+    #[serde(default)]
+    pub(crate) left_alone: Vec<LeftAlone>,
+}
+
+/// A record and what only this process knows of it.
+#[derive(Debug, Clone)]
+pub(crate) struct Confirmation {
+    pub(crate) record: Record,
+    /// Of the transaction that wrote it, and with it the change.
+    revision: u64,
+    deadline: Instant,
+}
+
+/// All of them, by id.
+pub(super) type Confirmations = BTreeMap<String, Confirmation>;
+
+/// Those that the store holds.
+pub(super) async fn stored(store: &dyn Store) -> Result<Confirmations, StoreError> {
+    let (all, _) = store.list(PREFIX).await?;
+    let now_ms = clock::now_ms();
+    let read = |stored: &Stored| match serde_json::from_slice::<Record>(&stored.value) {
+        Ok(record) => {
+            // However the clock was set meanwhile, nobody waits longer than was asked for.
+            let within = record.deadline_ms.saturating_sub(record.made_ms);
+            let left = record.deadline_ms.saturating_sub(now_ms).min(within);
+            let deadline = Instant::now() + Duration::from_millis(left);
+            Some((record.id.clone(), Confirmation { record, revision: stored.modified.0, deadline }))
+        }
+        Err(error) => {
+            tracing::error!(key = %stored.key, %error, "a change that waits for confirmation cannot be read: it stays");
+            None
+        }
+    };
+    Ok(all.iter().filter_map(read).collect())
+}
+
+/// A change that is to be confirmed, before it is made.
+pub(super) fn record(changes: &[Change], within: Duration, by: &str) -> Record {
+    let made_ms = clock::now_ms();
+    let within_ms = u64::try_from(within.as_millis()).unwrap_or(u64::MAX);
+    let touched: Vec<&Change> = changes.iter().filter(|change| change.outcome.is_change()).collect();
+    Record {
+        id: random_id()[..8].to_owned(),
+        standing: Standing::Waiting,
+        by: by.to_owned(),
+        made_ms,
+        deadline_ms: made_ms.saturating_add(within_ms),
+        ended_ms: 0,
+        objects: touched.iter().map(|change| change.key.to_string()).collect(),
+        touched: touched
+            .iter()
+            .map(|change| Touched {
+                key: keys::store_key(&change.key),
+                deleted: change.outcome == Outcome::Deleted,
+                before: change.before.as_ref().map(Resource::to_json),
+            })
+            .collect(),
+        left_alone: Vec::new(),
+    }
+}
+
+/// The operation that writes it.
+pub(super) fn put_op(record: &Record) -> Op {
+    // A record is made of text and numbers only.
+    let bytes = serde_json::to_vec(record).unwrap_or_default();
+    let key = format!("{PREFIX}{}", record.id).into();
+    Op { key, precondition: Precondition::Any, kind: OpKind::Put(bytes.into()) }
+}
+
+fn delete_op(id: &str) -> Op {
+    Op { key: format!("{PREFIX}{id}").into(), precondition: Precondition::Any, kind: OpKind::Delete }
+}
+
+impl Repository {
+    /// All that wait, and the latest that were undone.
+    pub(crate) fn confirmations(&self) -> Vec<Record> {
+        self.confirmations_locked().values().map(|one| one.record.clone()).collect()
+    }
+
+    /// The first deadline of those that wait.
+    pub(crate) fn next_deadline(&self) -> Option<(Instant, String)> {
+        let all = self.confirmations_locked();
+        let waiting = all.iter().filter(|(_, one)| one.record.standing == Standing::Waiting);
+        waiting.map(|(id, one)| (one.deadline, id.clone())).min()
+    }
+
+    /// Refuses a change with a deadline that cannot wait beside those that do.
+    pub(super) fn check_can_wait(&self, record: &Record) -> Result<(), WriteError> {
+        let all = self.confirmations_locked();
+        let waiting: Vec<_> = all.values().filter(|one| one.record.standing == Standing::Waiting).collect();
+        let wanted: BTreeSet<&String> = record.objects.iter().collect();
+        for one in &waiting {
+            if let Some(object) = one.record.objects.iter().find(|object| wanted.contains(object)) {
+                let (id, object) = (one.record.id.clone(), object.clone());
+                return Err(WriteError::StillWaiting { id, object });
+            }
+        }
+        if waiting.len() >= WAITING_MAX {
+            return Err(WriteError::TooManyWait);
+        }
+        Ok(())
+    }
+
+    /// Remembers a change that was written with its record.
+    pub(super) fn remember(&self, record: Record, within: Duration, revision: u64) {
+        let deadline = Instant::now() + within;
+        let id = record.id.clone();
+        self.confirmations_locked().insert(id, Confirmation { record, revision, deadline });
+        self.confirmations_changed.notify_one();
+    }
+
+    fn waiting(&self, id: &str) -> Result<Confirmation, WriteError> {
+        match self.confirmations_locked().get(id) {
+            None => Err(WriteError::NoConfirmation(id.to_owned())),
+            Some(one) if one.record.standing == Standing::RolledBack => Err(WriteError::AlreadyRolledBack {
+                id: id.to_owned(),
+                at: clock::rfc3339(one.record.ended_ms),
+            }),
+            Some(one) => Ok(one.clone()),
+        }
+    }
+
+    /// Keeps a change.
+    pub(crate) async fn confirm(&self, id: &str) -> Result<Record, WriteError> {
+        let _one_at_a_time = self.operator_writes.lock().await;
+        let one = self.waiting(id)?;
+        self.store.apply(Transaction { ops: vec![delete_op(id)] }).await?;
+        self.confirmations_locked().remove(id);
+        self.confirmations_changed.notify_one();
+        Ok(one.record)
+    }
+
+    /// Undoes a change: exactly the objects that it touched, but for those that somebody else has touched since.
+    pub(crate) async fn roll_back(&self, id: &str) -> Result<Record, WriteError> {
+        let _one_at_a_time = self.operator_writes.lock().await;
+        let one = self.waiting(id)?;
+        let mut attempts = 0;
+        let (record, revision) = loop {
+            let (mut ops, left_alone) = undo(&self.view(), &one);
+            let record = Record {
+                standing: Standing::RolledBack,
+                ended_ms: clock::now_ms(),
+                touched: Vec::new(),
+                left_alone,
+                ..one.record.clone()
+            };
+            ops.push(put_op(&record));
+            let forgotten = self.oldest_rolled_back();
+            ops.extend(forgotten.as_deref().map(delete_op));
+            match self.store.apply(Transaction { ops }).await {
+                Ok(applied) => {
+                    if let Some(id) = forgotten {
+                        self.confirmations_locked().remove(&id);
+                    }
+                    break (record, applied.revision.0);
+                }
+                // An agent has published one of the objects meanwhile.
+                Err(StoreError::Conflict { .. }) if attempts < ATTEMPTS_MAX => {
+                    attempts += 1;
+                    let newest = self.store.revision().await?;
+                    self.wait_for(newest.0).await;
+                }
+                Err(error) => return Err(error.into()),
+            }
+        };
+        let ended = Confirmation { record: record.clone(), revision, deadline: one.deadline };
+        self.confirmations_locked().insert(id.to_owned(), ended);
+        self.confirmations_changed.notify_one();
+        self.wait_for(revision).await;
+        Ok(record)
+    }
+
+    /// What has to be forgotten to remember one more.
+    fn oldest_rolled_back(&self) -> Option<String> {
+        let all = self.confirmations_locked();
+        let done = all.values().filter(|one| one.record.standing == Standing::RolledBack);
+        let done: Vec<_> = done.map(|one| (one.record.ended_ms, &one.record.id)).collect();
+        if done.len() < ROLLED_BACK_MAX { None } else { done.into_iter().min().map(|(_, id)| id.clone()) }
+    }
+}
+
+/// What is to be done to one object.
+struct Undo {
+    key: ObjectKey,
+    before: Option<Resource>,
+    op: Op,
+}
+
+/// The operations that undo a change, and what they leave alone.
+fn undo(view: &View, one: &Confirmation) -> (Vec<Op>, Vec<LeftAlone>) {
+    let (mut undone, mut left_alone) = (Vec::new(), Vec::new());
+    for touched in &one.record.touched {
+        match undo_one(view, touched, one.revision) {
+            Ok(undo) => undone.push(undo),
+            Err(left) => left_alone.push(left),
+        }
+    }
+    // What cannot go back for its tier's sake may be what another tier cannot go for.
+    while let Some((place, reason)) =
+        undone.iter().enumerate().find_map(|(place, undo)| Some((place, without_tier(view, &undone, undo)?)))
+    {
+        let undo = undone.remove(place);
+        left_alone.push(LeftAlone { object: undo.key.to_string(), reason });
+    }
+    (undone.into_iter().map(|undo| undo.op).collect(), left_alone)
+}
+
+fn undo_one(view: &View, touched: &Touched, revision: u64) -> Result<Undo, LeftAlone> {
+    let left = |reason: String| LeftAlone { object: touched.key.clone(), reason };
+    let key = keys::object_key(&touched.key).ok_or_else(|| left("its kind is not known here".into()))?;
+    let left = |reason: String| LeftAlone { object: key.to_string(), reason };
+    let current = view.get(&key).filter(|object| object.modified > 0);
+    let precondition = match (touched.deleted, current) {
+        (true, None) => Precondition::Absent,
+        (true, Some(object)) => {
+            return Err(left(format!("somebody made it anew, at resourceVersion {}", object.modified)));
+        }
+        (false, Some(object)) if object.modified == revision => Precondition::AtRevision(Revision(revision)),
+        (false, Some(object)) => {
+            return Err(left(format!(
+                "somebody has changed it since, at resourceVersion {}",
+                object.modified
+            )));
+        }
+        (false, None) => return Err(left("somebody has deleted it since".into())),
+    };
+    let before = touched.before.as_ref().map(Resource::from_json).transpose();
+    let mut before = before.map_err(|problems| {
+        let problems: Vec<_> = problems.iter().map(ToString::to_string).collect();
+        left(format!("what it was cannot be read: {}", problems.join("; ")))
+    })?;
+    if let Some(before) = &mut before {
+        let generation = current.and_then(|current| current.resource.metadata().generation);
+        let metadata = before.metadata_mut();
+        metadata.resource_version = None;
+        metadata.generation = generation.map(|generation| generation + 1).or(metadata.generation);
+    }
+    let op = match &before {
+        Some(before) => super::put_op(before, precondition),
+        None => Op { key: touched.key.as_str().into(), precondition, kind: OpKind::Delete },
+    };
+    Ok(Undo { key, before, op })
+}
+
+/// Why one of several cannot be undone: a policy would be in no tier.
+fn without_tier(view: &View, undone: &[Undo], undo: &Undo) -> Option<String> {
+    let going: BTreeSet<&ObjectKey> = undone.iter().map(|undo| &undo.key).collect();
+    let staying = || {
+        let others = view.resources().filter(|object| !going.contains(&object.resource.key()));
+        let others = others.map(|object| object.resource.clone());
+        others.chain(undone.iter().filter_map(|undo| undo.before.clone()))
+    };
+    if let Some(before) = &undo.before {
+        let mut used = before.tiers_used().peekable();
+        used.peek()?;
+        let made: BTreeSet<String> = staying()
+            .flat_map(|object| object.tiers_made().map(ToOwned::to_owned).collect::<Vec<_>>())
+            .collect();
+        return used.find(|tier| !made.contains(*tier)).map(|tier| format!("its tier {tier:?} is gone"));
+    }
+    let gone = view.get(&undo.key)?;
+    let made: BTreeSet<&str> = gone.resource.tiers_made().collect();
+    if made.is_empty() {
+        return None;
+    }
+    let user = staying().find(|object| object.tiers_used().any(|tier| made.contains(tier)));
+    user.map(|user| format!("somebody has put {} into it since", user.key()))
+}
