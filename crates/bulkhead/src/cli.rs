@@ -217,7 +217,7 @@ pub(crate) struct AgentSettings {
     /// Milliseconds between two reports of live connections [default: 5000]
     #[arg(long, value_name = "MS")]
     pub(crate) sweep_interval_ms: Option<u64>,
-    /// What enforces in the kernel [default: auto]
+    /// What enforces in the kernel: eBPF, nftables, or that where eBPF is missing [default: auto]
     #[arg(long, value_name = "NAME")]
     pub(crate) dataplane: Option<DataplaneName>,
     /// Where eBPF's tables are pinned [default: /sys/fs/bpf/bulkhead/HOST]
@@ -227,11 +227,8 @@ pub(crate) struct AgentSettings {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum DataplaneName {
-    /// eBPF, or nftables where this host cannot do that
     Auto,
-    /// eBPF, or nothing
     Ebpf,
-    /// nftables
     Nftables,
 }
 

@@ -7,10 +7,12 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use bulkhead_dataplane::{Dataplane, DataplaneError};
+#[allow(unused_imports, reason = "every test binary uses its own part")]
 pub(crate) use bulkhead_dataplane_testing::namespace::{
     self as live, enter_new_namespace, ifindex, interface, now_ns, run,
 };
 pub(crate) use bulkhead_dataplane_testing::packet;
+#[allow(unused_imports, reason = "every test binary uses its own part")]
 pub(crate) use bulkhead_dataplane_testing::policy::{
     DEFAULT_RULE, EGRESS, INGRESS, Rule, cell, compile, policy, row,
 };
