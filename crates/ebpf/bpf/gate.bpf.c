@@ -157,6 +157,9 @@ static __always_inline int judge_sender(struct bpf_nf_ctx *context, struct flow 
 	if (passed & PASSED_SETTLED && !is_new_to_kernel(context->skb))
 		return PASS;
 	subject = sender_of(context);
+	/* Left unsettled by an exit, and since then its address has been taken from it. */
+	if (!subject && !(passed & PASSED_SETTLED) && binding_of(passed & PASSED_FROM))
+		return deny_without_entry(REASON_SPOOFED);
 	if (!subject)
 		return PASS;
 	if (!take_in(context, f))
