@@ -19,7 +19,7 @@ pub struct Capacities {
 
 impl Default for Capacities {
     fn default() -> Self {
-        Self { addresses: 262_144, rows: 524_288, steps: 262_144, variants: 65_536, endpoints: 4096 }
+        Self { addresses: 262_144, rows: 524_288, steps: 2_097_152, variants: 65_536, endpoints: 4096 }
     }
 }
 
