@@ -10,6 +10,7 @@ use bulkhead_discover::links;
 use bulkhead_ebpf::{Capacities, EbpfDataplane};
 use bulkhead_model::Prefix;
 use bulkhead_model::host_policy::{ClassId, HostDelta};
+use bulkhead_model::ports::Protocol;
 
 use crate::netns::{feed, host, run};
 use crate::report::Line;
@@ -36,7 +37,7 @@ fn in_namespace(effort: Effort) -> anyhow::Result<Vec<Line>> {
     let root = PathBuf::from(format!("/sys/fs/bpf/bulkhead-bench-{}-plan", std::process::id()));
     let endpoint = (links::interface("w")?, Ipv4Addr::new(10, 0, 1, 2));
     let mut dataplane = EbpfDataplane::open(&root, Capacities::default())?;
-    let policy = fixtures::one_rule_per_peer(1_000, &[endpoint], (80, 80))?;
+    let policy = fixtures::one_rule_per_peer(1_000, &[endpoint], Protocol::TCP, (80, 80))?;
     let measured = dataplane.replace(&policy).map_err(Into::into).and_then(|_| {
         SIZES.iter().map(|size| one_size(&mut dataplane, *size, effort)).collect::<anyhow::Result<Vec<_>>>()
     });

@@ -13,6 +13,7 @@ use std::time::Duration;
 use bulkhead_dataplane::Dataplane;
 use bulkhead_discover::links;
 use bulkhead_ebpf::{Capacities, EbpfDataplane};
+use bulkhead_model::ports::Protocol;
 
 use crate::load::Test;
 use crate::netns::{Namespace, feed, host, run};
@@ -124,7 +125,7 @@ impl Ours {
         let interfaces =
             INTERFACES.iter().map(|name| links::interface(name)).collect::<Result<Vec<_>, _>>()?;
         let endpoints = [(interfaces[0], CLIENT), (interfaces[1], SERVER)];
-        let policy = fixtures::one_rule_per_peer(rules, &endpoints, (7001, 7002))?;
+        let policy = fixtures::one_rule_per_peer(rules, &endpoints, Protocol::TCP, (7001, 7002))?;
         let mut dataplane = EbpfDataplane::open(&root, Capacities::default())?;
         dataplane.replace(&policy)?;
         let dataplane = Arc::new(Mutex::new(dataplane));
