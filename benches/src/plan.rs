@@ -10,7 +10,7 @@ use bulkhead_discover::links;
 use bulkhead_ebpf::{Capacities, EbpfDataplane};
 use bulkhead_model::Prefix;
 use bulkhead_model::host_policy::{ClassId, HostDelta};
-use bulkhead_model::ports::Protocol;
+use bulkhead_nft::NftDataplane;
 
 use crate::netns::{feed, host, run};
 use crate::report::Line;
@@ -37,16 +37,26 @@ fn in_namespace(effort: Effort) -> anyhow::Result<Vec<Line>> {
     let root = PathBuf::from(format!("/sys/fs/bpf/bulkhead-bench-{}-plan", std::process::id()));
     let endpoint = (links::interface("w")?, Ipv4Addr::new(10, 0, 1, 2));
     let mut dataplane = EbpfDataplane::open(&root, Capacities::default())?;
-    let policy = fixtures::one_rule_per_peer(1_000, &[endpoint], Protocol::TCP, (80, 80))?;
+    let policy = fixtures::one_rule_per_peer(1_000, &[endpoint], (80, 80))?;
+    let mut nft = NftDataplane::open(bulkhead_nft::Capacities::default())?;
+    nft.replace(&policy)?;
     let measured = dataplane.replace(&policy).map_err(Into::into).and_then(|_| {
-        SIZES.iter().map(|size| one_size(&mut dataplane, *size, effort)).collect::<anyhow::Result<Vec<_>>>()
+        let mut both = Both { ebpf: &mut dataplane, nft: &mut nft };
+        SIZES.iter().map(|size| one_size(&mut both, *size, effort)).collect::<anyhow::Result<Vec<_>>>()
     });
     dataplane.cleanup()?;
+    nft.cleanup()?;
     // Sets of ipset belong to the namespace and go with it; the module stays.
     measured
 }
 
-fn one_size(dataplane: &mut EbpfDataplane, size: u32, effort: Effort) -> anyhow::Result<Line> {
+/// The dataplanes under measurement. Neither is in charge of an interface.
+struct Both<'a> {
+    ebpf: &'a mut EbpfDataplane,
+    nft: &'a mut NftDataplane,
+}
+
+fn one_size(both: &mut Both<'_>, size: u32, effort: Effort) -> anyhow::Result<Line> {
     let rounds = effort.pick(21, 5);
     progress(&format!("plan to kernel: {size} addresses"));
     let addresses = || (0..size).map(|number| fixtures::address(FIRST + number));
@@ -65,18 +75,21 @@ fn one_size(dataplane: &mut EbpfDataplane, size: u32, effort: Effort) -> anyhow:
         writeln!(ipset, "add peers {ip}")?;
     }
     nft += "}\n";
-    let (mut ours, mut nfts, mut ipsets) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut ours, mut over_nft, mut nfts, mut ipsets) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for _ in 0..rounds {
-        ours.push(micros(|| Ok(dataplane.apply(&put).map(drop)?))?);
+        ours.push(micros(|| Ok(both.ebpf.apply(&put).map(drop)?))?);
+        over_nft.push(micros(|| Ok(both.nft.apply(&put).map(drop)?))?);
         nfts.push(micros(|| feed("nft -f -", &nft))?);
         ipsets.push(micros(|| feed("ipset restore", &ipset))?);
-        dataplane.apply(&take)?;
+        both.ebpf.apply(&take)?;
+        both.nft.apply(&take)?;
         run("nft flush set ip bench peers")?;
         run("ipset flush peers")?;
         // After a removal nothing is written for one grace period, which passes in the background.
         std::thread::sleep(GRACE_TIME);
     }
     Ok(Line::new(format!("plan to kernel: {size} new addresses"), "µs", median(&ours))
+        .beside("bulkhead over nftables", median(&over_nft))
         .beside("nft -f", median(&nfts))
         .beside("ipset restore", median(&ipsets))
         .ratio(paired_ratio(&ours, &nfts)))

@@ -115,7 +115,7 @@ fn sample(effort: Effort, sizes: &[u32]) -> anyhow::Result<Samples> {
     let mut samples = Samples::new();
     for size in sizes {
         progress(&format!("scale: {size} rules"));
-        let policy = fixtures::one_rule_per_peer(*size, &endpoints, Protocol::UDP, (1, 65_534))?;
+        let policy = fixtures::rules_per_peer(*size, &endpoints, Protocol::UDP, (1, 65_534))?;
         for round in 0..effort.pick(5, 1) {
             let mut order = Variant::ALL;
             if round % 2 == 1 {

@@ -13,7 +13,7 @@ use std::time::Duration;
 use bulkhead_dataplane::Dataplane;
 use bulkhead_discover::links;
 use bulkhead_ebpf::{Capacities, EbpfDataplane};
-use bulkhead_model::ports::Protocol;
+use bulkhead_nft::NftDataplane;
 
 use crate::load::Test;
 use crate::netns::{Namespace, feed, host, run};
@@ -42,18 +42,30 @@ enum Variant {
     None,
     Ours10,
     Ours100k,
+    OverNft10,
+    OverNft100k,
     NftSet,
     Iptables,
 }
 
 impl Variant {
-    const ALL: [Self; 5] = [Self::None, Self::Ours10, Self::Ours100k, Self::NftSet, Self::Iptables];
+    const ALL: [Self; 7] = [
+        Self::None,
+        Self::Ours10,
+        Self::Ours100k,
+        Self::OverNft10,
+        Self::OverNft100k,
+        Self::NftSet,
+        Self::Iptables,
+    ];
 
     fn name(self) -> String {
         match self {
             Self::None => "no policy".into(),
             Self::Ours10 => "bulkhead, 10 rules".into(),
             Self::Ours100k => "bulkhead, 100 000 rules".into(),
+            Self::OverNft10 => "bulkhead over nftables, 10 rules".into(),
+            Self::OverNft100k => "bulkhead over nftables, 100 000 rules".into(),
             Self::NftSet => format!("nft set of {NFT_ADDRESSES}"),
             Self::Iptables => format!("iptables, {IPTABLES_RULES} rules"),
         }
@@ -72,8 +84,6 @@ fn sample(effort: Effort) -> anyhow::Result<Samples> {
     let client = Namespace::workload(INTERFACES[0], 1)?;
     let server = Namespace::workload(INTERFACES[1], 2)?;
     load::serve(&server)?;
-    let mut small = Ours::new("small", 10)?;
-    let mut large = Ours::new("large", 100_000)?;
     let iptables = iptables_rules()?;
     let nft = nft_rules()?;
     let time = Duration::from_millis(effort.pick(400, 200));
@@ -87,10 +97,13 @@ fn sample(effort: Effort) -> anyhow::Result<Samples> {
             order.reverse();
         }
         for variant in order {
+            let mut ours = None;
             match variant {
                 Variant::None => {}
-                Variant::Ours10 => small.attach()?,
-                Variant::Ours100k => large.attach()?,
+                Variant::Ours10 => ours = Some(Ours::over_ebpf(10)?),
+                Variant::Ours100k => ours = Some(Ours::over_ebpf(100_000)?),
+                Variant::OverNft10 => ours = Some(Ours::over_nft(10)?),
+                Variant::OverNft100k => ours = Some(Ours::over_nft(100_000)?),
                 Variant::NftSet => feed("nft -f -", &nft)?,
                 Variant::Iptables => feed("iptables-restore", &iptables)?,
             }
@@ -100,8 +113,8 @@ fn sample(effort: Effort) -> anyhow::Result<Samples> {
             }
             match variant {
                 Variant::None => {}
-                Variant::Ours10 => small.detach()?,
-                Variant::Ours100k => large.detach()?,
+                // Removed whole: programs at netfilter's hooks would cost the others, too, and somebody flushes below.
+                Variant::Ours10 | Variant::Ours100k | Variant::OverNft10 | Variant::OverNft100k => drop(ours),
                 // iptables' tables are nftables' too, so that nothing of either stays.
                 Variant::NftSet | Variant::Iptables => run("nft flush ruleset")?,
             }
@@ -111,67 +124,56 @@ fn sample(effort: Effort) -> anyhow::Result<Samples> {
 }
 
 /// A dataplane with a policy of some size, and the part of an agent that reads its events.
-#[derive(Debug)]
 struct Ours {
-    dataplane: Arc<Mutex<EbpfDataplane>>,
-    interfaces: Vec<u32>,
+    dataplane: Arc<Mutex<Box<dyn Dataplane>>>,
     stop: Arc<AtomicBool>,
     poller: Option<JoinHandle<()>>,
 }
 
 impl Ours {
-    fn new(name: &str, rules: u32) -> anyhow::Result<Self> {
-        let root = PathBuf::from(format!("/sys/fs/bpf/bulkhead-bench-{}-{name}", std::process::id()));
+    fn over_ebpf(rules: u32) -> anyhow::Result<Self> {
+        let root = PathBuf::from(format!("/sys/fs/bpf/bulkhead-bench-{}", std::process::id()));
+        Self::attached(Box::new(EbpfDataplane::open(&root, Capacities::default())?), rules)
+    }
+
+    fn over_nft(rules: u32) -> anyhow::Result<Self> {
+        Self::attached(Box::new(NftDataplane::open(bulkhead_nft::Capacities::default())?), rules)
+    }
+
+    fn attached(mut dataplane: Box<dyn Dataplane>, rules: u32) -> anyhow::Result<Self> {
         let interfaces =
             INTERFACES.iter().map(|name| links::interface(name)).collect::<Result<Vec<_>, _>>()?;
         let endpoints = [(interfaces[0], CLIENT), (interfaces[1], SERVER)];
-        let policy = fixtures::one_rule_per_peer(rules, &endpoints, Protocol::TCP, (7001, 7002))?;
-        let mut dataplane = EbpfDataplane::open(&root, Capacities::default())?;
-        dataplane.replace(&policy)?;
-        let dataplane = Arc::new(Mutex::new(dataplane));
-        Ok(Self { dataplane, interfaces, stop: Arc::default(), poller: None })
-    }
-
-    fn with<T>(&self, act: impl FnOnce(&mut EbpfDataplane) -> T) -> T {
-        act(&mut self.dataplane.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-
-    fn attach(&mut self) -> anyhow::Result<()> {
-        for ifindex in &self.interfaces {
-            self.with(|dataplane| dataplane.attach(Attachment::Interface(*ifindex)))?;
+        dataplane.replace(&fixtures::one_rule_per_peer(rules, &endpoints, (7001, 7002))?)?;
+        for ifindex in interfaces {
+            dataplane.attach(Attachment::Interface(ifindex))?;
         }
-        self.stop.store(false, Ordering::Relaxed);
-        let (dataplane, stop) = (Arc::clone(&self.dataplane), Arc::clone(&self.stop));
-        self.poller = Some(std::thread::Builder::new().name("poller".into()).spawn(move || {
-            while !stop.load(Ordering::Relaxed) {
-                let mut dataplane = dataplane.lock().unwrap_or_else(PoisonError::into_inner);
+        let (dataplane, stop) = (Arc::new(Mutex::new(dataplane)), Arc::<AtomicBool>::default());
+        let (read, stopped) = (Arc::clone(&dataplane), Arc::clone(&stop));
+        let poller = std::thread::Builder::new().name("poller".into()).spawn(move || {
+            while !stopped.load(Ordering::Relaxed) {
+                let mut dataplane = read.lock().unwrap_or_else(PoisonError::into_inner);
                 // An event that cannot be read is lost, and counted as such by the kernel.
                 let _ = dataplane.poll(&mut |_flow| {});
                 drop(dataplane);
                 std::thread::sleep(POLL_INTERVAL);
             }
-        })?);
-        Ok(())
+        })?;
+        Ok(Self { dataplane, stop, poller: Some(poller) })
     }
 
-    fn detach(&mut self) -> anyhow::Result<()> {
-        self.stop.store(true, Ordering::Relaxed);
-        if let Some(poller) = self.poller.take() {
-            let _panicked = poller.join();
-        }
-        for ifindex in &self.interfaces {
-            self.with(|dataplane| dataplane.detach(Attachment::Interface(*ifindex)))?;
-        }
-        // Far in the future: what the samples left is forgotten.
-        self.with(|dataplane| dataplane.sweep(u64::MAX / 2, &mut |_flow| {}))?;
-        Ok(())
+    fn with<T>(&self, act: impl FnOnce(&mut dyn Dataplane) -> T) -> T {
+        act(self.dataplane.lock().unwrap_or_else(PoisonError::into_inner).as_mut())
     }
 }
 
 impl Drop for Ours {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
-        if let Err(error) = self.with(Dataplane::cleanup) {
+        if let Some(poller) = self.poller.take() {
+            let _panicked = poller.join();
+        }
+        if let Err(error) = self.with(|dataplane| dataplane.cleanup()) {
             eprintln!("   pins were left behind: {error}");
         }
     }
@@ -207,9 +209,13 @@ fn lines(samples: &Samples) -> Vec<Line> {
             Test::Connect => ("TCP connect, request, response, close", "µs"),
             Test::Bulk => ("TCP bulk", "Gbit/s"),
         };
-        for (ours, rules) in [(Variant::Ours10, "10"), (Variant::Ours100k, "100 000")] {
+        let both = [
+            (Variant::Ours10, Variant::OverNft10, "10"),
+            (Variant::Ours100k, Variant::OverNft100k, "100 000"),
+        ];
+        for (ours, over_nft, rules) in both {
             let mut line = Line::new(format!("{what}: {rules} rules"), unit, median(values(test, ours)));
-            for other in [Variant::None, Variant::NftSet, Variant::Iptables] {
+            for other in [over_nft, Variant::None, Variant::NftSet, Variant::Iptables] {
                 line = line.beside(&other.name(), median(values(test, other)));
             }
             let ratio = paired_ratio(values(test, ours), values(test, Variant::None));

@@ -11,6 +11,7 @@ fn main() -> Result<(), Failure> {
     println!("cargo::rerun-if-env-changed=CLANG");
     compile("policy")?;
     compile("gate")?;
+    compile("process")?;
     compile("empty")
 }
 

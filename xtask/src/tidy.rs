@@ -15,11 +15,12 @@ const MERGE_MARKS: [&str; 2] = ["<<<<<<< ", ">>>>>>> "];
 const FILE_LINES_MAX: usize = 500;
 
 /// The allowed directions. A crate that is not listed may depend on none of ours.
-const MAY_DEPEND_ON: [(&str, &[&str]); 9] = [
+const MAY_DEPEND_ON: [(&str, &[&str]); 10] = [
     ("bulkhead-engine", &["bulkhead-model"]),
     ("bulkhead-wire", &["bulkhead-model"]),
     ("bulkhead-dataplane", &["bulkhead-model"]),
     ("bulkhead-ebpf", &["bulkhead-model", "bulkhead-dataplane"]),
+    ("bulkhead-nft", &["bulkhead-model", "bulkhead-dataplane"]),
     ("bulkhead-discover", &["bulkhead-model"]),
     ("bulkhead-controller", &["bulkhead-model", "bulkhead-engine", "bulkhead-store", "bulkhead-wire"]),
     (
@@ -35,13 +36,15 @@ const MAY_DEPEND_ON: [(&str, &[&str]); 9] = [
             "bulkhead-controller",
             "bulkhead-dataplane",
             "bulkhead-ebpf",
+            "bulkhead-nft",
         ],
     ),
     ("xtask", &["bulkhead-model"]),
 ];
 
 /// Development packages, which may look at anything.
-const UNBOUND: [&str; 3] = ["bulkhead-bench", "bulkhead-tests", "bulkhead-testbed"];
+const UNBOUND: [&str; 4] =
+    ["bulkhead-bench", "bulkhead-dataplane-testing", "bulkhead-tests", "bulkhead-testbed"];
 
 /// Crates that decide: no clock, no files, no network, no processes.
 const PURE: [&str; 2] = ["crates/model", "crates/engine"];

@@ -71,6 +71,9 @@ pub struct AgentReport {
     pub revision: u64,
     /// Name of the dataplane.
     pub dataplane: String,
+    /// Why that one, if it is not what everybody would expect.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dataplane_because: Option<String>,
     /// Whether tables are in the kernel.
     pub programmed: bool,
     /// Endpoints in force.

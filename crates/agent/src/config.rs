@@ -14,6 +14,19 @@ pub const FLOW_QUEUE_LEN: usize = 16_384;
 /// Flow records kept for `bulkhead flows` on this host. Full: the oldest goes.
 pub const FLOW_RING_LEN: usize = 4096;
 
+/// What enforces in the kernel.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DataplaneChoice {
+    /// eBPF, or nftables where this host cannot do that.
+    #[default]
+    Auto,
+    /// eBPF, or nothing.
+    Ebpf,
+    /// nftables.
+    Nftables,
+}
+
 /// Settings of an agent. Every field has a default; unknown fields are refused.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, rename_all = "camelCase", default)]
@@ -37,6 +50,8 @@ pub struct Config {
     pub workload_interfaces: Vec<String>,
     /// What happens to connections of endpoints that no policy speaks of.
     pub default_posture: Verdict,
+    /// What enforces in the kernel.
+    pub dataplane: DataplaneChoice,
     /// Milliseconds between two walks over the connection table.
     pub sweep_interval_ms: u64,
 }
@@ -53,6 +68,7 @@ impl Default for Config {
             workload_directory: None,
             workload_interfaces: Vec::new(),
             default_posture: Verdict::Allow,
+            dataplane: DataplaneChoice::Auto,
             sweep_interval_ms: 5_000,
         }
     }

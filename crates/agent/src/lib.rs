@@ -30,6 +30,7 @@ pub mod config;
 mod disk;
 mod flows;
 mod host_facts;
+mod hosts;
 mod inputs;
 mod locals;
 mod reconcile;
@@ -37,7 +38,7 @@ mod session;
 mod trace;
 
 pub use api::{AgentReport, Programmed};
-pub use config::Config;
+pub use config::{Config, DataplaneChoice};
 pub use disk::DiskError;
 
 /// Why an agent could not start or had to stop.

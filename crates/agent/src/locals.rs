@@ -42,7 +42,7 @@ pub(crate) fn assemble(
                 continue;
             }
             let resource = workload_of(host, facts, source, &name, workload);
-            add(&mut locals, resource, &workload.interfaces, heritage);
+            add(&mut locals, resource, workload, heritage);
         }
     }
     locals
@@ -55,7 +55,7 @@ fn workload_of(
     name: &str,
     workload: &FoundWorkload,
 ) -> Resource {
-    let FoundWorkload { name: _, labels, addresses, interfaces, facts, identity } = workload;
+    let FoundWorkload { name: _, labels, addresses, interfaces, group: _, facts, identity } = workload;
     let Identity { namespace, service_account, ports } = identity.clone();
     Resource::Workload(Object {
         metadata: Metadata { name: name.into(), namespace, labels: labels.clone(), ..Metadata::default() },
@@ -71,10 +71,18 @@ fn workload_of(
     })
 }
 
-fn add(locals: &mut Locals, resource: Resource, interfaces: &[(u32, String)], heritage: &Heritage) {
+fn add(locals: &mut Locals, resource: Resource, found: &FoundWorkload, heritage: &Heritage) {
     let Some(mut entity) = Entity::of(&resource) else { return };
     heritage.complete(&mut entity);
-    for (number, (ifindex, interface)) in interfaces.iter().enumerate() {
+    if let Some((inode, _)) = &found.group {
+        let attachment = Attachment::Cgroup(*inode);
+        let mut entity = entity.clone();
+        // Known on this host only: to others it is its host's addresses.
+        entity.prefixes.extend(attachment.own_address().map(Prefix::host));
+        let endpoint = LocalEndpoint { entity, attachment };
+        locals.endpoints.insert(Arc::clone(&endpoint.entity.name), endpoint);
+    }
+    for (number, (ifindex, interface)) in found.interfaces.iter().enumerate() {
         let mut entity = entity.clone();
         if number > 0 {
             entity.name = format!("{}%{interface}", entity.name).into();
@@ -98,6 +106,7 @@ mod tests {
             labels: bulkhead_model::Labels::new(),
             addresses: vec!["10.0.0.1".parse().unwrap()],
             interfaces: vec![(ifindex, format!("veth{ifindex}")), (ifindex + 1, "veth-b".into())],
+            group: None,
             facts: Facts::new(),
             identity: Identity::default(),
         };

@@ -14,7 +14,7 @@ use bulkhead_model::host_policy::{Attachment, HostDelta};
 use bulkhead_model::policy::SOURCE_PORT_PARTS_MAX;
 use bulkhead_model::settings::SettingsSpec;
 use bulkhead_model::time::Timestamp;
-use bulkhead_model::{Facts, ObjectKey, Resource, Selector};
+use bulkhead_model::{Entity, Facts, ObjectKey, Resource, Selector};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, watch};
@@ -22,12 +22,15 @@ use tokio::sync::{mpsc, watch};
 use crate::address_book::AddressBook;
 use crate::disk::{Changes, Disk, KnownMembers, Remembered};
 use crate::flows::{self, Clock, Context, Flows, monotonic_ns};
+use crate::hosts::Here;
 use crate::inputs::{Input, sources};
-use crate::locals::{Locals, assemble};
+use crate::locals::Locals;
 use crate::session::Progress;
 use crate::{AgentError, Config};
 
 mod controller;
+mod cost;
+mod endpoints;
 mod inspect;
 mod interfaces;
 mod report;
@@ -71,6 +74,9 @@ pub(crate) struct Agent {
     resources: BTreeSet<ObjectKey>,
     /// The same objects, and what they mean together.
     assembly: Assembly,
+    /// This host's own endpoints, by name, with the objects that they come from.
+    host_endpoints: BTreeMap<Arc<str>, (ObjectKey, Entity)>,
+    here: Here,
     /// Members of selectors, as far as known; complete up to `progress`.
     members: BTreeMap<Selector, KnownMembers>,
     book: AddressBook,
@@ -123,6 +129,8 @@ impl Agent {
             locals: Locals::default(),
             resources: BTreeSet::new(),
             assembly: Assembly::default(),
+            host_endpoints: BTreeMap::new(),
+            here: Here::default(),
             members: BTreeMap::new(),
             book: AddressBook::default(),
             progress,
@@ -188,6 +196,7 @@ impl Agent {
                     self.engine.set_now(now());
                     self.dirty |= self.engine.needs_flush();
                     self.dirty |= self.failed.is_some() || !self.programmed;
+                    self.look_around();
                     self.heartbeat();
                     self.reconcile()?;
                 }
@@ -217,7 +226,10 @@ impl Agent {
                 self.found.insert(source.to_owned(), found);
                 self.dirty = true;
             }
-            Input::Links(changes) => changes.into_iter().for_each(|change| self.link_changed(change)),
+            Input::Links(changes) => {
+                changes.into_iter().for_each(|change| self.link_changed(change));
+                self.look_around();
+            }
             Input::Session(event) => self.session_event(event),
             Input::Request(request, reply) => {
                 // Who asked may have gone; that is no concern of the loop.
@@ -274,26 +286,6 @@ impl Agent {
         waited || !waiting.into_iter().any(|reason| matches!(reason, NotReady::Waiting(_)))
     }
 
-    fn assemble_locals(&mut self) {
-        let locals = assemble(&self.config.host, &self.facts, &self.found, self.assembly.heritage());
-        if locals == self.locals {
-            return;
-        }
-        for name in self.locals.endpoints.keys().filter(|name| !locals.endpoints.contains_key(*name)) {
-            self.engine.set_local(name, None);
-        }
-        for (name, endpoint) in &locals.endpoints {
-            self.engine.set_local(name, Some(endpoint.clone()));
-        }
-        for endpoint in self.locals.endpoints.values() {
-            self.book.remove(&controller::owner_of(&endpoint.entity), &endpoint.entity.prefixes);
-        }
-        for endpoint in locals.endpoints.values() {
-            self.book.add(&controller::owner_of(&endpoint.entity), &endpoint.entity.prefixes);
-        }
-        self.locals = locals;
-    }
-
     fn apply(&mut self, delta: &HostDelta) -> Result<(), AgentError> {
         let released = self.released_interfaces(delta);
         match self.dataplane.apply(delta) {
@@ -340,8 +332,9 @@ impl Agent {
             }
             Err(error @ DataplaneError::Fenced { .. }) => Err(error.into()),
             Err(error) => {
-                tracing::error!(%error, "tables could not be put into force; the last good ones stay");
-                self.failed = Some((error.to_string(), Instant::now() + RETRY_INTERVAL));
+                let reason = cost::explain(&error, self.engine.policy());
+                tracing::error!(reason, "tables could not be put into force; the last good ones stay");
+                self.failed = Some((reason, Instant::now() + RETRY_INTERVAL));
                 Ok(())
             }
         }
@@ -370,6 +363,18 @@ impl Agent {
         }
         for (key, spec) in &changes.policies {
             self.engine.set_policy(key, spec.as_ref());
+        }
+        for (name, entity) in changes.entities {
+            let Some(entity) = entity.filter(Entity::is_host_endpoint) else {
+                self.host_endpoints.remove(&name);
+                continue;
+            };
+            // It may have changed because another object did, from which it inherits.
+            let of = self.host_endpoints.get(&name).map_or(key, |(of, _)| of).clone();
+            self.host_endpoints.insert(name, (of, entity));
+        }
+        if !self.host_endpoints.is_empty() {
+            self.look_around();
         }
         if let Some(settings) = changes.settings {
             self.engine.set_settings(settings.unwrap_or_else(|| own_settings(&self.config)));
@@ -437,6 +442,11 @@ impl Agent {
         }
         for (name, reason) in &self.refused {
             add(name, reason.clone());
+        }
+        for (name, binding) in &self.engine.policy().endpoints {
+            if let Some(reason) = self.dataplane.cannot_enforce(binding.attachment) {
+                add(name, reason);
+            }
         }
         if let Some((reason, _)) = &self.failed {
             add("dataplane", reason.clone());

@@ -217,9 +217,19 @@ pub(crate) struct AgentSettings {
     /// Milliseconds between two reports of live connections [default: 5000]
     #[arg(long, value_name = "MS")]
     pub(crate) sweep_interval_ms: Option<u64>,
-    /// Where the kernel's tables are pinned [default: /sys/fs/bpf/bulkhead/HOST]
+    /// What enforces in the kernel: eBPF, nftables, or that where eBPF is missing [default: auto]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) dataplane: Option<DataplaneName>,
+    /// Where eBPF's tables are pinned [default: /sys/fs/bpf/bulkhead/HOST]
     #[arg(long, value_name = "DIRECTORY")]
     pub(crate) pin_dir: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum DataplaneName {
+    Auto,
+    Ebpf,
+    Nftables,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -434,13 +444,16 @@ pub(crate) enum WorkloadCommand {
         #[arg(
             long,
             value_name = "PATH",
-            required_unless_present = "interface",
-            conflicts_with = "interface"
+            required_unless_present_any = ["interface", "cgroup"],
+            conflicts_with_all = ["interface", "cgroup"]
         )]
         netns: Option<String>,
         /// Its host-side interface
         #[arg(long, value_name = "NAME", requires = "address")]
         interface: Option<String>,
+        /// Its control group (cgroup2): a path, or the name of a systemd unit, e.g. nginx.service
+        #[arg(long, value_name = "PATH|UNIT", conflicts_with = "interface")]
+        cgroup: Option<String>,
         /// Its address, if it cannot be seen in the namespace; may be given several times
         #[arg(long, value_name = "ADDRESS")]
         address: Vec<std::net::IpAddr>,

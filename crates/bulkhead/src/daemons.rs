@@ -4,8 +4,7 @@ use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow};
-use bulkhead_dataplane::Dataplane;
-use bulkhead_ebpf::{Capacities, EbpfDataplane};
+use bulkhead_agent::DataplaneChoice;
 use bulkhead_model::{Verdict, document};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -13,9 +12,10 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::cli::{
-    AgentArgs, AgentSettings, Common, ControllerArgs, ControllerSettings, LogArgs, LogFormat, Posture,
-    StandaloneArgs,
+    AgentArgs, AgentSettings, Common, ControllerArgs, ControllerSettings, DataplaneName, LogArgs, LogFormat,
+    Posture, StandaloneArgs,
 };
+use crate::dataplanes;
 use crate::failure::Failure;
 
 /// Where a Docker engine listens unless told otherwise.
@@ -48,10 +48,9 @@ pub(crate) async fn agent(common: &Common, args: &AgentArgs) -> Result<(), Failu
     }
     let pins = pin_directory(&args.settings, &config.host);
     if args.cleanup {
-        let mut dataplane = open_dataplane(&pins)?;
-        return dataplane.cleanup().map_err(describe);
+        return dataplanes::cleanup(&pins).map_err(describe);
     }
-    let dataplane = open_dataplane(&pins)?;
+    let dataplane = dataplanes::open(config.dataplane, &pins).map_err(describe)?;
     bulkhead_agent::run(config, dataplane, stop_signal()?).await.map_err(describe)
 }
 
@@ -61,7 +60,8 @@ pub(crate) async fn standalone(common: &Common, args: &StandaloneArgs) -> Result
     let controller = controller_config(controller, &args.controller);
     let mut agent = agent_config(agent, common, &args.agent)?;
     // Whatever the kernel lacks is said before anything runs.
-    let dataplane = open_dataplane(&pin_directory(&args.agent, &agent.host))?;
+    let pins = pin_directory(&args.agent, &agent.host);
+    let dataplane = dataplanes::open(agent.dataplane, &pins).map_err(describe)?;
     let shutdown = stop_signal()?;
     let mut running = bulkhead_controller::start(controller).await.map_err(describe)?;
     agent.controller = format!("http://{}", running.agents);
@@ -104,6 +104,7 @@ fn agent_config(
         workload_interfaces,
         default_posture,
         sweep_interval_ms,
+        dataplane,
         pin_dir: _,
     } = settings;
     if let Some(host) = host {
@@ -140,6 +141,12 @@ fn agent_config(
         Some(Posture::Deny) => config.default_posture = Verdict::Deny,
         None => {}
     }
+    match dataplane {
+        Some(DataplaneName::Auto) => config.dataplane = DataplaneChoice::Auto,
+        Some(DataplaneName::Ebpf) => config.dataplane = DataplaneChoice::Ebpf,
+        Some(DataplaneName::Nftables) => config.dataplane = DataplaneChoice::Nftables,
+        None => {}
+    }
     if let Some(interval) = sweep_interval_ms {
         config.sweep_interval_ms = *interval;
     }
@@ -148,11 +155,6 @@ fn agent_config(
 
 fn pin_directory(settings: &AgentSettings, host: &str) -> PathBuf {
     settings.pin_dir.clone().unwrap_or_else(|| Path::new(PIN_ROOT).join(host.replace('.', "_")))
-}
-
-fn open_dataplane(pins: &Path) -> Result<Box<dyn Dataplane>, Failure> {
-    let dataplane = EbpfDataplane::open(pins, Capacities::default()).map_err(describe)?;
-    Ok(Box::new(dataplane))
 }
 
 /// Settings from a file of YAML, or the defaults.

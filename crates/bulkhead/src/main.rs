@@ -12,6 +12,7 @@ mod cli;
 mod client;
 mod commands;
 mod daemons;
+mod dataplanes;
 mod failure;
 mod junit;
 mod manifests;

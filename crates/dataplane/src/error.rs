@@ -2,6 +2,8 @@
 
 use std::io;
 
+use bulkhead_model::host_policy::Attachment;
+
 /// Why a dataplane could not do something. The state in force is unchanged unless the variant says
 /// otherwise.
 #[derive(Debug, thiserror::Error)]
@@ -27,11 +29,11 @@ pub enum DataplaneError {
         /// Entries that the table holds.
         capacity: u64,
     },
-    /// The interface does not exist (any more).
-    #[error("interface {ifindex} does not exist in this network namespace")]
-    InterfaceGone {
-        /// Its index.
-        ifindex: u32,
+    /// What is to be attached to does not exist (any more).
+    #[error("{attachment} does not exist here")]
+    Gone {
+        /// What.
+        attachment: Attachment,
     },
     /// Another process has taken over.
     #[error(

@@ -15,9 +15,11 @@ use bulkhead_model::ports::PortKey;
 
 mod error;
 pub mod fake;
+mod handover;
 mod stats;
 
 pub use error::DataplaneError;
+pub use handover::Handover;
 pub use stats::{Applied, DataplaneStats, SweepStats, TableUse};
 
 /// Something that enforces policy on this host's endpoints and reports their connections.
@@ -29,8 +31,18 @@ pub use stats::{Applied, DataplaneStats, SweepStats, TableUse};
 /// applied stays in force when the value is dropped or its process dies. Only [`Self::detach`] and
 /// [`Self::cleanup`] open anything.
 pub trait Dataplane: Send {
-    /// Name in logs and status: `ebpf`, `fake`.
+    /// Name in logs and status: `ebpf`, `nftables`, `fake`.
     fn name(&self) -> &'static str;
+
+    /// Why it was chosen, where that is not what everybody would expect.
+    fn chosen_because(&self) -> Option<&str> {
+        None
+    }
+
+    /// Why endpoints that are met there are not enforced by this kind of dataplane at all; `None` if they are.
+    fn cannot_enforce(&self, _attachment: Attachment) -> Option<String> {
+        None
+    }
 
     /// Takes charge of an interface or control group, in both directions: deny all from now on, until a binding for it
     /// is applied. Idempotent; one that already has a binding keeps it. The host itself needs none: it is judged where

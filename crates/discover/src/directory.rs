@@ -6,11 +6,11 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use bulkhead_model::Facts;
 use bulkhead_model::registration::{self, Attachment, Registration};
+use bulkhead_model::{Facts, facts};
 use tokio::sync::mpsc;
 
-use crate::{Found, FoundWorkload, NotManaged, links};
+use crate::{Found, FoundWorkload, NotManaged, groups, links};
 
 /// How often the directory is looked at. A namespace whose interface is not there yet is looked at as often.
 pub const LOOK_INTERVAL: Duration = Duration::from_millis(500);
@@ -137,6 +137,7 @@ fn resolve_among(
     here: &mut Option<Vec<links::Link>>,
 ) -> Result<FoundWorkload, links::LinksError> {
     let Registration { name, labels, attachment, addresses, identity } = registration;
+    let mut group = None;
     let (interfaces, seen) = match attachment {
         Attachment::Netns(path) => {
             let here = match here {
@@ -149,12 +150,20 @@ fn resolve_among(
         Attachment::Interface(interface) => {
             (vec![(links::interface(interface)?, interface.clone())], Vec::new())
         }
+        Attachment::Cgroup(text) => {
+            let found = groups::find(text).map_err(links::LinksError::NoGroup)?;
+            group = Some((found.inode, found.path.display().to_string()));
+            let own = links::addresses()?.into_iter().map(|(_, address)| address);
+            (Vec::new(), own.collect())
+        }
     };
     let mut addresses = if addresses.is_empty() { seen } else { addresses.clone() };
     addresses.sort_unstable();
     addresses.dedup();
     let (name, labels) = (name.clone(), labels.clone());
-    Ok(FoundWorkload { name, labels, addresses, interfaces, facts: Facts::new(), identity: identity.clone() })
+    let observed = group.iter().map(|(_, path): &(u32, String)| (facts::PROCESS_GROUP, path.as_str()));
+    let (facts, _too_long) = Facts::from_observed(observed);
+    Ok(FoundWorkload { name, labels, addresses, interfaces, group, facts, identity: identity.clone() })
 }
 
 fn not_managed(subject: &str, error: &dyn std::error::Error) -> NotManaged {

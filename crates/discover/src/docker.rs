@@ -171,7 +171,8 @@ async fn workload(
         Err(reason) => return (name, Err(reason)),
     };
     let interfaces = namespace.interfaces;
-    let workload = FoundWorkload { name: name.clone(), labels, addresses, interfaces, facts, identity };
+    let workload =
+        FoundWorkload { name: name.clone(), labels, addresses, interfaces, group: None, facts, identity };
     (name, Ok(workload))
 }
 

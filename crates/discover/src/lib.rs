@@ -6,6 +6,7 @@
 //!
 //! * [`docker`] watches a Docker engine's events,
 //! * [`directory`] watches a directory of registrations ([`bulkhead_model::registration`]),
+//! * [`groups`] finds control groups,
 //! * [`links`] reads and watches interfaces, here and in other network namespaces.
 
 use std::net::IpAddr;
@@ -16,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 pub mod directory;
 pub mod docker;
+pub mod groups;
 pub mod links;
 
 /// A workload on this host.
@@ -30,6 +32,9 @@ pub struct FoundWorkload {
     pub addresses: Vec<IpAddr>,
     /// Its host-side interfaces: index and name.
     pub interfaces: Vec<(u32, String)>,
+    /// Its control group, if it is made of processes: inode and path.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<(u32, String)>,
     /// What was observed about it.
     #[serde(default, skip_serializing_if = "Facts::is_empty")]
     pub facts: Facts,

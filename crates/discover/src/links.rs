@@ -36,6 +36,9 @@ pub enum LinksError {
     /// No interface of that namespace leads to this one.
     #[error("no interface in network namespace {0} is joined to one of this host")]
     NotJoined(PathBuf),
+    /// No such control group.
+    #[error("{0}")]
+    NoGroup(String),
     /// No interface of that name.
     #[error("there is no interface {0:?} on this host")]
     NoInterface(String),
@@ -47,7 +50,7 @@ impl LinksError {
         match self {
             Self::Enter { source, .. } => source.kind() != io::ErrorKind::NotFound,
             Self::Netlink(_) => true,
-            Self::NotJoined(_) | Self::NoInterface(_) => false,
+            Self::NotJoined(_) | Self::NoInterface(_) | Self::NoGroup(_) => false,
         }
     }
 }

@@ -214,6 +214,14 @@ static __always_inline int is_link_local(const struct addr *a)
 	return (a->w[0] & bpf_htonl(0xffc00000)) == bpf_htonl(0xfe800000);
 }
 
+/* 127.0.0.0/8 and ::1 */
+static __always_inline int is_loopback(const struct addr *a)
+{
+	if (is_v4_mapped(a))
+		return (a->w[3] & bpf_htonl(0xff000000)) == bpf_htonl(0x7f000000);
+	return !a->w[0] && !a->w[1] && !a->w[2] && a->w[3] == bpf_htonl(1);
+}
+
 static __always_inline int is_v6_multicast(const struct addr *a)
 {
 	return (a->w[0] & bpf_htonl(0xff000000)) == bpf_htonl(0xff000000);

@@ -181,7 +181,7 @@ static __always_inline __u32 host_subject(const struct addr *own, __u32 ifindex)
 {
 	__u32 *owner = bpf_map_lookup_elem(&owners, own), subject = SUBJECT_HOST | ifindex;
 
-	if (owner && *owner & SUBJECT_HOST)
+	if (owner && (*owner & SUBJECT_CGROUP) == SUBJECT_HOST)
 		return *owner;
 	if (binding_of(subject))
 		return subject;

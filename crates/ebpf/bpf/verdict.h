@@ -15,6 +15,11 @@ __noinline int ask(const struct flow *f, int direction, struct answer *answer)
 
 	if (!f || !answer)
 		return 0;
+	/* What a process asks of the loopback addresses, whoever receives it decides. */
+	if ((f->key.subject & SUBJECT_CGROUP) == SUBJECT_CGROUP && direction == DIR_EGRESS && is_loopback(real_peer(f))) {
+		answer_builtin(answer, RULE_SELF_TRAFFIC, 1, REASON_NONE);
+		return 0;
+	}
 	question = (struct question){
 		.binding = f->binding,
 		.own = { .subject = f->key.subject, .addr = *real_peer(f) },
@@ -172,7 +177,8 @@ __noinline int slow_path(CONTEXT *context, struct flow *f)
 		return DROP;
 	f->now = bpf_ktime_get_ns();
 	f->binding = binding_of(f->key.subject);
-	f->from_host = f->direction == DIR_INGRESS && !(f->key.subject & SUBJECT_HOST) && !ingress_ifindex(context);
+	if (!(f->key.subject & SUBJECT_HOST))
+		f->from_host = f->direction == DIR_INGRESS && !ingress_ifindex(context);
 	if (is_infrastructure(&f->p, f->direction)) {
 		if (!is_programmed(f->binding, f->direction))
 			return deny_without_entry(REASON_UNPROGRAMMED);

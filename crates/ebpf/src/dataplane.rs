@@ -16,6 +16,7 @@ use bulkhead_model::ports::PortKey;
 
 use crate::bank::{Bank, Outer, Tally};
 use crate::capacities::Capacities;
+use crate::cgroups::Groups;
 use crate::endpoints::{Endpoints, Targets};
 use crate::events::Events;
 use crate::gates::Gates;
@@ -40,6 +41,7 @@ pub struct EbpfDataplane {
     loaded: Loaded,
     links: Links,
     gates: Gates,
+    groups: Groups,
     outer: Outer,
     bank: Option<Bank>,
     endpoints: Endpoints,
@@ -77,6 +79,8 @@ impl EbpfDataplane {
         costs.put(&0, &cost).map_err(|error| DataplaneError::io("bound half-open connections", error))?;
         let links = Links::open(&dir)?;
         links.take_over(&loaded)?;
+        let groups = Groups::open(&dir)?;
+        groups.take_over(&loaded)?;
         let events = Events::open(loaded.map("events")?)
             .map_err(|error| DataplaneError::io("open the ring buffer", error))?;
         let cpus = libbpf_rs::num_possible_cpus().map_err(|error| libbpf_error("count CPUs", &error))?;
@@ -93,6 +97,7 @@ impl EbpfDataplane {
             loaded,
             links,
             gates,
+            groups,
             events,
             config,
             cpus,
@@ -238,7 +243,7 @@ impl Dataplane for EbpfDataplane {
             Attachment::Interface(ifindex) => self.links.attach(&self.loaded, ifindex),
             // The netfilter programs are always there.
             Attachment::Host(_) => Ok(()),
-            Attachment::Cgroup(_) => Ok(()),
+            Attachment::Cgroup(inode) => self.groups.attach(&self.loaded, inode),
         }
     }
 
@@ -247,12 +252,13 @@ impl Dataplane for EbpfDataplane {
         match attachment {
             Attachment::Interface(ifindex) => self.links.detach(ifindex),
             Attachment::Host(_) => Ok(()),
-            Attachment::Cgroup(_) => Ok(()),
+            Attachment::Cgroup(inode) => self.groups.detach(inode),
         }
     }
 
     fn attached(&self) -> Result<BTreeSet<Attachment>, DataplaneError> {
-        Ok(self.links.attached()?.into_iter().map(Attachment::Interface).collect())
+        let interfaces = self.links.attached()?.into_iter().map(Attachment::Interface);
+        Ok(interfaces.chain(self.groups.attached()?.into_iter().map(Attachment::Cgroup)).collect())
     }
 
     fn replace(&mut self, policy: &HostPolicy) -> Result<Applied, DataplaneError> {
@@ -346,8 +352,8 @@ impl Dataplane for EbpfDataplane {
 
     fn cleanup(&mut self) -> Result<(), DataplaneError> {
         self.check_fence()?;
-        for ifindex in self.links.attached()? {
-            self.links.detach(ifindex)?;
+        for attachment in self.attached()? {
+            self.detach(attachment)?;
         }
         Gates::remove(&self.root)?;
         for version in self.versions()? {

@@ -6,12 +6,13 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use bulkhead_dataplane::DataplaneError;
 
-use crate::loader::{Loaded, remove_pins};
+use crate::loader::{Loaded, gates_directory, remove_pins};
 use crate::sys::{self, NetfilterHook, Table};
 
 /// After every rewriting of destinations (also IPVS, which takes its packets at 98) and before sources are hidden
@@ -24,21 +25,33 @@ const HOOKS: [(u32, &str); 3] = [(1, "enter_local_in"), (2, "enter_forward"), (3
 /// `enum gate` of `bpf/gate.bpf.c`, by index.
 const PROGRAMS: [&str; 4] = ["forward", "local_in", "local_out", "host_in"];
 
+/// How often and how long to wait for a place at a hook.
+const BUSY_TRIES: u32 = 200;
+const BUSY_WAIT: Duration = Duration::from_millis(5);
+
 /// The links pinned in one directory, which agents of all layouts share.
 #[derive(Debug)]
 pub(crate) struct Gates {
     dir: PathBuf,
+    /// Whether the programs in force are this process's.
+    installed: bool,
 }
 
 impl Gates {
     /// Links the hooks if they are not linked yet. What is in force stays in force until [`Self::install`].
     pub(crate) fn open(root: &Path, loaded: &Loaded) -> Result<Self, DataplaneError> {
-        let gates = Self { dir: root.join("gates") };
+        let gates = Self { dir: gates_directory(root), installed: false };
         gates.link(loaded).map_err(|error| match error.raw_os_error() {
             Some(libc::EINVAL | libc::EOPNOTSUPP) => DataplaneError::Requirement {
                 feature: "netfilter links",
                 advice: "policy speaks of addresses as they are after the host's own rewriting, which programs at netfilter's \
                          hooks see: Linux 6.4 with CONFIG_NETFILTER_BPF_LINK"
+                    .into(),
+            },
+            Some(libc::EBUSY) => DataplaneError::Requirement {
+                feature: "a place at netfilter's hooks",
+                advice: "another agent, with pins elsewhere, enforces in this network namespace: stop it and remove what it \
+                         left with `bulkhead agent --cleanup --pin-dir ITS-DIRECTORY`"
                     .into(),
             },
             _ => DataplaneError::io("link programs to netfilter's hooks", error),
@@ -47,64 +60,65 @@ impl Gates {
     }
 
     fn link(&self, loaded: &Loaded) -> io::Result<()> {
-        fs::create_dir_all(&self.dir)?;
-        if self.is_whole() {
-            return Ok(());
+        let array = loaded.gates().map_err(io::Error::other)?;
+        // What is linked jumps to the array that it was loaded with. If somebody has removed that one, all are made anew.
+        let fresh = array.get(&0)?.is_none();
+        if fresh {
+            // Linked before there is something to jump to, it would refuse what workloads send.
+            write(&array, loaded)?;
         }
-        match fs::remove_file(self.dir.join("programs")) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let other = |error: DataplaneError| io::Error::other(error);
-        let array = loaded.gates().map_err(other)?;
-        write(&array, loaded)?;
         for (family, suffix) in FAMILIES {
             for (hook, name) in HOOKS {
-                let path = self.path(name, suffix);
-                forget(&path)?;
-                let program = loaded.gate_program(name).map_err(other)?;
+                let path = self.dir.join(format!("{name}-{suffix}"));
+                if fresh {
+                    forget(&path)?;
+                } else if sys::open_pin(&path).is_ok() {
+                    continue;
+                }
+                let program = loaded.gate_program(name).map_err(io::Error::other)?;
                 let at = NetfilterHook { family, hook, priority: PRIORITY };
-                let link = sys::netfilter_link_create(program.as_fd(), at)?;
+                let link = create(program.as_fd(), at)?;
                 sys::pin(link.as_fd(), &path)?;
             }
         }
-        // Last: it says that all the others are there.
-        sys::pin(array.as_fd(), &self.dir.join("programs"))
-    }
-
-    fn path(&self, name: &str, suffix: &str) -> PathBuf {
-        self.dir.join(format!("{name}-{suffix}"))
-    }
-
-    /// Whether everything is there. A link that somebody removed cannot be made anew by itself: it would jump to an array
-    /// of its own.
-    fn is_whole(&self) -> bool {
-        let links = FAMILIES.iter().flat_map(|(_, suffix)| HOOKS.iter().map(move |(_, name)| (name, suffix)));
-        let mut links = links.map(|(name, suffix)| self.path(name, suffix));
-        self.array().is_ok() && links.all(|path| sys::open_pin(&path).is_ok())
-    }
-
-    fn array(&self) -> io::Result<OwnedFd> {
-        sys::open_pin(&self.dir.join("programs"))
+        Ok(())
     }
 
     /// Puts this process's programs into force.
-    pub(crate) fn install(&self, loaded: &Loaded) -> Result<(), DataplaneError> {
-        self.array()
-            .and_then(|array| write(&array, loaded))
-            .map_err(|error| DataplaneError::io("change the programs at netfilter's hooks", error))
+    pub(crate) fn install(&mut self, loaded: &Loaded) -> Result<(), DataplaneError> {
+        // The kernel rewrites code that jumps through the array: far too slow to do for nothing.
+        if !self.installed {
+            write(&loaded.gates()?, loaded)
+                .map_err(|error| DataplaneError::io("change the programs at netfilter's hooks", error))?;
+            self.installed = true;
+        }
+        Ok(())
     }
 
     /// Takes everything off the hooks.
     pub(crate) fn remove(root: &Path) -> Result<(), DataplaneError> {
-        let dir = root.join("gates");
+        let dir = gates_directory(root);
         for entry in fs::read_dir(&dir).into_iter().flatten().flatten() {
             if let Ok(link) = sys::open_pin(&entry.path()) {
-                // Not a link: the array.
+                // The array is no link.
                 let _ = sys::link_detach(link.as_fd());
             }
         }
         remove_pins(&dir)
+    }
+}
+
+/// Links a program. A link whose pin somebody has removed keeps its place until the kernel gets round to freeing it.
+fn create(program: BorrowedFd<'_>, at: NetfilterHook) -> io::Result<OwnedFd> {
+    let mut tries = 0;
+    loop {
+        match sys::netfilter_link_create(program, at) {
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) && tries < BUSY_TRIES => {
+                tries += 1;
+                std::thread::sleep(BUSY_WAIT);
+            }
+            result => return result,
+        }
     }
 }
 
@@ -119,8 +133,7 @@ fn forget(path: &Path) -> io::Result<()> {
     fs::remove_file(path)
 }
 
-fn write(array: &OwnedFd, loaded: &Loaded) -> io::Result<()> {
-    let array = Table::<u32, u32>::from_fd(array.try_clone()?);
+fn write(array: &Table<u32, u32>, loaded: &Loaded) -> io::Result<()> {
     for (index, name) in (0..).zip(PROGRAMS) {
         let program = loaded.gate_program(name).map_err(io::Error::other)?;
         array.put(&index, &program.as_fd().as_raw_fd().cast_unsigned())?;

@@ -134,6 +134,8 @@ plain! {
         packets: [u64; 2],
         bytes: [u64; 2],
     }
+    /// `struct bpf_cgroup_storage_key` of linux/bpf.h.
+    struct StorageKey(16) { cgroup: u64, attach_type: u32, pad: u32, }
     /// `struct class_entry`.
     struct ClassEntry(8) { class: u32, tag: u32, }
     /// `struct lpm_key`.

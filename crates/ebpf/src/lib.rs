@@ -8,6 +8,7 @@
 mod bank;
 pub mod bench;
 mod capacities;
+mod cgroups;
 mod dataplane;
 mod endpoints;
 mod events;

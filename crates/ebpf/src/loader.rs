@@ -9,7 +9,7 @@ use bulkhead_dataplane::DataplaneError;
 use libbpf_rs::{MapCore, Object, ObjectBuilder};
 
 use crate::capacities::Capacities;
-use crate::layout::Plain;
+use crate::layout::{Plain, StorageKey};
 use crate::sys::{self, Table};
 
 /// Compiled from `bpf/policy.bpf.c`.
@@ -17,8 +17,18 @@ static POLICY: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/policy.bpf.o"))
 /// Compiled from `bpf/gate.bpf.c`.
 static GATE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/gate.bpf.o"));
 
-/// Maps that every object has for itself.
-const PRIVATE_MAPS: [&str; 2] = ["scratch", "gates"];
+/// Compiled from `bpf/process.bpf.c`.
+static PROCESS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/process.bpf.o"));
+
+/// A map that every object has for itself.
+const PRIVATE_MAP: &str = "scratch";
+/// The programs at netfilter's hooks, by `enum gate`: one array for agents of all layouts.
+const GATES_MAP: &str = "gates";
+
+/// Where what agents of all layouts share is pinned.
+pub(crate) fn gates_directory(root: &Path) -> PathBuf {
+    root.join("gates")
+}
 
 /// Programs for the two hooks of a workload's interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +54,7 @@ impl Hook {
 pub(crate) struct Loaded {
     policy: Object,
     gate: Object,
+    process: Object,
 }
 
 impl std::fmt::Debug for Loaded {
@@ -64,11 +75,15 @@ impl Loaded {
     /// Loads the programs over the maps pinned in `dir`, or over new ones that are pinned there. Where
     /// a map exists, its size counts and `capacities` is corrected.
     pub(crate) fn open(dir: &Path, capacities: &mut Capacities) -> Result<Self, DataplaneError> {
-        let io_error = |error| DataplaneError::io(format!("make pin directory {}", dir.display()), error);
-        fs::create_dir_all(dir).map_err(io_error)?;
+        for dir in [dir, &gates_directory(dir.parent().unwrap_or(dir))] {
+            fs::create_dir_all(dir).map_err(|error| {
+                DataplaneError::io(format!("make pin directory {}", dir.display()), error)
+            })?;
+        }
         let policy = load(POLICY, dir, capacities)?;
         let gate = load(GATE, dir, capacities)?;
-        Ok(Self { policy, gate })
+        let process = load(PROCESS, dir, capacities)?;
+        Ok(Self { policy, gate, process })
     }
 
     pub(crate) fn program(&self, hook: Hook) -> Result<libbpf_rs::ProgramMut<'_>, DataplaneError> {
@@ -80,9 +95,19 @@ impl Loaded {
         named(&self.gate, name)
     }
 
-    /// The array of programs that those attached to netfilter's hooks jump through, as this process loaded it.
-    pub(crate) fn gates(&self) -> Result<OwnedFd, DataplaneError> {
-        own_map(&self.gate, "gates")
+    /// A program of control groups.
+    pub(crate) fn process_program(&self, name: &str) -> Result<libbpf_rs::ProgramMut<'_>, DataplaneError> {
+        named(&self.process, name)
+    }
+
+    /// Which endpoint each attached control group is.
+    pub(crate) fn groups(&self) -> Result<Table<StorageKey, u32>, DataplaneError> {
+        own_map(&self.process, "groups").map(Table::from_fd)
+    }
+
+    /// The array of programs that those attached to netfilter's hooks jump through.
+    pub(crate) fn gates(&self) -> Result<Table<u32, u32>, DataplaneError> {
+        own_map(&self.gate, GATES_MAP).map(Table::from_fd)
     }
 
     /// An own descriptor of a map.
@@ -105,10 +130,13 @@ fn load(object: &[u8], dir: &Path, capacities: &mut Capacities) -> Result<Object
         .map_err(|error| libbpf_error("open the kernel programs", &error))?;
     for mut map in open.maps_mut() {
         let name = map.name().to_string_lossy().into_owned();
-        if PRIVATE_MAPS.contains(&name.as_str()) || name.contains('.') {
+        if name == PRIVATE_MAP || name.contains('.') {
             continue;
         }
-        let path = dir.join(&name);
+        let path = match (name.as_str(), dir.parent()) {
+            (GATES_MAP, Some(root)) => gates_directory(root).join(&name),
+            _ => dir.join(&name),
+        };
         if let Some(size) = size_slot(capacities, &name) {
             if let Some(pinned) = pinned_size(&path)? {
                 *size = pinned;

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
 use bulkhead_dataplane::DataplaneError;
+use bulkhead_model::host_policy::Attachment;
 
 use crate::loader::{Hook, Loaded};
 use crate::sys;
@@ -51,7 +52,7 @@ impl Links {
             let path = self.dir.join(hook.pin_name(ifindex));
             attach_one(&path, program.as_fd(), ifindex, hook).map_err(|error| {
                 match error.raw_os_error() {
-                    Some(libc::ENODEV) => DataplaneError::InterfaceGone { ifindex },
+                    Some(libc::ENODEV) => DataplaneError::Gone { attachment: Attachment::Interface(ifindex) },
                     _ => {
                         DataplaneError::io(format!("attach {} to interface {ifindex}", hook.program()), error)
                     }
@@ -104,7 +105,7 @@ fn attach_one(path: &Path, program: BorrowedFd<'_>, ifindex: u32, hook: Hook) ->
 }
 
 /// Whether there was a live link, which now runs `program`. The pin of a dead one is removed.
-fn update_or_forget(path: &Path, program: BorrowedFd<'_>) -> io::Result<bool> {
+pub(crate) fn update_or_forget(path: &Path, program: BorrowedFd<'_>) -> io::Result<bool> {
     let link = match sys::open_pin(path) {
         Ok(link) => link,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
@@ -121,7 +122,7 @@ fn update_or_forget(path: &Path, program: BorrowedFd<'_>) -> io::Result<bool> {
 /// Takes a link off its hook and forgets it. Removing the pin alone would detach too, but some time later
 /// (the kernel frees links from a work queue), and a caller who was told that traffic is no longer judged may
 /// rely on it at once.
-fn remove(path: &Path) -> io::Result<()> {
+pub(crate) fn remove(path: &Path) -> io::Result<()> {
     match sys::open_pin(path) {
         Ok(link) => match sys::link_detach(link.as_fd()) {
             // Its interface has gone already.

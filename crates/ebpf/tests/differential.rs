@@ -4,119 +4,19 @@
 mod common;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::sync::Arc;
+use std::net::IpAddr;
 
 use bulkhead_dataplane::Dataplane;
-use bulkhead_model::Prefix;
-use bulkhead_model::host_policy::{
-    Attachment, Cell, ClassId, Column, CompiledId, CompiledPolicy, EndpointBinding, HostDelta, HostPolicy,
-    Row, RuleId, Variant, merged,
-};
+use bulkhead_dataplane_testing::random::{INTERFACES, PORTS, SOURCE_PORTS, States, endpoint_address, name};
+use bulkhead_model::host_policy::{Attachment, HostPolicy};
 use bulkhead_model::ports::Protocol;
 use bulkhead_model::verdict::{Direction, Verdict};
 use common::packet::{Packet, SYN};
 use common::{Bench, ifindex, run};
 
-const PROTOCOLS: [Protocol; 6] =
-    [Protocol::TCP, Protocol::UDP, Protocol::SCTP, Protocol::UDPLITE, Protocol::ICMP, Protocol::ICMPV6];
-const PORTS: [u16; 6] = [1, 80, 443, 8000, 8001, 65535];
-/// Where variants begin, or one before.
-const SOURCE_PORTS: [u16; 8] = [0, 1, 53, 1023, 1024, 8000, 49_152, 65_534];
-const INTERFACES: usize = 3;
-
-/// xorshift64*: enough to choose with, and repeatable.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, limit: usize) -> usize {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) as usize % limit
-    }
-
-    fn one_in(&mut self, chances: usize) -> bool {
-        self.below(chances) == 0
-    }
-
-    /// Few distinct bits, so that blocks nest and meet.
-    fn address(&mut self) -> IpAddr {
-        let mut byte = || [0u8, 1, 2, 128, 255][self.below(5)];
-        let tail = [byte(), byte(), byte()];
-        if self.one_in(2) {
-            Ipv4Addr::new(10, tail[0], tail[1], tail[2]).into()
-        } else {
-            let group = |byte: u8| u16::from(byte);
-            Ipv6Addr::new(0xfd00, group(tail[0]), 0, 0, 0, group(tail[1]), 0, group(tail[2])).into()
-        }
-    }
-
-    fn prefix(&mut self) -> Prefix {
-        let address = self.address();
-        let lengths: [u8; 7] =
-            if address.is_ipv4() { [0, 8, 15, 16, 24, 31, 32] } else { [0, 1, 16, 32, 96, 127, 128] };
-        Prefix::new(address, lengths[self.below(7)])
-    }
-
-    fn cell(&mut self) -> Cell {
-        let mut verdict = || if self.one_in(2) { Verdict::Allow } else { Verdict::Deny };
-        let (verdict, audit_verdict) = (verdict(), verdict());
-        Cell {
-            verdict,
-            audit_verdict,
-            rule: RuleId(16 + self.below(40) as u32),
-            audit_rule: RuleId(16 + self.below(40) as u32),
-            log: self.one_in(2),
-            written: self.one_in(2),
-        }
-    }
-
-    /// Usually without source ports; with them, some variants share their steps.
-    fn row(&mut self) -> Arc<Row> {
-        let some = self.columns();
-        if !self.one_in(4) {
-            return Arc::new(Row::by_source_port([Variant { first: 0, columns: some }]));
-        }
-        let mut starts = BTreeMap::from([(0, Arc::clone(&some))]);
-        for _ in 0..self.below(12) {
-            let port = SOURCE_PORTS[self.below(SOURCE_PORTS.len())];
-            let columns = if self.one_in(3) { Arc::clone(&some) } else { self.columns() };
-            starts.insert(port.saturating_add(self.below(2) as u16), columns);
-        }
-        Arc::new(Row::by_source_port(starts.into_iter().map(|(first, columns)| Variant { first, columns })))
-    }
-
-    fn columns(&mut self) -> Arc<[Column]> {
-        let mut starts = BTreeMap::from([(0, self.cell())]);
-        for _ in 0..self.below(40) {
-            let protocol = PROTOCOLS[self.below(PROTOCOLS.len())];
-            let key = protocol.key(PORTS[self.below(PORTS.len())]) + self.below(2) as u32;
-            starts.insert(key, self.cell());
-        }
-        merged(starts.into_iter().map(|(first, cell)| Column { first, cell }))
-    }
-
-    fn compiled(&mut self, id: u32, classes: u32) -> CompiledPolicy {
-        let classes: Vec<_> = (0..classes).filter(|_| !self.one_in(3)).collect();
-        let rows = classes.into_iter().map(|class| (ClassId(class), self.row())).collect();
-        CompiledPolicy { id: CompiledId(id), default_row: self.row(), rows }
-    }
-}
-
-fn endpoint_address(interface: usize, v6: bool) -> IpAddr {
-    if v6 {
-        Ipv6Addr::new(0xfdee, 0, 0, 0, 0, 0, 0, interface as u16 + 1).into()
-    } else {
-        Ipv4Addr::new(172, 16, 0, interface as u8 + 1).into()
-    }
-}
-
 struct World {
     bench: Bench,
-    random: Random,
-    interfaces: Vec<u32>,
-    next_id: u32,
+    states: States,
     /// Connections since the last sweep: interface, peer, port here, port there.
     seen: BTreeSet<(usize, IpAddr, u16, u16)>,
     echo: u16,
@@ -124,84 +24,6 @@ struct World {
 }
 
 impl World {
-    fn whole(&mut self) -> HostPolicy {
-        let classes = 1 + self.random.below(12) as u32;
-        let addresses = (0..self.random.below(60))
-            .map(|_| (self.random.prefix(), ClassId(self.random.below(classes as usize) as u32)))
-            .collect();
-        let mut policies = BTreeMap::new();
-        for _ in 0..=self.random.below(4) {
-            let id = self.fresh_id();
-            policies.insert(CompiledId(id), self.random.compiled(id, classes));
-        }
-        let ids: Vec<_> = policies.keys().copied().collect();
-        let endpoints = (0..INTERFACES)
-            .filter(|_| !self.random.one_in(6))
-            .collect::<Vec<_>>()
-            .into_iter()
-            .map(|interface| (name(interface), self.binding(interface, &ids)))
-            .collect();
-        HostPolicy { addresses, policies, endpoints, ..HostPolicy::default() }
-    }
-
-    fn fresh_id(&mut self) -> u32 {
-        self.next_id += 1;
-        self.next_id
-    }
-
-    fn binding(&mut self, interface: usize, ids: &[CompiledId]) -> EndpointBinding {
-        let mut id = || match self.random.below(8) {
-            0 => CompiledId::NONE,
-            _ => ids[self.random.below(ids.len())],
-        };
-        EndpointBinding {
-            attachment: Attachment::Interface(self.interfaces[interface]),
-            addresses: vec![endpoint_address(interface, false), endpoint_address(interface, true)],
-            ingress: id(),
-            egress: id(),
-        }
-    }
-
-    fn delta(&mut self, state: &HostPolicy) -> HostDelta {
-        let mut delta = HostDelta { revision: state.revision + 1, ..HostDelta::default() };
-        let ids: Vec<_> = state.policies.keys().copied().collect();
-        let class = ClassId(1000 + self.next_id);
-        for id in &ids {
-            if self.random.one_in(2) {
-                delta.rows.push((*id, class, self.random.row()));
-            }
-        }
-        for _ in 0..self.random.below(20) {
-            let known = state.addresses.keys().nth(self.random.below(60)).copied();
-            let prefix = known.filter(|_| self.random.one_in(2)).unwrap_or_else(|| self.random.prefix());
-            let class = (!self.random.one_in(3)).then_some(class);
-            delta.addresses.insert(prefix, class);
-        }
-        let new = self.fresh_id();
-        delta.policies.push(self.random.compiled(new, 6));
-        let mut rebound: Vec<_> = ids.clone();
-        rebound.push(CompiledId(new));
-        let gone = self.random.one_in(2).then(|| rebound.remove(0));
-        for interface in 0..INTERFACES {
-            let uses =
-                |binding: &EndpointBinding| Some(binding.ingress) == gone || Some(binding.egress) == gone;
-            let must = state.endpoints.get(&name(interface)).is_some_and(uses);
-            if self.random.one_in(5) {
-                delta.endpoints.insert(name(interface), None);
-            } else if must || self.random.one_in(2) {
-                let binding = self.binding(interface, &rebound);
-                delta.endpoints.insert(name(interface), Some(binding));
-            }
-        }
-        delta.removed_policies.extend(gone);
-        if let Some(kept) = ids.iter().find(|id| Some(**id) != gone)
-            && let Some(class) = state.policies[kept].rows.keys().next()
-        {
-            delta.removed_rows.push((*kept, *class));
-        }
-        delta
-    }
-
     /// What is read back is what was put there, as far as an endpoint can reach it.
     fn compare_tables(&self, state: &HostPolicy) {
         let read = self.bench.dataplane.read_back().unwrap();
@@ -226,12 +48,14 @@ impl World {
     /// Destination and source port, at borders of what rows tell apart, of a connection that is not there yet.
     fn ports(&mut self, interface: usize, direction: Direction, peer: IpAddr) -> (u16, u16) {
         loop {
-            let port = PORTS[self.random.below(PORTS.len())].wrapping_add(self.random.below(2) as u16);
+            let port =
+                PORTS[self.states.random.below(PORTS.len())].wrapping_add(self.states.random.below(2) as u16);
             // Some from anywhere, lest those at borders run out.
-            let source = if self.random.one_in(4) {
-                self.random.below(1 << 16) as u16
+            let source = if self.states.random.one_in(4) {
+                self.states.random.below(1 << 16) as u16
             } else {
-                SOURCE_PORTS[self.random.below(SOURCE_PORTS.len())] + self.random.below(2) as u16
+                SOURCE_PORTS[self.states.random.below(SOURCE_PORTS.len())]
+                    + self.states.random.below(2) as u16
             };
             let (here, there) = if direction == Direction::Egress { (source, port) } else { (port, source) };
             if self.seen.insert((interface, peer, here, there)) {
@@ -241,13 +65,13 @@ impl World {
     }
 
     fn compare_one(&mut self, state: &HostPolicy) {
-        let interface = self.random.below(INTERFACES);
-        let direction = Direction::BOTH[self.random.below(2)];
-        let peer = self.random.address();
+        let interface = self.states.random.below(INTERFACES);
+        let direction = Direction::BOTH[self.states.random.below(2)];
+        let peer = self.states.random.address();
         let own = endpoint_address(interface, peer.is_ipv6());
         let (src, dst) = if direction == Direction::Egress { (own, peer) } else { (peer, own) };
         let (port, source_port) = self.ports(interface, direction, peer);
-        let (packet, key, source_port) = match self.random.below(4) {
+        let (packet, key, source_port) = match self.states.random.below(4) {
             0 => (Packet::tcp(src, source_port, dst, port, SYN), Protocol::TCP.key(port), source_port),
             1 => (Packet::udp(src, source_port, dst, port), Protocol::UDP.key(port), source_port),
             2 => {
@@ -270,11 +94,17 @@ impl World {
         let looked_up = self
             .bench
             .dataplane
-            .lookup(Attachment::Interface(self.interfaces[interface]), direction, peer, key, source_port)
+            .lookup(
+                Attachment::Interface(self.states.interfaces[interface]),
+                direction,
+                peer,
+                key,
+                source_port,
+            )
             .unwrap();
         let question = format!("{direction} {peer} {key:#x} from {source_port}");
         assert_eq!(looked_up, expected, "{question}");
-        self.bench.ifindex = self.interfaces[interface];
+        self.bench.ifindex = self.states.interfaces[interface];
         let passed =
             if direction == Direction::Egress { self.bench.from(&packet) } else { self.bench.to(&packet) };
         let events = self.bench.events();
@@ -287,10 +117,6 @@ impl World {
     }
 }
 
-fn name(interface: usize) -> Arc<str> {
-    format!("w{interface}").into()
-}
-
 #[test]
 fn the_kernel_answers_what_the_model_answers() {
     let bench = Bench::with(bulkhead_ebpf::Capacities { denials: 65_536, conns: 65_536, ..common::small() });
@@ -300,15 +126,14 @@ fn the_kernel_answers_what_the_model_answers() {
             ifindex(&format!("d{number}"))
         })
         .collect();
-    let random = Random(0x0b01_4ead);
-    let mut world =
-        World { bench, random, interfaces, next_id: 0, seen: BTreeSet::new(), echo: 0, packets: 0 };
+    let states = States::new(0x0b01_4ead, interfaces);
+    let mut world = World { bench, states, seen: BTreeSet::new(), echo: 0, packets: 0 };
     for _ in 0..60 {
-        let mut state = world.whole();
+        let mut state = world.states.whole();
         world.bench.dataplane.replace(&state).unwrap();
         world.compare(&state, 60);
         for _ in 0..5 {
-            let delta = world.delta(&state);
+            let delta = world.states.delta(&state);
             world.bench.dataplane.apply(&delta).unwrap();
             state.apply(&delta);
             world.compare(&state, 60);

@@ -3,146 +3,18 @@
 
 mod common;
 
-use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::sync::Arc;
+use std::net::{SocketAddr, UdpSocket};
 use std::time::Duration;
 
 use bulkhead_dataplane::Dataplane;
-use bulkhead_ebpf::EbpfDataplane;
-use bulkhead_model::Prefix;
-use bulkhead_model::flow::{FlowEvent, RawFlow};
-use bulkhead_model::host_policy::{Attachment, ClassId, CompiledId, EndpointBinding, HostPolicy};
+use bulkhead_model::flow::FlowEvent;
+use bulkhead_model::ports::Protocol;
 use bulkhead_model::verdict::Verdict::{Allow, Deny};
 use common::live::Namespace;
-use common::{PinRoot, Rule, cell, compile, enter_new_namespace, interface, run, small};
+use common::world::{EVERYTHING, End, World, ask, call, opened, serve, some, tcp, udp};
+use common::{Rule, interface, run};
 
-/// Long enough for an answer on a busy machine; what is refused costs this time.
-const PATIENCE: Duration = Duration::from_millis(400);
-
-const EVERYTHING: &[Rule] = &[Rule("0.0.0.0/0", "any", Allow, 30), Rule("::/0", "any", Allow, 31)];
 const SERVICE: &str = "10.96.0.1:80";
-
-/// An endpoint under test: where, its address, its ingress and egress rules.
-struct End<'a>(Attachment, &'a [&'a str], &'a [Rule], &'a [Rule]);
-
-/// Default deny everywhere; what no rule speaks of is decided by rule 99.
-fn tables(ends: &[End<'_>]) -> HostPolicy {
-    let rules = ends.iter().flat_map(|end| end.2.iter().chain(end.3));
-    let mut prefixes: Vec<Prefix> = rules.map(|rule| rule.0.parse().unwrap()).collect();
-    prefixes.sort_unstable();
-    prefixes.dedup();
-    let default = cell(Deny, common::DEFAULT_RULE, false);
-    let mut policy = HostPolicy { revision: 1, ..HostPolicy::default() };
-    policy.addresses = prefixes.iter().copied().zip((1..).map(ClassId)).collect();
-    for (number, end) in (0..).zip(ends) {
-        let [ingress, egress] = [CompiledId(2 * number + 1), CompiledId(2 * number + 2)];
-        policy.policies.insert(ingress, compile(ingress, &prefixes, end.2, default));
-        policy.policies.insert(egress, compile(egress, &prefixes, end.3, default));
-        let addresses = end.1.iter().map(|address| address.parse().unwrap()).collect();
-        let binding = EndpointBinding { attachment: end.0, addresses, ingress, egress };
-        policy.endpoints.insert(Arc::from(number.to_string()), binding);
-    }
-    policy
-}
-
-struct World {
-    dataplane: EbpfDataplane,
-    _root: PinRoot,
-}
-
-impl World {
-    /// A host that routes, in this thread's namespace.
-    fn new() -> Self {
-        enter_new_namespace();
-        run("ip link set lo up");
-        run("sysctl -qw net.ipv4.ip_forward=1");
-        run("sysctl -qw net.ipv6.conf.all.forwarding=1");
-        let root = PinRoot::new();
-        Self { dataplane: EbpfDataplane::open(root.path(), small()).unwrap(), _root: root }
-    }
-
-    fn put(&mut self, ends: &[End<'_>]) {
-        self.dataplane.replace(&tables(ends)).unwrap();
-        for end in ends {
-            self.dataplane.attach(end.0).unwrap();
-        }
-    }
-
-    /// What has been reported since the last call.
-    fn events(&mut self) -> Vec<RawFlow> {
-        let mut events = Vec::new();
-        self.dataplane.poll(&mut |flow| events.push(flow)).unwrap();
-        events
-    }
-}
-
-/// Answers every datagram and connection on `port` with `name`, and who it believes to speak to.
-fn serve(at: &Namespace, name: &'static str, port: u16) {
-    at.exec(move || {
-        for address in ["0.0.0.0", "::"] {
-            let address: IpAddr = address.parse().unwrap();
-            if address.is_ipv6() {
-                std::fs::write("/proc/sys/net/ipv6/bindv6only", "1").unwrap();
-            }
-            let datagrams = UdpSocket::bind((address, port)).unwrap();
-            std::thread::spawn(move || {
-                let mut buffer = [0; 64];
-                while let Ok((_, from)) = datagrams.recv_from(&mut buffer) {
-                    let _ = datagrams.send_to(format!("{name} {}", from.ip()).as_bytes(), from);
-                }
-            });
-            let listener = TcpListener::bind((address, port)).unwrap();
-            std::thread::spawn(move || {
-                for stream in listener.incoming() {
-                    let Ok(mut stream) = stream else { return };
-                    let from = stream.peer_addr().unwrap();
-                    let _ = stream.write_all(format!("{name} {}", from.ip()).as_bytes());
-                }
-            });
-        }
-    });
-}
-
-fn udp(from: &Namespace, to: &str) -> Option<String> {
-    let to: SocketAddr = to.parse().unwrap();
-    from.exec(move || {
-        let any: IpAddr = if to.is_ipv4() { "0.0.0.0" } else { "::" }.parse().unwrap();
-        ask(&UdpSocket::bind((any, 0)).unwrap(), to)
-    })
-}
-
-fn ask(socket: &UdpSocket, to: SocketAddr) -> Option<String> {
-    socket.set_read_timeout(Some(PATIENCE)).unwrap();
-    socket.send_to(b"?", to).unwrap();
-    let mut buffer = [0; 64];
-    let (len, from) = socket.recv_from(&mut buffer).ok()?;
-    // Whoever answers, the caller must not see through the translation.
-    assert_eq!(from, to);
-    Some(String::from_utf8_lossy(&buffer[..len]).into_owned())
-}
-
-fn tcp(from: &Namespace, to: &str) -> Option<String> {
-    let to: SocketAddr = to.parse().unwrap();
-    from.exec(move || {
-        let mut stream = TcpStream::connect_timeout(&to, PATIENCE).ok()?;
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
-        let mut text = String::new();
-        stream.read_to_string(&mut text).ok()?;
-        Some(text)
-    })
-}
-
-/// Both protocols, which must agree.
-fn call(from: &Namespace, to: &str) -> Option<String> {
-    let (datagram, stream) = (udp(from, to), tcp(from, to));
-    assert_eq!(datagram, stream, "{to}");
-    datagram
-}
-
-fn some(text: &str) -> Option<String> {
-    Some(text.to_owned())
-}
 
 /// How the host rewrites: kube-proxy's two modes of today.
 #[derive(Debug, Clone, Copy)]
@@ -203,14 +75,6 @@ impl Rewriting {
             }
         }
     }
-}
-
-/// Opened connections: endpoint, who it is with, as what the endpoint sees them, and the rule.
-fn opened(events: &[RawFlow], at: Attachment) -> Vec<(String, String, u32)> {
-    let of = |flow: &&RawFlow| flow.event == FlowEvent::Open && flow.key.attachment == at;
-    let seen = |flow: &RawFlow| SocketAddr::new(flow.key.peer, flow.key.peer_port).to_string();
-    let real = |flow: &RawFlow| SocketAddr::new(flow.peer, flow.peer_port).to_string();
-    events.iter().filter(of).map(|flow| (real(flow), seen(flow), flow.rule.0)).collect()
 }
 
 #[test]
@@ -411,6 +275,8 @@ fn published_ports_of_bridged_containers() {
             assert_eq!(udp(&a, "10.0.9.3:8080"), direct_answer, "{filtered}");
             let mut direct = Vec::new();
             world.dataplane.sweep(common::now_ns(), &mut |flow| direct.push(flow)).unwrap();
+            // Neighbours announce themselves, too.
+            direct.retain(|flow| flow.key.protocol == Protocol::UDP);
             assert_eq!(direct.len(), 2);
             for flow in direct {
                 assert_eq!(

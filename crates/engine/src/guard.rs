@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use bulkhead_model::address::address_bits;
+use bulkhead_model::facts::PROCESS_GROUP;
 use bulkhead_model::policy::{Mode, PolicySpec};
 use bulkhead_model::ports::Protocol;
 use bulkhead_model::time::Timestamp;
@@ -204,7 +205,9 @@ impl State {
                 blocks.flat_map(|block| addresses.range(block.bits()..=block.last_bits())).copied().collect();
             for address in &has {
                 at.entry(*address).or_default().push(Arc::clone(name));
-                if entity.is_endpoint() {
+                // Who shares its host's addresses is not who speaks with them here.
+                let shares = entity.labels.get(PROCESS_GROUP).is_some();
+                if entity.is_endpoint() && !shares {
                     owners.entry(*address).or_default().push(Arc::clone(name));
                 }
             }

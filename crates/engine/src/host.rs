@@ -410,8 +410,18 @@ impl HostEngine {
                 }
             }
             let [ingress, egress] = local.current.map(|id| id.unwrap_or(CompiledId::NONE));
+            // A workload without tables is closed. A host would lose itself, and the repository with it: it is bound
+            // once both directions are known.
+            let is_host = matches!(local.endpoint.attachment, Attachment::Host(_));
+            if is_host && [ingress, egress].contains(&CompiledId::NONE) {
+                continue;
+            }
             let mut addresses: Vec<IpAddr> =
                 local.endpoint.entity.prefixes.iter().map(|prefix| prefix.address()).collect();
+            // Its host's addresses are not its own.
+            if let Some(own) = local.endpoint.attachment.own_address() {
+                addresses = vec![own];
+            }
             addresses.sort_unstable();
             addresses.dedup();
             let binding =

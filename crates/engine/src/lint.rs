@@ -47,7 +47,7 @@ pub struct Findings {
 /// Looks at policies and what they mean to each other and to the inventory, at the world's own time.
 pub fn lint(world: &World, objects: &BTreeMap<ObjectKey, Resource>) -> Findings {
     let mut found = Found::default();
-    policies::check(world, objects, &mut found);
+    policies::check(world, &mut found);
     order::check(world, &mut found);
     inventory::check(world, objects, &mut found);
     let complete = unreachable::check(world, &mut found);

@@ -43,6 +43,8 @@ pub const IMAGE_TAG: &str = "image.tag";
 pub const IMAGE_DIGEST: &str = "image.digest";
 /// Whether a container has all privileges.
 pub const CONTAINER_PRIVILEGED: &str = "container.privileged";
+/// Key of the directory of a process workload's control group; nobody else has it.
+pub const PROCESS_GROUP: &str = "process.group";
 
 /// How a fact's values compare.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,7 +83,7 @@ pub struct KnownFact {
 }
 
 /// Every fact that Bulkhead knows, by key.
-pub const CATALOGUE: [KnownFact; 14] = [
+pub const CATALOGUE: [KnownFact; 15] = [
     known(CONTAINER_PRIVILEGED, FactType::Boolean, "the container was started with all privileges"),
     known(HOST_ARCHITECTURE, FactType::Text, "architecture of the host, as uname has it"),
     known(HOST_KERNEL, FactType::Version, "release of the host's running kernel, as uname has it"),
@@ -90,6 +92,7 @@ pub const CATALOGUE: [KnownFact; 14] = [
     known(IMAGE_TAG, FactType::Text, "tag of the container's image, as it was asked for"),
     known(OS_ID, FactType::Text, "distribution of the host: ID of os-release"),
     known(OS_VERSION, FactType::Version, "version of the distribution: VERSION_ID of os-release"),
+    known(PROCESS_GROUP, FactType::Text, "directory of the control group that its processes are in"),
     known("process.path", FactType::Text, "path of the program that the workload runs"),
     known("vuln.critical", FactType::Number, "known critical vulnerabilities"),
     known("vuln.high", FactType::Number, "known vulnerabilities of high severity"),

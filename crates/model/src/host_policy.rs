@@ -228,6 +228,15 @@ pub enum Attachment {
     Cgroup(u32),
 }
 
+impl Attachment {
+    /// The address that stands for a process workload and nothing else, so that two on one host can be told apart though
+    /// they share its addresses: 100::/64 of RFC 6666, which is never on a wire, with the inode.
+    pub fn own_address(self) -> Option<IpAddr> {
+        let Self::Cgroup(inode) = self else { return None };
+        Some(std::net::Ipv6Addr::from_bits(0x0100 << 112 | u128::from(inode)).into())
+    }
+}
+
 impl std::fmt::Display for Attachment {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {

@@ -4,8 +4,8 @@
 //! ```yaml
 //! name: web-1
 //! labels: {application: orders, role: web}
-//! netns: /run/netns/web-1      # or, instead:  interface: veth7
-//! addresses: [10.0.0.7]        # found in the namespace if left out; needed with interface
+//! netns: /run/netns/web-1      # or, instead:  interface: veth7, or  cgroup: nginx.service
+//! addresses: [10.0.0.7]        # if left out: those in the namespace; with cgroup the host's; needed with interface
 //! namespace: shop              # whose labels it inherits, and whose policies are for it
 //! serviceAccount: web
 //! ports: [{name: http, port: 8080}]
@@ -29,6 +29,8 @@ pub enum Attachment {
     Netns(String),
     /// Name of its host-side interface.
     Interface(String),
+    /// Path of its control group in the unified hierarchy, or the name of its systemd unit.
+    Cgroup(String),
 }
 
 /// What rules can ask of a workload besides its labels.
@@ -98,11 +100,12 @@ pub fn parse(source: &str, text: &str) -> Result<Vec<Registration>, Vec<Problem>
 }
 
 fn decode(decoder: &mut Decoder, node: &Node) -> Option<Registration> {
-    let mut fields = decoder.fields(node, "a workload with name, labels and netns or interface")?;
+    let mut fields = decoder.fields(node, "a workload with name, labels and netns, interface or cgroup")?;
     let name = fields.required(decoder, "name", crate::resource::name);
     let labels = fields.optional(decoder, "labels", crate::resource::decode_labels).unwrap_or_default();
     let netns = fields.optional(decoder, "netns", Decoder::string);
     let interface = fields.optional(decoder, "interface", Decoder::string);
+    let cgroup = fields.optional(decoder, "cgroup", Decoder::string);
     let addresses = fields
         .optional(decoder, "addresses", |decoder, node| decoder.list(node, ADDRESSES_MAX, Decoder::parsed))
         .unwrap_or_default();
@@ -114,16 +117,17 @@ fn decode(decoder: &mut Decoder, node: &Node) -> Option<Registration> {
             .unwrap_or_default(),
     };
     fields.finish(decoder);
-    let attachment = match (netns, interface) {
-        (Some(netns), None) => Attachment::Netns(netns),
-        (None, Some(_)) if addresses.is_empty() => {
+    let attachment = match (netns, interface, cgroup) {
+        (None, None, Some(cgroup)) => Attachment::Cgroup(cgroup),
+        (Some(netns), None, None) => Attachment::Netns(netns),
+        (None, Some(_), None) if addresses.is_empty() => {
             decoder
                 .problem(node, "with \"interface\" the field \"addresses\" is needed: they cannot be seen");
             return None;
         }
-        (None, Some(interface)) => Attachment::Interface(interface),
-        (Some(_), Some(_)) | (None, None) => {
-            decoder.problem(node, "a workload needs either \"netns\" or \"interface\"");
+        (None, Some(interface), None) => Attachment::Interface(interface),
+        _ => {
+            decoder.problem(node, "a workload needs one of \"netns\", \"interface\" and \"cgroup\"");
             return None;
         }
     };
@@ -138,6 +142,8 @@ mod tests {
     fn a_registration_names_a_namespace_or_an_interface() {
         let found = parse("f", "name: web\nlabels: {role: web}\nnetns: /run/netns/web\n").unwrap();
         assert_eq!(found[0].attachment, Attachment::Netns("/run/netns/web".into()));
+        let found = parse("f", "name: web\ncgroup: nginx.service\n").unwrap();
+        assert_eq!(found[0].attachment, Attachment::Cgroup("nginx.service".into()));
         for text in ["name: web\n", "name: web\nnetns: a\ninterface: b\n", "name: web\ninterface: b\n"] {
             assert_eq!(parse("f", text).unwrap_err().len(), 1, "{text}");
         }

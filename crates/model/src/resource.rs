@@ -198,6 +198,18 @@ impl Resource {
         ObjectKey { kind: self.kind(), namespace: metadata.namespace.clone(), name: metadata.name.clone() }
     }
 
+    /// Name of the interface that a host endpoint is about, if it names one; `*` stands for all.
+    pub fn host_interface(&self) -> Option<&str> {
+        match self {
+            Self::HostEndpoint(endpoint) => endpoint.spec.interface.as_deref(),
+            Self::Foreign(foreign) if foreign.kind == Kind::CalicoHostEndpoint => {
+                let name = foreign.manifest.get("spec")?.get("interfaceName")?.as_str()?;
+                (!name.is_empty()).then_some(name)
+            }
+            _ => None,
+        }
+    }
+
     /// Whether labels, annotations and spec say the same, whatever the repository set.
     pub fn says_the_same(&self, other: &Self) -> bool {
         let plain = |resource: &Self| {

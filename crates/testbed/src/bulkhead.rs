@@ -23,6 +23,8 @@ const AGENTS: &str = "10.200.0.1:7441";
 pub struct AgentOptions {
     /// Socket of a Docker engine.
     pub docker: Option<PathBuf>,
+    /// Where eBPF's tables are to be pinned, if not where the lab has them.
+    pub pins: Option<PathBuf>,
     /// More arguments.
     pub arguments: Vec<String>,
 }
@@ -167,13 +169,19 @@ impl Bulkhead {
         let mut command = Command::new(&self.binary);
         command.args(["agent", "--host", host, "--controller", &format!("http://{AGENTS}")]);
         command.arg("--state-dir").arg(self.state_directory(host));
-        command.arg("--pin-dir").arg(self.lab.pin_directory(host));
+        let pins = agent.options.pins.clone().unwrap_or_else(|| self.lab.pin_directory(host));
+        command.arg("--pin-dir").arg(pins);
         command.arg("--agent-socket").arg(&agent.socket);
         command.args(["--workload-interface", "wl*", "--sweep-interval-ms", "500", "--docker"]);
         match &agent.options.docker {
             Some(socket) => command.arg(socket).args(["--workload-interface", "veth*"]),
             None => command.arg("none"),
         };
+        // The same tests over another dataplane.
+        let chosen = agent.options.arguments.iter().any(|argument| argument == "--dataplane");
+        if let Some(dataplane) = std::env::var_os("BULKHEAD_DATAPLANE").filter(|_| !chosen) {
+            command.arg("--dataplane").arg(dataplane);
+        }
         command.args(&agent.options.arguments);
         plain(&mut command);
         command

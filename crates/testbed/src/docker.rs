@@ -27,17 +27,30 @@ pub struct Docker {
 }
 
 impl Docker {
-    /// Starts an engine in a host's namespace and imports the image. Nothing is fetched.
+    /// Starts an engine in a host's namespace that leaves netfilter alone, and imports the image. Nothing is fetched.
     ///
     /// # Errors
     /// If `dockerd`, `docker` or `busybox` is missing or does not work.
     pub fn start(lab: &Lab, host: &Host) -> Result<Self> {
+        Self::start_with(lab, host, &["--iptables=false", "--ip6tables=false", "--ip-masq=false"])
+    }
+
+    /// As [`Self::start`], with an engine that publishes ports and hides its containers as it does by default.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_rewriting(lab: &Lab, host: &Host) -> Result<Self> {
+        Self::start_with(lab, host, &[])
+    }
+
+    fn start_with(lab: &Lab, host: &Host, arguments: &[&str]) -> Result<Self> {
         let directory = lab.directory().join(format!("{}.docker", host.name));
         fs::create_dir_all(&directory)?;
         let socket = directory.join("docker.sock");
         let mut command = Command::new("dockerd");
         command
-            .args(["--iptables=false", "--ip6tables=false", "--ip-masq=false", "--userland-proxy=false"])
+            .args(arguments)
+            .arg("--userland-proxy=false")
             .args(["--storage-driver", "vfs", "--bip", &host.container_gateway()])
             .arg(format!("--data-root={}", directory.join("data").display()))
             .arg(format!("--exec-root={}", directory.join("exec").display()))
@@ -78,7 +91,24 @@ impl Docker {
     /// # Errors
     /// If it does not start.
     pub fn container(&self, name: &str, labels: &[(&str, &str)], port: u16) -> Result<String> {
+        self.published(name, labels, port, None)
+    }
+
+    /// As [`Self::container`], also reached by a port of the host.
+    ///
+    /// # Errors
+    /// As [`Self::container`].
+    pub fn published(
+        &self,
+        name: &str,
+        labels: &[(&str, &str)],
+        port: u16,
+        host_port: Option<u16>,
+    ) -> Result<String> {
         let mut arguments: Vec<String> = ["run", "--detach", "--name", name].map(Into::into).to_vec();
+        if let Some(host_port) = host_port {
+            arguments.push(format!("--publish={host_port}:{port}"));
+        }
         for (key, value) in labels {
             arguments.extend(["--label".into(), format!("{key}={value}")]);
         }

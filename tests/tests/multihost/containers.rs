@@ -80,6 +80,80 @@ fn containers_are_found_and_judged_by_their_labels() {
     drop(bulkhead_and(bulkhead, docker));
 }
 
+const PUBLISHED: &str = "
+apiVersion: bulkhead.dev/v1
+kind: Policy
+metadata: {name: shop}
+spec:
+  appliesTo: role == 'shop'
+  ingress:
+  - action: Allow
+    from: {selector: role == 'client' || role == 'customer'}
+    ports: [tcp/8000]
+---
+apiVersion: bulkhead.dev/v1
+kind: Policy
+metadata: {name: clients}
+spec:
+  appliesTo: role == 'client'
+  egress:
+  - action: Allow
+    to: {selector: role == 'shop'}
+    ports: [tcp/8000]
+";
+
+/// Docker's published ports: policy speaks of the containers behind them, and never of the host's address.
+#[test]
+fn published_ports_are_judged_as_the_containers_behind_them() {
+    let lab = Lab::new("bt-publish", &["host-1", "host-2"]).unwrap();
+    let docker = Docker::start_rewriting(&lab, lab.host("host-1")).unwrap();
+    let options = AgentOptions { docker: Some(docker.socket().into()), ..AgentOptions::default() };
+    let options = BTreeMap::from([("host-1".to_owned(), options)]);
+    let bulkhead = Bulkhead::start(lab, &find_binary().unwrap(), &options).unwrap();
+    let client = member(&bulkhead, "host-2", "client", &[("role", "free")], &[80]);
+    let stranger = member(&bulkhead, "host-2", "stranger", &[("role", "stranger")], &[80]);
+    let (client, stranger) = (&client.workload, &stranger.workload);
+    docker.published("shop", &[("role", "shop")], 8000, Some(8080)).unwrap();
+    docker.published("vault", &[("role", "vault")], 8000, Some(8081)).unwrap();
+    docker.container("peer", &[("role", "client")], 8000).unwrap();
+    docker.container("thief", &[("role", "thief")], 8000).unwrap();
+    for (name, role) in [("shop", "shop"), ("vault", "vault"), ("peer", "client"), ("thief", "thief")] {
+        wait_container(&bulkhead, &format!("{name}.host-1"), role);
+    }
+    let wait = |from: &Workload, port, wanted: Outcome| {
+        let target = Probe { address: "10.200.0.10".parse().unwrap(), protocol: Protocol::Tcp(port) };
+        eventually(&format!("{} → host-1:{port} is {wanted:?}", from.name), || {
+            let found = probe(from, &[target], PROBE_WAIT)?[0];
+            ensure!(found == wanted, "{found:?}");
+            Ok(())
+        })
+        .unwrap();
+    };
+    wait(stranger, 8080, Outcome::Reached);
+    bulkhead.apply_text("published.yaml", PUBLISHED).unwrap();
+    wait(stranger, 8080, Outcome::Silent);
+    wait(stranger, 8081, Outcome::Reached);
+    bulkhead.register(client, &[("role", "customer")]).unwrap();
+    wait(client, 8080, Outcome::Reached);
+    // From containers of the same host, by the same address: hidden behind it, and known all the same. The client's own
+    // policy never names the host, whose address it calls.
+    let fetch = |name: &str, port: u16| {
+        let ask = format!("printf 'GET /x HTTP/1.0\r\n\r\n' | nc -w 2 10.200.0.10 {port} | grep -q HTTP");
+        docker.run(&["exec", name, "/bin/busybox", "sh", "-c", &ask])
+    };
+    eventually("the client gets through to the shop", || fetch("peer", 8080)).unwrap();
+    assert!(fetch("peer", 8081).is_err(), "and to nothing else");
+    assert!(fetch("thief", 8080).is_err(), "and nobody else to the shop");
+    eventually("others are free", || fetch("thief", 8081)).unwrap();
+    eventually("flows tell both addresses", || {
+        let flows = bulkhead.ok(&["flows", "--limit", "500", "-o", "json"])?;
+        ensure!(flows.contains("10.200.0.10:8080") && flows.contains("10.200.0.10:8081"), "{flows}");
+        Ok(())
+    })
+    .unwrap();
+    drop(bulkhead_and(bulkhead, docker));
+}
+
 /// The engine must end before the lab's namespaces go.
 fn bulkhead_and(bulkhead: Bulkhead, docker: Docker) -> Bulkhead {
     drop(docker);

@@ -23,7 +23,7 @@ impl Agent {
                     here.iter().any(|link| link.index == *index && link.name == *name)
                 });
             }
-            found.workloads.retain(|workload| !workload.interfaces.is_empty());
+            found.workloads.retain(|workload| !workload.interfaces.is_empty() || workload.group.is_some());
         }
         for link in here {
             self.older_interfaces.insert(link.index);
@@ -84,7 +84,7 @@ impl Agent {
                 self.attached.insert(attachment);
             }
             // It went again before it could be closed.
-            Err(DataplaneError::InterfaceGone { .. }) => {}
+            Err(DataplaneError::Gone { .. }) => {}
             Err(error) => {
                 tracing::error!(%attachment, %error, "cannot take charge");
                 self.failed = Some((error.to_string(), Instant::now() + RETRY_INTERVAL));

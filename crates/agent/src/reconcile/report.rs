@@ -47,6 +47,7 @@ impl Agent {
             disconnected_because: self.disconnected_because.clone(),
             revision: policy.revision,
             dataplane: self.dataplane.name().into(),
+            dataplane_because: self.dataplane.chosen_because().map(str::to_owned),
             programmed: self.programmed,
             endpoints: endpoints.collect(),
             not_enforced: self.not_enforced(),

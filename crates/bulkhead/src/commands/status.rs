@@ -122,10 +122,11 @@ fn host_page(page: &mut String, here: &Value) {
     } else {
         format!("{} ({})", paint(Style::Bad, "no controller"), text(here, "/disconnectedBecause"))
     };
+    let because = here["dataplaneBecause"].as_str().map_or(String::new(), |why| format!(" ({why})"));
     let force = if here["programmed"] == true { "tables in force" } else { "tables not in force yet" };
     let _ = writeln!(
         page,
-        "\nthis host, {host}: {connected}, {force}, revision {}, dataplane {}",
+        "\nthis host, {host}: {connected}, {force}, revision {}, dataplane {}{because}",
         text(here, "/revision"),
         text(here, "/dataplane")
     );
@@ -150,7 +151,7 @@ fn host_page(page: &mut String, here: &Value) {
                 ]
             })
             .collect();
-        page.push_str(&table(&["ENDPOINT", "IFINDEX", "INGRESS", "EGRESS", "ADDRESSES", "LABELS"], &rows));
+        page.push_str(&table(&["ENDPOINT", "AT", "INGRESS", "EGRESS", "ADDRESSES", "LABELS"], &rows));
     }
     let drops = here["drops"].as_object().into_iter().flatten();
     let drops: Vec<_> = drops.map(|(reason, count)| format!("{reason} {count}")).collect();

@@ -18,16 +18,20 @@ pub(crate) async fn workload(common: &Common, args: &WorkloadArgs) -> Result<(),
             name,
             netns,
             interface,
+            cgroup,
             address,
             label,
             namespace,
             service_account,
             named_port,
         } => {
-            let attachment = match (netns, interface) {
-                (Some(netns), _) => Attachment::Netns(netns.clone()),
-                (None, Some(interface)) => Attachment::Interface(interface.clone()),
-                (None, None) => return Err(Failure::Usage("--netns or --interface is needed".into())),
+            let attachment = match (netns, interface, cgroup) {
+                (Some(netns), ..) => Attachment::Netns(netns.clone()),
+                (None, Some(interface), _) => Attachment::Interface(interface.clone()),
+                (None, None, Some(group)) => Attachment::Cgroup(group.clone()),
+                (None, None, None) => {
+                    return Err(Failure::Usage("--netns, --interface or --cgroup is needed".into()));
+                }
             };
             if !is_name(name) {
                 let what = "lower-case letters, digits, '-' and '.'";
@@ -65,10 +69,11 @@ pub(crate) async fn workload(common: &Common, args: &WorkloadArgs) -> Result<(),
                     .into_iter()
                     .flatten()
                     .map(|w| {
-                        vec![text(w, "/name"), text(w, "/interfaces/0/1"), addresses(w), labels(&w["labels"])]
+                        let at = [text(w, "/interfaces/0/1"), text(w, "/group/1")].concat();
+                        vec![text(w, "/name"), at, addresses(w), labels(&w["labels"])]
                     })
                     .collect();
-                let mut page = table(&["NAME", "INTERFACE", "ADDRESSES", "LABELS"], &rows);
+                let mut page = table(&["NAME", "AT", "ADDRESSES", "LABELS"], &rows);
                 for entry in found["notManaged"].as_array().into_iter().flatten() {
                     page.push_str(&format!("{}: {}\n", text(entry, "/subject"), text(entry, "/reason")));
                 }

@@ -105,7 +105,7 @@ impl Pump {
         if known.is_some_and(|known| known <= view.revision && known >= view.resources_newest()) {
             return Vec::new();
         }
-        match known.and_then(|known| view.resources_since(known)) {
+        match known.and_then(|known| view.resources_since(known, &self.subscriber.host)) {
             Some(changes) if changes.is_empty() => Vec::new(),
             Some(changes) => {
                 let (mut upserts, mut removes) = (Vec::new(), Vec::new());
@@ -119,7 +119,8 @@ impl Pump {
             }
             None => {
                 // Predefined tiers that nobody has written are known to every agent.
-                let written = view.resources().filter(|object| object.modified > 0);
+                let own = view.resources_of_host(&self.subscriber.host);
+                let written = view.resources().filter(|object| object.modified > 0).chain(own);
                 let upserts = written.map(|object| object.json().clone()).collect();
                 messages::resources(true, view.revision, upserts, Vec::new())
             }

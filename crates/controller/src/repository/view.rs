@@ -7,6 +7,7 @@ use std::sync::{Arc, OnceLock};
 
 use bulkhead_engine::{Heritage, SelectorId};
 use bulkhead_model::entity::matches;
+use bulkhead_model::labels::HOST_LABEL;
 use bulkhead_model::policy::PREDEFINED_TIERS;
 use bulkhead_model::{Entity, Kind, Meaning, ObjectKey, Resource};
 use bulkhead_store::{Commit, Revision, Stored};
@@ -64,6 +65,18 @@ fn is_for_all_agents(kind: Kind) -> bool {
     )
 }
 
+/// Whether the agent of the host that it is about hears of it, and no other.
+fn is_for_one_host(kind: Kind) -> bool {
+    matches!(kind, Kind::HostEndpoint | Kind::CalicoHostEndpoint)
+}
+
+/// The host that a host endpoint is about.
+fn host_of_endpoint(resource: &Resource) -> Option<String> {
+    let meaning = resource.meaning();
+    let host = meaning.entities.first().and_then(|entity| entity.labels.get(HOST_LABEL));
+    host.map(ToOwned::to_owned)
+}
+
 /// Whether a change of it changes one entity, the one that is named like it, and nobody else's.
 fn is_one_entity(kind: Kind) -> bool {
     matches!(
@@ -109,6 +122,8 @@ pub(crate) struct View {
     heritage: Heritage,
     by_host: HashMap<String, BTreeSet<ObjectKey>>,
     resource_log: ChangeLog<ObjectKey>,
+    /// Host endpoints, each with the host that it is or was about.
+    host_log: ChangeLog<(String, ObjectKey)>,
     entity_log: ChangeLog<Arc<str>>,
     pub(crate) members: Members,
     sessions: HashMap<SessionId, Arc<Subscriber>>,
@@ -125,6 +140,7 @@ impl View {
             heritage: Heritage::default(),
             by_host: HashMap::new(),
             resource_log: ChangeLog::new(log_begins_after, RESOURCE_LOG_LEN_MAX),
+            host_log: ChangeLog::new(log_begins_after, RESOURCE_LOG_LEN_MAX),
             entity_log: ChangeLog::new(log_begins_after, ENTITY_LOG_LEN_MAX),
             members: Members::default(),
             sessions: HashMap::new(),
@@ -138,6 +154,10 @@ impl View {
         for commit in log {
             for key in commit.changes.iter().filter_map(|change| keys::object_key(&change.key)) {
                 let revision = commit.revision.0;
+                if is_for_one_host(key.kind) {
+                    // Which host it was about then is no longer known: who knew it before hears everything.
+                    view.host_log = ChangeLog::new(revision, RESOURCE_LOG_LEN_MAX);
+                }
                 if is_for_all_agents(key.kind) {
                     view.resource_log.push(revision, key.clone());
                 } else if is_one_entity(key.kind) {
@@ -160,21 +180,36 @@ impl View {
     /// Takes in changes up to `revision`.
     pub(super) fn commit(&mut self, changes: Vec<Decoded>, revision: u64, now_ms: u64) {
         let resources_before = self.resource_log.newest();
+        let mut concerned: BTreeSet<String> = BTreeSet::new();
         for Decoded { key, object, revision } in changes {
             if is_for_all_agents(key.kind) {
                 self.resource_log.push(revision, key.clone());
             }
+            let hosts_before = self.note_host(&key, revision);
             match object {
                 Some(object) => self.put(&key, object, revision, now_ms),
                 None => self.remove(&key, revision, now_ms),
             }
+            let hosts = self.note_host(&key, revision).into_iter().chain(hosts_before);
+            concerned.extend(hosts);
         }
         self.revision = revision;
+        for session in self.sessions.values().filter(|session| concerned.contains(&*session.host)) {
+            session.wake.notify_one();
+        }
         if self.resource_log.newest() > resources_before {
             for session in self.sessions.values() {
                 session.wake.notify_one();
             }
         }
+    }
+
+    /// Notes that a host endpoint changes, for the host that it is about now.
+    fn note_host(&mut self, key: &ObjectKey, revision: u64) -> Option<String> {
+        let object = self.objects.get(key).filter(|_| is_for_one_host(key.kind))?;
+        let host = host_of_endpoint(&object.resource)?;
+        self.host_log.push(revision, (host.clone(), key.clone()));
+        Some(host)
     }
 
     fn put(
@@ -280,31 +315,44 @@ impl View {
         self.objects.len()
     }
 
-    /// Revision of the last change that all agents hear of.
+    /// Revision of the last change that all agents hear of, or the agent of any one host.
     pub(crate) fn resources_newest(&self) -> u64 {
-        self.resource_log.newest()
+        self.resource_log.newest().max(self.host_log.newest())
     }
 
-    /// Keys of the tiers and policies that changed after a revision, with what they are now (`None`: gone);
-    /// `None` if it is no longer known.
-    pub(crate) fn resources_since(&self, revision: u64) -> Option<Vec<(ObjectKey, Option<Arc<Object>>)>> {
+    /// Keys of the objects told to a host that changed after a revision, with what they are now (`None`: gone, or about
+    /// another host); `None` if it is no longer known.
+    pub(crate) fn resources_since(
+        &self,
+        revision: u64,
+        host: &str,
+    ) -> Option<Vec<(ObjectKey, Option<Arc<Object>>)>> {
         if revision > self.revision {
             return None;
         }
-        let keys = self.resource_log.since(revision)?;
-        Some(
-            keys.into_iter()
-                .map(|key| {
-                    let object = self.objects.get(&key).cloned();
-                    (key, object)
-                })
-                .collect(),
-        )
+        let mut keys = self.resource_log.since(revision)?;
+        let about_hosts = self.host_log.since(revision)?;
+        keys.extend(about_hosts.into_iter().filter(|(about, _)| about == host).map(|(_, key)| key));
+        let now = |key: &ObjectKey| {
+            let object = self.objects.get(key)?;
+            let concerns =
+                !is_for_one_host(key.kind) || host_of_endpoint(&object.resource).as_deref() == Some(host);
+            concerns.then(|| Arc::clone(object))
+        };
+        Some(keys.into_iter().map(|key| (key.clone(), now(&key))).collect())
     }
 
     /// All that all agents hear of.
     pub(crate) fn resources(&self) -> impl Iterator<Item = &Arc<Object>> {
         Kind::ALL.iter().filter(|kind| is_for_all_agents(**kind)).flat_map(|kind| self.of_kind(*kind))
+    }
+
+    /// What the agent of one host hears of besides.
+    pub(crate) fn resources_of_host(&self, host: &str) -> impl Iterator<Item = &Arc<Object>> {
+        let kinds = Kind::ALL.iter().filter(|kind| is_for_one_host(**kind));
+        kinds
+            .flat_map(|kind| self.of_kind(*kind))
+            .filter(move |object| host_of_endpoint(&object.resource).as_deref() == Some(host))
     }
 
     /// What an object means, and all others.

@@ -108,9 +108,6 @@ codes! {
     RedundantDeny "BH014" "redundant-deny" Note
         "The rule denies everything where the tier would do so anyway."
         "The tier ends in Deny, nothing in it is asked after this rule, and it asks for no log. It does no harm, and names itself in flows instead of the end of the tier.";
-    HostEndpoint "BH015" "host-endpoint" Note
-        "Host endpoints are evaluated, but agents do not enforce them yet."
-        "decide, test and explain answer for a host's own interfaces; on the host itself nothing is refused until a later release.";
     UnknownService "BH016" "unknown-service" Warning
         "No EndpointSlice gives backends to this service."
         "The rule never matches by this service. Only reported where services or pods are among the manifests.";

@@ -1,10 +1,8 @@
 //! What can be said of one policy by itself.
 
-use std::collections::BTreeMap;
-
 use bulkhead_model::policy::{Action, CALICO_PROFILES_TIER, DefaultAction, Mode, PolicySpec, Rule};
 use bulkhead_model::suggest::nearest;
-use bulkhead_model::{Direction, Kind, ObjectKey, Resource};
+use bulkhead_model::{Direction, ObjectKey};
 
 use super::codes::Code;
 use super::cover::{any_peer, matches_everything};
@@ -12,7 +10,7 @@ use super::ports::any_port;
 use super::{Found, rule_path};
 use crate::world::World;
 
-pub(super) fn check(world: &World, objects: &BTreeMap<ObjectKey, Resource>, found: &mut Found) {
+pub(super) fn check(world: &World, found: &mut Found) {
     for (key, policy) in &world.policies {
         tier(world, key, policy, found);
         expired(world, key, policy, found);
@@ -21,12 +19,6 @@ pub(super) fn check(world: &World, objects: &BTreeMap<ObjectKey, Resource>, foun
             open(key, policy, direction, rules, found);
             only_logs(world, key, policy, direction, found);
             redundant_deny(world, key, policy, direction, found);
-        }
-    }
-    for key in objects.keys() {
-        if matches!(key.kind, Kind::HostEndpoint | Kind::CalicoHostEndpoint) {
-            let message = format!("{key}: agents do not enforce host endpoints yet");
-            found.add(Code::HostEndpoint, key, "", message);
         }
     }
 }

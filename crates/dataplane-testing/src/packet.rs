@@ -4,43 +4,43 @@ use std::net::IpAddr;
 
 use bulkhead_model::ports::Protocol;
 
-pub(crate) const SYN: u8 = 0x02;
-pub(crate) const ACK: u8 = 0x10;
-pub(crate) const FIN: u8 = 0x01;
-pub(crate) const RST: u8 = 0x04;
+pub const SYN: u8 = 0x02;
+pub const ACK: u8 = 0x10;
+pub const FIN: u8 = 0x01;
+pub const RST: u8 = 0x04;
 
 #[derive(Debug, Clone)]
-pub(crate) struct Packet {
-    pub(crate) src: IpAddr,
-    pub(crate) dst: IpAddr,
-    pub(crate) protocol: Protocol,
+pub struct Packet {
+    pub src: IpAddr,
+    pub dst: IpAddr,
+    pub protocol: Protocol,
     pub l4: Vec<u8>,
     /// Identification, offset in bytes, more fragments.
-    pub(crate) fragment: Option<(u16, u16, bool)>,
-    pub(crate) hop_limit: u8,
-    pub(crate) vlans: usize,
+    pub fragment: Option<(u16, u16, bool)>,
+    pub hop_limit: u8,
+    pub vlans: usize,
 }
 
 impl Packet {
-    pub(crate) fn new(src: IpAddr, dst: IpAddr, protocol: Protocol, l4: Vec<u8>) -> Self {
+    pub fn new(src: IpAddr, dst: IpAddr, protocol: Protocol, l4: Vec<u8>) -> Self {
         Self { src, dst, protocol, l4, fragment: None, hop_limit: 64, vlans: 0 }
     }
 
-    pub(crate) fn tcp(src: IpAddr, sport: u16, dst: IpAddr, dport: u16, flags: u8) -> Self {
+    pub fn tcp(src: IpAddr, sport: u16, dst: IpAddr, dport: u16, flags: u8) -> Self {
         let mut l4 = ports(sport, dport);
         l4.extend([0; 8]);
         l4.extend([0x50, flags, 1, 0, 0, 0, 0, 0]);
         Self::new(src, dst, Protocol::TCP, l4)
     }
 
-    pub(crate) fn udp(src: IpAddr, sport: u16, dst: IpAddr, dport: u16) -> Self {
+    pub fn udp(src: IpAddr, sport: u16, dst: IpAddr, dport: u16) -> Self {
         let mut l4 = ports(sport, dport);
         l4.extend([0, 12, 0, 0, 1, 2, 3, 4]);
         Self::new(src, dst, Protocol::UDP, l4)
     }
 
     /// The message type is that of the address family's own ICMP.
-    pub(crate) fn icmp(src: IpAddr, dst: IpAddr, kind: u8, code: u8, id: u16) -> Self {
+    pub fn icmp(src: IpAddr, dst: IpAddr, kind: u8, code: u8, id: u16) -> Self {
         let protocol = if src.is_ipv4() { Protocol::ICMP } else { Protocol::ICMPV6 };
         let mut l4 = vec![kind, code, 0, 0];
         l4.extend(id.to_be_bytes());
@@ -49,7 +49,7 @@ impl Packet {
     }
 
     /// "Unreachable", quoting a packet.
-    pub(crate) fn unreachable(src: IpAddr, dst: IpAddr, about: &Self) -> Self {
+    pub fn unreachable(src: IpAddr, dst: IpAddr, about: &Self) -> Self {
         let mut packet = Self::icmp(src, dst, if src.is_ipv4() { 3 } else { 1 }, 1, 0);
         packet.l4.truncate(8);
         packet.l4.extend(about.ip());
@@ -57,7 +57,7 @@ impl Packet {
     }
 
     /// From the IP header on.
-    pub(crate) fn ip(&self) -> Vec<u8> {
+    pub fn ip(&self) -> Vec<u8> {
         match (self.src, self.dst) {
             (IpAddr::V4(src), IpAddr::V4(dst)) => {
                 let (id, offset, more) = self.fragment.unwrap_or((0, 0, false));
@@ -94,7 +94,7 @@ impl Packet {
         }
     }
 
-    pub(crate) fn frame(&self) -> Vec<u8> {
+    pub fn frame(&self) -> Vec<u8> {
         let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
         for _ in 0..self.vlans {
             frame.extend([0x81, 0, 0, 7]);
@@ -110,7 +110,7 @@ fn ports(sport: u16, dport: u16) -> Vec<u8> {
 }
 
 /// An ARP request.
-pub(crate) fn arp(sender: std::net::Ipv4Addr) -> Vec<u8> {
+pub fn arp(sender: std::net::Ipv4Addr) -> Vec<u8> {
     let mut frame = vec![255; 6];
     frame.extend([2, 0, 0, 0, 0, 2, 8, 6, 0, 1, 8, 0, 6, 4, 0, 1, 2, 0, 0, 0, 0, 2]);
     frame.extend(sender.octets());

@@ -1,23 +1,32 @@
 //! Threads in network namespaces of their own, joined by veths through a routing host.
 
+use std::ffi::CString;
 use std::os::fd::AsRawFd;
+use std::process::Command;
 use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 
-use super::{enter_new_namespace, run};
+use bulkhead_model::host_policy::Attachment;
 
 type Job = Box<dyn FnOnce() + Send>;
 
 /// A thread that stays in its namespace and runs what it is given.
 #[derive(Debug)]
-pub(crate) struct Namespace {
+pub struct Namespace {
     jobs: Option<Sender<Job>>,
     thread: Option<JoinHandle<()>>,
-    pub(crate) tid: i32,
+    pub tid: i32,
+}
+
+impl Default for Namespace {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl Namespace {
-    pub(crate) fn new() -> Self {
+    /// A thread in a fresh one.
+    pub fn new() -> Self {
         let (jobs, inbox) = channel::<Job>();
         let (tid_sender, tid) = channel();
         let thread = std::thread::spawn(move || {
@@ -31,14 +40,14 @@ impl Namespace {
         Self { jobs: Some(jobs), thread: Some(thread), tid }
     }
 
-    pub(crate) fn exec<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> T {
+    pub fn exec<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> T {
         let (sender, receiver) = channel();
         self.jobs.as_ref().unwrap().send(Box::new(move || sender.send(job()).unwrap())).unwrap();
         receiver.recv().unwrap()
     }
 
     /// A workload: a veth whose host side is `name` in this thread's namespace.
-    pub(crate) fn workload(name: &str, number: u8) -> Self {
+    pub fn workload(name: &str, number: u8) -> Self {
         let namespace = Self::new();
         run(&format!("ip link add {name} type veth peer name {name}p"));
         run(&format!("ip link set {name}p netns {}", namespace.tid));
@@ -65,7 +74,7 @@ impl Drop for Namespace {
 }
 
 /// A large receive buffer, so that only the dataplane can lose packets.
-pub(crate) fn enlarge(socket: &impl AsRawFd) {
+pub fn enlarge(socket: &impl AsRawFd) {
     let size: libc::c_int = 64 << 20;
     #[expect(unsafe_code, reason = "system call without a safe wrapper")]
     // SAFETY: the option is an int that outlives the call.
@@ -79,4 +88,41 @@ pub(crate) fn enlarge(socket: &impl AsRawFd) {
         )
     };
     assert_eq!(result, 0);
+}
+
+/// Moves this thread into a namespace of its own.
+pub fn enter_new_namespace() {
+    #[expect(unsafe_code, reason = "system call without a safe wrapper")]
+    // SAFETY: affects the calling thread only.
+    let result = unsafe { libc::unshare(libc::CLONE_NEWNET) };
+    assert_eq!(result, 0, "these tests need root: {}", std::io::Error::last_os_error());
+}
+
+pub fn run(command: &str) {
+    let mut words = command.split_whitespace();
+    let output = Command::new(words.next().unwrap()).args(words).output().unwrap();
+    assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+pub fn ifindex(name: &str) -> u32 {
+    let name = CString::new(name).unwrap();
+    #[expect(unsafe_code, reason = "system call without a safe wrapper")]
+    // SAFETY: a C string that outlives the call.
+    let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
+    assert_ne!(index, 0, "{name:?}");
+    index
+}
+
+pub fn interface(name: &str) -> Attachment {
+    Attachment::Interface(ifindex(name))
+}
+
+pub fn now_ns() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    #[expect(unsafe_code, reason = "system call without a safe wrapper")]
+    // SAFETY: the struct outlives the call.
+    unsafe {
+        libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time);
+    }
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }

@@ -1,0 +1,9 @@
+//! What tests of every dataplane need: policies by hand and at random, packets, and namespaces to send them through.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails here")]
+
+pub mod frames;
+pub mod namespace;
+pub mod packet;
+pub mod policy;
+pub mod random;
+pub mod traffic;

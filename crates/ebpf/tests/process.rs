@@ -1,0 +1,242 @@
+//! Processes of one host, and so of one address, with policies of their own.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails here")]
+
+mod common;
+
+use std::fs;
+use std::io::Read;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+use bulkhead_dataplane::{Dataplane, DataplaneError};
+use bulkhead_model::flow::{DropReason, FlowEvent};
+use bulkhead_model::host_policy::Attachment;
+use bulkhead_model::verdict::Verdict::{Allow, Deny};
+use common::live::Namespace;
+use common::world::{EVERYTHING, End, World, opened, serve, some, tcp, udp};
+use common::{Rule, run};
+
+/// Answers datagrams and connections on a port.
+const SERVER: &str = "
+import socket, sys, threading
+port = int(sys.argv[1])
+u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); u.bind(('0.0.0.0', port))
+t = socket.socket(); t.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1); t.bind(('0.0.0.0', port)); t.listen()
+def datagrams():
+    while True:
+        _, peer = u.recvfrom(64)
+        try: u.sendto(b'here', peer)
+        except OSError: pass
+threading.Thread(target=datagrams, daemon=True).start()
+print('ready', flush=True)
+while True:
+    c, _ = t.accept()
+    try: c.sendall(b'here')
+    except OSError: pass
+    c.close()
+";
+
+/// Says whether a datagram and a connection were answered.
+const CLIENT: &str = "
+import socket, sys
+to = (sys.argv[1], int(sys.argv[2]))
+def one(kind):
+    s = socket.socket(socket.AF_INET, kind); s.settimeout(0.4)
+    try:
+        s.connect(to)
+        if kind == socket.SOCK_DGRAM: s.send(b'?')
+        return s.recv(64) != b''
+    except OSError: return False
+print(int(one(socket.SOCK_DGRAM)), int(one(socket.SOCK_STREAM)))
+";
+
+/// A control group of its own, with whatever runs in it.
+struct Group {
+    path: PathBuf,
+    servers: Vec<Child>,
+}
+
+impl Group {
+    fn new(name: &str) -> Self {
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+        let mount = mounts.lines().find(|line| line.split(' ').nth(2) == Some("cgroup2")).unwrap();
+        let thread = fs::read_link("/proc/thread-self").unwrap();
+        let unique = thread.file_name().unwrap().to_string_lossy().into_owned();
+        let path = PathBuf::from(mount.split(' ').nth(1).unwrap()).join(format!("bulkhead-{unique}-{name}"));
+        fs::create_dir(&path).unwrap();
+        Self { path, servers: Vec::new() }
+    }
+
+    fn attachment(&self) -> Attachment {
+        Attachment::Cgroup(u32::try_from(fs::metadata(&self.path).unwrap().ino()).unwrap())
+    }
+
+    /// A process of this group.
+    fn command(&self, script: &str, arguments: &[&str]) -> Command {
+        python(Some(&self.path), script, arguments)
+    }
+
+    fn serve(&mut self, port: u16) {
+        self.servers.push(ready(self.command(SERVER, &[&port.to_string()])));
+    }
+
+    fn calls(&self, to: &str, port: u16) -> bool {
+        answered(self.command(CLIENT, &[to, &port.to_string()]))
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        for server in &mut self.servers {
+            let _ = server.kill();
+            let _ = server.wait();
+        }
+        // The kernel takes the processes out of it a moment later.
+        for _ in 0..100 {
+            if fs::remove_dir(&self.path).is_ok() {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+    }
+}
+
+fn python(group: Option<&PathBuf>, script: &str, arguments: &[&str]) -> Command {
+    let enter = group.map_or_else(String::new, |path| format!("echo $$ > {}/cgroup.procs; ", path.display()));
+    let mut command = Command::new("sh");
+    command.args(["-c", &format!("{enter}exec python3 -c \"$0\" \"$@\""), script]).args(arguments);
+    command.stdout(Stdio::piped());
+    command
+}
+
+fn ready(mut command: Command) -> Child {
+    let mut server = command.spawn().unwrap();
+    server.stdout.as_mut().unwrap().read_exact(&mut [0; 6]).unwrap();
+    server
+}
+
+/// Both protocols, which must agree.
+fn answered(mut command: Command) -> bool {
+    let text = String::from_utf8(command.output().unwrap().stdout).unwrap();
+    match text.trim() {
+        "1 1" => true,
+        "0 0" => false,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn two_services_of_one_address_have_policies_of_their_own() {
+    let mut world = World::new();
+    let outside = Namespace::workload("eth0", 1);
+    serve(&outside, "o", 8080);
+    let (mut p, mut q) = (Group::new("p"), Group::new("q"));
+    p.serve(9000);
+    q.serve(9001);
+    let host = "10.0.1.1";
+    let attached = [p.attachment(), q.attachment()];
+    // Before anything is known of them they are closed.
+    for one in attached {
+        world.dataplane.attach(one).unwrap();
+    }
+    assert_eq!((tcp(&outside, "10.0.1.1:9000"), tcp(&outside, "10.0.1.1:9001")), (None, None));
+    let from_outside = [Rule("10.0.1.2/32", "any", Allow, 20)];
+    let own = |one: Attachment| one.own_address().unwrap().to_string();
+    let (own_p, own_q) = (own(attached[0]), own(attached[1]));
+    world.put(&[
+        End(attached[0], &[&own_p], &from_outside, &from_outside),
+        End(attached[1], &[&own_q], &[], &[]),
+    ]);
+    assert_eq!(world.dataplane.attached().unwrap(), attached.into());
+    let check = || {
+        assert_eq!(
+            (tcp(&outside, "10.0.1.1:9000"), udp(&outside, "10.0.1.1:9000")),
+            (some("here"), some("here"))
+        );
+        assert_eq!((tcp(&outside, "10.0.1.1:9001"), udp(&outside, "10.0.1.1:9001")), (None, None));
+        assert_eq!((p.calls("10.0.1.2", 8080), q.calls("10.0.1.2", 8080)), (true, false));
+        assert!(answered(python(None, CLIENT, &["10.0.1.2", "8080"])), "who is no workload is not judged");
+    };
+    check();
+    let events = world.events();
+    let calls = opened(&events, attached[0]);
+    assert_eq!(calls.len(), 4, "{events:?}");
+    assert!(calls.iter().all(|call| call.2 == 20));
+    assert!(events.iter().any(|flow| flow.event == FlowEvent::Deny && flow.key.attachment == attached[1]));
+    assert!(
+        events
+            .iter()
+            .filter(|flow| flow.event == FlowEvent::Open)
+            .all(|flow| flow.key.local.to_string() == host)
+    );
+    world.reopen();
+    check();
+    let stats = world.dataplane.stats().unwrap();
+    assert!(stats.drops[&DropReason::Policy] > 0);
+    world.dataplane.detach(attached[1]).unwrap();
+    assert!(q.calls("10.0.1.2", 8080));
+    drop(p);
+    assert!(matches!(world.dataplane.attach(attached[0]), Err(DataplaneError::Gone { .. })));
+    world.dataplane.cleanup().unwrap();
+    assert!(!world.root_exists());
+}
+
+#[test]
+fn processes_of_one_host_know_each_other() {
+    let mut world = World::new();
+    let _outside = Namespace::workload("eth0", 1);
+    let (p, mut q, r) = (Group::new("p"), Group::new("q"), Group::new("r"));
+    q.serve(9001);
+    let own = |group: &Group| group.attachment().own_address().unwrap().to_string();
+    let (own_p, own_q, own_r) = (own(&p), own(&q), own(&r));
+    let name_p: &'static str = Box::leak(format!("{own_p}/128").into_boxed_str());
+    let from_p = [Rule(name_p, "any", Allow, 20)];
+    let nobody_else =
+        [Rule(name_p, "any", Allow, 20), Rule("::/0", "any", Deny, 21), Rule("0.0.0.0/0", "any", Deny, 21)];
+    for (ingress, others) in [(&from_p[..], true), (&nobody_else[..], false)] {
+        world.put(&[
+            End(p.attachment(), &[&own_p], &[], EVERYTHING),
+            End(q.attachment(), &[&own_q], ingress, &[]),
+            End(r.attachment(), &[&own_r], &[], EVERYTHING),
+        ]);
+        for address in ["127.0.0.1", "10.0.1.1"] {
+            assert!(p.calls(address, 9001), "{address}");
+            assert!(!r.calls(address, 9001), "{address}");
+            // The host reaches what runs on it unless a written rule forbids that (DESIGN 4.10).
+            assert_eq!(answered(python(None, CLIENT, &[address, "9001"])), others, "{address}");
+        }
+    }
+    let events = world.events();
+    let at_q = opened(&events, q.attachment());
+    assert!(at_q.iter().any(|(real, seen, _)| real.starts_with(&format!("[{own_p}]:")) && seen.starts_with("127.0.0.1:")));
+}
+
+#[test]
+fn a_process_that_calls_a_service_is_judged_by_the_backend() {
+    let mut world = World::new();
+    let (b, c) = (Namespace::workload("eth0", 1), Namespace::workload("eth1", 2));
+    serve(&b, "b", 8080);
+    serve(&c, "c", 8080);
+    for (service, backend) in [("10.96.0.1", "10.0.1.2:8080"), ("10.96.0.2", "10.0.2.2:8080")] {
+        for protocol in ["tcp", "udp"] {
+            run(&format!(
+                "iptables -t nat -A OUTPUT -d {service} -p {protocol} --dport 80 -j DNAT --to {backend}"
+            ));
+        }
+    }
+    run("iptables -t nat -A POSTROUTING -j MASQUERADE");
+    run("ip route add default via 10.0.1.2 dev eth0");
+    let p = Group::new("p");
+    let egress = [Rule("10.0.1.2/32", "any", Allow, 20)];
+    let own = p.attachment().own_address().unwrap().to_string();
+    world.put(&[End(p.attachment(), &[&own], &[], &egress)]);
+    assert!(p.calls("10.96.0.1", 80));
+    assert!(!p.calls("10.96.0.2", 80));
+    let calls = opened(&world.events(), p.attachment());
+    assert!(
+        calls.iter().all(|(real, seen, _)| real == "10.0.1.2:8080" && seen == "10.96.0.1:80"),
+        "{calls:?}"
+    );
+    assert_eq!(calls.len(), 2);
+}

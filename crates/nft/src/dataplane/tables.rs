@@ -1,0 +1,268 @@
+//! Writing the tables: the fence, whole states, differences, repair.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+
+use bulkhead_dataplane::DataplaneError;
+use bulkhead_model::host_policy::HostPolicy;
+
+use super::{NftDataplane, failed};
+use crate::flows::Judge;
+use crate::image::{Changes, Image};
+use crate::message::{Request, SUBSYSTEM_NFTABLES, messages};
+use crate::object::Element;
+use crate::schema::{ATTACHED, EDGE, FENCE, JUDGE};
+use crate::socket::{Refused, Talker};
+use crate::{kernel, links, readback, requirements, skeleton};
+
+/// `NFNLGRP_NFTABLES`: whatever anybody changes in any table.
+const GROUP_TABLES: u32 = 7;
+/// The only key of the fence.
+const FENCE_KEY: [u8; 4] = [0, 0, 0, 1];
+
+impl NftDataplane {
+    /// Raises the fence and learns what is there, or makes it.
+    pub(super) fn take_over(&mut self, exists: bool) -> Result<(), DataplaneError> {
+        if !self.ours {
+            // Tables of another layout go on until the first replacement.
+            self.generation = 1;
+            self.variants = false;
+            return if exists { Ok(()) } else { self.rebuild(&HostPolicy::default(), &BTreeSet::new()) };
+        }
+        let before = self.fence()?.unwrap_or(0);
+        self.generation = before + 1;
+        let mut requests = Vec::new();
+        FENCE.remove(&[fence_element(before)], &mut requests);
+        FENCE.add(&[fence_element(self.generation)], &mut requests);
+        self.transact(&requests)?;
+        self.image = readback::read(&mut self.talker)?.image();
+        // Rules that ask for source ports say the same of rows that do not.
+        self.variants = true;
+        Ok(())
+    }
+
+    /// Generation in the kernel; `None` if there is none.
+    pub(super) fn fence(&mut self) -> Result<Option<u64>, DataplaneError> {
+        let pairs = kernel::pairs(&mut self.talker, FENCE).map_err(failed("read the generation"))?;
+        Ok(pairs.first().and_then(|(_, data)| Some(u64::from_be_bytes(data.as_slice().try_into().ok()?))))
+    }
+
+    pub(super) fn check_fence(&mut self) -> Result<(), DataplaneError> {
+        match self.fence()? {
+            Some(current) if current > self.generation => {
+                Err(DataplaneError::Fenced { current, own: self.generation })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// One transaction, which the kernel refuses if somebody has taken over.
+    pub(super) fn write(&mut self, requests: Vec<Request>) -> Result<(), DataplaneError> {
+        if requests.is_empty() {
+            return Ok(());
+        }
+        let mut fenced = Vec::with_capacity(requests.len() + 1);
+        FENCE.add(&[fence_element(self.generation)], &mut fenced);
+        fenced.extend(requests);
+        self.transact(&fenced)
+    }
+
+    pub(super) fn transact(&mut self, requests: &[Request]) -> Result<(), DataplaneError> {
+        // What we change ourselves would come back, element by element.
+        let quiet = failed("listen to changes of tables");
+        let before = kernel::generation(&mut self.talker).map_err(&quiet)?;
+        self.tables.leave(GROUP_TABLES).map_err(&quiet)?;
+        let result = self.talker.transact(requests);
+        self.tables.join(GROUP_TABLES).map_err(&quiet)?;
+        let after = kernel::generation(&mut self.talker).map_err(&quiet)?;
+        let own = u32::from(result.is_ok() && !requests.is_empty());
+        // Somebody else may have changed tables of ours while nobody listened.
+        self.suspicious |= after.wrapping_sub(before) != own;
+        result.map_err(|refused| self.describe(&refused))
+    }
+
+    pub(super) fn describe(&mut self, refused: &Refused) -> DataplaneError {
+        let code = refused.error.raw_os_error();
+        if refused.index == 0 && matches!(code, Some(libc::EBUSY | libc::EEXIST)) {
+            let current = self.fence().ok().flatten().unwrap_or(self.generation + 1);
+            return DataplaneError::Fenced { current, own: self.generation };
+        }
+        // Something that must be there is not.
+        self.disturbed |= code == Some(libc::ENOENT);
+        let error = io::Error::from_raw_os_error(code.unwrap_or(libc::EIO));
+        DataplaneError::io(format!("change the tables (request {})", refused.index), error)
+    }
+
+    /// Everything anew, in one transaction: whatever is there under our name goes in the same moment.
+    pub(super) fn rebuild(
+        &mut self,
+        policy: &HostPolicy,
+        attached: &BTreeSet<u32>,
+    ) -> Result<(), DataplaneError> {
+        let context = failed("read the tables");
+        for table in [JUDGE, EDGE] {
+            kernel::counters(&mut self.talker, table, &mut self.counted).map_err(&context)?;
+        }
+        let (image, changes) = Image::rebuild(policy, attached.clone());
+        let mut requests = Vec::new();
+        for table in [JUDGE, EDGE] {
+            if kernel::user_data(&mut self.talker, table).map_err(&context)?.is_some() {
+                requests.push(table.delete());
+            }
+        }
+        let user_data = skeleton::user_data(&self.settings);
+        requests.extend(skeleton::create(&user_data, &self.counted, image.has_variants()));
+        FENCE.add(&[fence_element(self.generation)], &mut requests);
+        for (ifindex, name) in named(attached) {
+            requests.extend(skeleton::hook(ifindex, &name));
+            ATTACHED.add(&[interface_element(ifindex)], &mut requests);
+        }
+        requests.extend(changes.requests().into_iter().flatten());
+        self.transact(&requests)?;
+        (self.variants, self.ours, self.disturbed) = (image.has_variants(), true, false);
+        self.set_image(image);
+        Ok(())
+    }
+
+    pub(super) fn set_image(&mut self, image: Image) {
+        self.image = image;
+        self.know_endpoints();
+    }
+
+    /// Follows who has which address; connections are to be judged again.
+    pub(super) fn know_endpoints(&mut self) {
+        self.judge = Judge::of(&self.image, kernel::own_addresses());
+        self.unsettled = true;
+    }
+
+    /// Writes what the image has become.
+    pub(super) fn commit(&mut self, changes: &Changes) -> Result<(), DataplaneError> {
+        let [mut first, second, mut last] = changes.requests();
+        let wanted = self.image.has_variants();
+        if wanted && !self.variants {
+            first.extend(skeleton::rewrite(true));
+        } else if !wanted && self.variants {
+            last.extend(skeleton::rewrite(false));
+        }
+        let written = [first, second, last].into_iter().try_for_each(|requests| self.write(requests));
+        self.know_endpoints();
+        match written {
+            Ok(()) => {
+                self.variants = wanted;
+                Ok(())
+            }
+            Err(error) => {
+                // What is there is not what we take it for, until a replacement has read it.
+                self.replaced = false;
+                Err(error)
+            }
+        }
+    }
+
+    pub(super) fn replace_all(&mut self, policy: &HostPolicy) -> Result<Changes, DataplaneError> {
+        self.check_fence()?;
+        Image::check_policy(policy, &self.capacities)?;
+        let attached = self.image.attached().clone();
+        let there =
+            |table, talker: &mut Talker| kernel::user_data(talker, table).map_err(failed("read the tables"));
+        let whole = there(JUDGE, &mut self.talker)?.is_some() && there(EDGE, &mut self.talker)?.is_some();
+        if !self.ours || !whole || self.disturbed {
+            self.rebuild(policy, &attached)?;
+            self.replaced = true;
+            return Ok(Image::rebuild(policy, attached).1);
+        }
+        if !self.replaced {
+            self.image = readback::read(&mut self.talker)?.image();
+        }
+        let changes = self.image.replace(policy);
+        self.commit(&changes)?;
+        self.replaced = true;
+        Ok(changes)
+    }
+
+    pub(super) fn put_attached(
+        &mut self,
+        attached: BTreeSet<u32>,
+        mut requests: Vec<Request>,
+    ) -> Result<(), DataplaneError> {
+        let changes = self.image.set_attached(attached);
+        requests.extend(changes.requests().into_iter().flatten());
+        self.write(requests)?;
+        self.know_endpoints();
+        Ok(())
+    }
+
+    /// Has the kernel show us what bridges carry, once an interface in charge is a port of one. It may have become one
+    /// after it was taken charge of: that is how containers come.
+    pub(super) fn see_bridges(&mut self) -> Result<(), DataplaneError> {
+        if self.bridged {
+            return Ok(());
+        }
+        for ifindex in self.image.attached() {
+            self.bridged |= links::is_bridge_port(*ifindex).map_err(failed("look at an interface"))?;
+        }
+        if self.bridged {
+            kernel::settings::set_for_bridges().map_err(|error| {
+                let advice = format!("what a bridge carries is not seen without br_netfilter ({error})");
+                requirements::missing("bridge-nf-call-iptables", advice)
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Puts back what somebody else has taken away or changed.
+    pub(super) fn repair(&mut self) -> Result<(), DataplaneError> {
+        self.check_fence()?;
+        let (policy, attached) = (self.image.policy().clone(), self.image.attached().clone());
+        self.rebuild(&policy, &attached)
+    }
+
+    /// Whether somebody else has changed a table of ours.
+    pub(super) fn watch(&mut self) -> Result<(), DataplaneError> {
+        if std::mem::take(&mut self.suspicious) {
+            self.disturbed |= !readback::read(&mut self.talker).is_ok_and(|found| found.is(&self.image));
+        }
+        loop {
+            match self.tables.next() {
+                Ok(None) => return Ok(()),
+                Ok(Some(bytes)) => {
+                    self.disturbed |= messages(&bytes).any(|message| {
+                        message.subsystem() == SUBSYSTEM_NFTABLES
+                            && [JUDGE, EDGE].iter().any(|table| {
+                                message.family() == table.family
+                                    && message.attributes().text(1) == Some(table.name)
+                            })
+                    });
+                }
+                // More has happened than we could follow.
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => self.disturbed = true,
+                Err(error) => return Err(DataplaneError::io("hear of changes of tables", error)),
+            }
+        }
+    }
+}
+
+pub(super) fn user_data(talker: &mut Talker) -> Result<Option<Vec<u8>>, DataplaneError> {
+    let context = failed("read the tables");
+    let judge = kernel::user_data(talker, JUDGE).map_err(&context)?;
+    let edge = kernel::user_data(talker, EDGE).map_err(&context)?;
+    Ok(match (judge, edge) {
+        (Some(judge), Some(edge)) if judge == edge => Some(judge),
+        (None, None) => None,
+        // Half of something.
+        _ => Some(Vec::new()),
+    })
+}
+
+fn fence_element(generation: u64) -> Element {
+    Element::Key { key: FENCE_KEY.to_vec(), data: generation.to_be_bytes().to_vec() }
+}
+
+pub(super) fn interface_element(ifindex: u32) -> Element {
+    Element::Key { key: ifindex.to_ne_bytes().to_vec(), data: Vec::new() }
+}
+
+/// Those of the interfaces that exist, with their names.
+pub(super) fn named(interfaces: &BTreeSet<u32>) -> BTreeMap<u32, String> {
+    interfaces.iter().filter_map(|index| Some((*index, kernel::interface_name(*index)?))).collect()
+}

@@ -1,0 +1,356 @@
+//! From conntrack's connections and from refused packets to what a dataplane reports. Pure: no kernel, no clock.
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::IpAddr;
+
+use bulkhead_dataplane::SweepStats;
+use bulkhead_model::flow::{ConnectionKey, Counters, DropReason, FlowEvent, RawFlow};
+use bulkhead_model::host_policy::{Attachment, Cell, CompiledId, RuleId};
+use bulkhead_model::ports::PortKey;
+use bulkhead_model::verdict::{Builtin, Direction, Verdict};
+
+use crate::conntrack::{Connection, Report};
+use crate::image::Image;
+use crate::schema::{Words, from_host};
+
+mod denials;
+
+pub(crate) use denials::Denials;
+
+/// An endpoint, found by its address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Endpoint {
+    attachment: Attachment,
+    ingress: CompiledId,
+    egress: CompiledId,
+}
+
+/// What connections are judged by, as user space has it.
+#[derive(Debug, Default)]
+pub(crate) struct Judge {
+    endpoints: HashMap<IpAddr, Endpoint>,
+    /// Addresses of the host itself.
+    host: BTreeSet<IpAddr>,
+}
+
+/// One endpoint's view of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Side {
+    attachment: Attachment,
+    direction: Direction,
+    cell: Cell,
+}
+
+fn builtin(rule: Builtin, verdict: Verdict) -> Cell {
+    Words::builtin(rule, verdict).cell()
+}
+
+impl Judge {
+    pub(crate) fn of(image: &Image, host: BTreeSet<IpAddr>) -> Self {
+        let mut endpoints = HashMap::new();
+        let mut bindings: Vec<_> = image.policy().endpoints.values().collect();
+        bindings.sort_unstable_by_key(|binding| binding.attachment);
+        for binding in bindings {
+            let attached = match binding.attachment {
+                Attachment::Interface(index) => image.attached().contains(&index),
+                Attachment::Host(_) | Attachment::Cgroup(_) => false,
+            };
+            if attached {
+                let (ingress, egress) = (binding.ingress, binding.egress);
+                let endpoint = Endpoint { attachment: binding.attachment, ingress, egress };
+                endpoints.extend(binding.addresses.iter().map(|address| (*address, endpoint)));
+            }
+        }
+        Self { endpoints, host }
+    }
+
+    fn concerns(&self, connection: &Connection) -> bool {
+        self.endpoints.contains_key(&connection.original.source)
+            || self.endpoints.contains_key(&connection.reply.source)
+    }
+
+    /// The endpoint that has an address.
+    fn attachment_of(&self, address: IpAddr) -> Option<Attachment> {
+        self.endpoints.get(&address).map(|endpoint| endpoint.attachment)
+    }
+
+    /// What each of its endpoints makes of a connection; what the packet path has decided goes before what tables say
+    /// now.
+    fn sides(&self, image: &Image, report: &Report) -> Vec<Side> {
+        let Report { connection, decisions, reversed, .. } = report;
+        let (caller, source_port) = connection.caller(*reversed);
+        let (called, port) = connection.called(*reversed);
+        let key = connection.protocol.key(port);
+        let source_port = if connection.is_icmp() { 0 } else { source_port };
+        let (begins, receives) = (self.endpoints.get(&caller), self.endpoints.get(&called));
+        let own = begins.is_some() && begins.map(|e| e.attachment) == receives.map(|e| e.attachment);
+        let [out, to] = decisions.map(|words| words.filter(|_| !reversed).map(Words::cell));
+        let mut sides = Vec::new();
+        let mut put = |endpoint: &Endpoint, direction, cell| {
+            let cell = if own { builtin(Builtin::SelfTraffic, Verdict::Allow) } else { cell };
+            sides.push(Side { attachment: endpoint.attachment, direction, cell });
+        };
+        let none = builtin(Builtin::Unprogrammed, Verdict::Deny);
+        if let Some(endpoint) = begins {
+            let cell = out.or_else(|| image.cell(endpoint.egress, called, key, source_port));
+            put(endpoint, Direction::Egress, cell.unwrap_or(none));
+        }
+        if let Some(endpoint) = receives.filter(|_| !own) {
+            let cell = to.or_else(|| image.cell(endpoint.ingress, caller, key, source_port)).unwrap_or(none);
+            // The label is written of what was let through: what it does not allow, came from the host.
+            let hosts = begins.is_none() && (self.host.contains(&caller) || to.is_some());
+            put(endpoint, Direction::Ingress, if hosts { from_host(cell) } else { cell });
+        }
+        sides
+    }
+
+    /// What tables say of a refused packet: its audit verdict does not come with the message.
+    fn audit(
+        &self,
+        image: &Image,
+        (caller, called): (IpAddr, IpAddr),
+        direction: Direction,
+        key: PortKey,
+        source_port: u16,
+    ) -> Option<Cell> {
+        let (own, peer) = if direction == Direction::Egress { (caller, called) } else { (called, caller) };
+        let endpoint = self.endpoints.get(&own)?;
+        let compiled = if direction == Direction::Egress { endpoint.egress } else { endpoint.ingress };
+        image.cell(compiled, peer, key, source_port)
+    }
+}
+
+/// A connection that has been told.
+#[derive(Debug, Clone)]
+struct Told {
+    sides: Vec<Side>,
+    counters: Counters,
+    reversed: bool,
+    closed: bool,
+    opened_ns: u64,
+    last_ns: u64,
+    /// Seen by the sweep of this number.
+    seen: u64,
+}
+
+/// Connections of our endpoints.
+#[derive(Debug, Default)]
+pub(crate) struct Flows {
+    told: HashMap<Connection, Told>,
+    sweeps: u64,
+    /// Whether what was there before this process has been taken in.
+    started: bool,
+}
+
+type Sink<'a> = &'a mut dyn FnMut(RawFlow);
+
+impl Flows {
+    pub(crate) fn connections(&self) -> u64 {
+        self.told.len() as u64
+    }
+
+    /// Takes in an event. `count` asks the kernel for the counters of a connection that is over.
+    pub(crate) fn event(
+        &mut self,
+        report: &Report,
+        (judge, image): (&Judge, &Image),
+        now_ns: u64,
+        count: impl FnOnce(&Connection) -> Option<Counters>,
+        sink: Sink<'_>,
+    ) {
+        let connection = &report.connection;
+        if report.last {
+            if let Some(mut told) = self.told.remove(connection) {
+                told.count(report.counters, now_ns);
+                if !told.closed {
+                    told.tell(FlowEvent::Close, connection, sink);
+                }
+            }
+            return;
+        }
+        if !self.told.contains_key(connection) {
+            if report.first && judge.concerns(connection) {
+                self.open(report, (judge, image), now_ns, sink);
+            }
+            return;
+        }
+        let Some(told) = self.told.get_mut(connection) else { return };
+        if report.over && !told.closed {
+            told.count(count(connection), now_ns);
+            told.closed = true;
+            told.tell(FlowEvent::Close, connection, sink);
+        }
+    }
+
+    fn open(&mut self, report: &Report, (judge, image): (&Judge, &Image), now_ns: u64, sink: Sink<'_>) {
+        let told = Told {
+            sides: judge.sides(image, report),
+            counters: report.counters.unwrap_or(Counters { packets_forward: 1, ..Counters::default() }),
+            reversed: report.reversed,
+            closed: report.over,
+            opened_ns: now_ns,
+            last_ns: now_ns,
+            seen: self.sweeps,
+        };
+        // Of what was there before this process, somebody else has told.
+        if self.started && told.sides.iter().all(|side| side.cell.verdict == Verdict::Allow) {
+            told.tell(FlowEvent::Open, &report.connection, sink);
+        }
+        self.told.insert(report.connection, told);
+    }
+
+    /// Takes in all connections that there are.
+    pub(crate) fn sweep(
+        &mut self,
+        reports: Vec<Report>,
+        (judge, image): (&Judge, &Image),
+        now_ns: u64,
+        sink: Sink<'_>,
+    ) -> SweepStats {
+        let mut stats = SweepStats::default();
+        self.sweeps += 1;
+        for report in reports {
+            let connection = &report.connection;
+            if !self.told.contains_key(connection) {
+                if judge.concerns(connection) {
+                    self.open(&report, (judge, image), now_ns, sink);
+                    stats.updated += u64::from(self.started);
+                    stats.connections += 1;
+                }
+                continue;
+            }
+            let Some(told) = self.told.get_mut(connection) else { continue };
+            told.seen = self.sweeps;
+            stats.connections += 1;
+            let before = told.counters;
+            told.count(report.counters, now_ns);
+            if report.over && !told.closed {
+                told.closed = true;
+                told.tell(FlowEvent::Close, connection, sink);
+            } else if told.counters != before && !told.closed {
+                told.tell(FlowEvent::Update, connection, sink);
+                stats.updated += 1;
+            }
+        }
+        let (sweeps, first) = (self.sweeps, !self.started);
+        self.told.retain(|connection, told| {
+            let there = told.seen == sweeps || first;
+            if !there {
+                stats.closed += 1;
+                if !told.closed {
+                    told.tell(FlowEvent::Close, connection, sink);
+                }
+            }
+            there
+        });
+        self.started = true;
+        stats
+    }
+
+    /// Tells which connections are judged otherwise now.
+    pub(crate) fn judge_again(&mut self, judge: &Judge, image: &Image, sink: Sink<'_>) {
+        for (connection, told) in &mut self.told {
+            let (connection, reversed) = (*connection, told.reversed);
+            let report = Report {
+                connection,
+                first: false,
+                last: false,
+                over: false,
+                counters: None,
+                decisions: [None; 2],
+                reversed,
+            };
+            let sides = judge.sides(image, &report);
+            if sides == told.sides {
+                continue;
+            }
+            let before = std::mem::replace(&mut told.sides, sides);
+            if told.closed {
+                continue;
+            }
+            let changed = told.sides.iter().filter(|side| {
+                let old = before
+                    .iter()
+                    .find(|old| (old.attachment, old.direction) == (side.attachment, side.direction));
+                old.is_some_and(|old| differs(&old.cell, &side.cell))
+            });
+            changed.for_each(|side| sink(told.flow(FlowEvent::Change, &connection, side)));
+        }
+    }
+}
+
+fn differs(old: &Cell, new: &Cell) -> bool {
+    let told = |cell: &Cell| (cell.verdict, cell.rule, cell.audit_verdict, cell.audit_rule);
+    told(old) != told(new)
+}
+
+impl Told {
+    fn count(&mut self, counters: Option<Counters>, now_ns: u64) {
+        if let Some(counters) = counters
+            && counters != self.counters
+        {
+            self.counters = counters;
+            self.last_ns = now_ns;
+        }
+    }
+
+    fn tell(&self, event: FlowEvent, connection: &Connection, sink: Sink<'_>) {
+        self.sides.iter().for_each(|side| sink(self.flow(event, connection, side)));
+    }
+
+    fn flow(&self, event: FlowEvent, connection: &Connection, side: &Side) -> RawFlow {
+        let (caller, called) = (connection.caller(self.reversed), connection.called(self.reversed));
+        let Counters { packets_forward, bytes_forward, packets_reverse, bytes_reverse } = self.counters;
+        let counters = if self.reversed {
+            Counters {
+                packets_forward: packets_reverse,
+                bytes_forward: bytes_reverse,
+                packets_reverse: packets_forward,
+                bytes_reverse: bytes_forward,
+            }
+        } else {
+            self.counters
+        };
+        let denied = side.cell.verdict == Verdict::Deny;
+        let mut key = key(connection.is_icmp(), connection.protocol, side, caller, called);
+        let (peer, peer_port) = (key.peer, key.peer_port);
+        (key.peer, key.peer_port) = connection.seen_by(side.direction == Direction::Egress, self.reversed);
+        RawFlow {
+            event,
+            key,
+            peer,
+            peer_port,
+            direction: side.direction,
+            verdict: side.cell.verdict,
+            rule: side.cell.rule,
+            audit_verdict: side.cell.audit_verdict,
+            audit_rule: side.cell.audit_rule,
+            reason: if denied { DropReason::Revoked } else { DropReason::None },
+            counters,
+            opened_ns: self.opened_ns,
+            last_ns: self.last_ns,
+        }
+    }
+}
+
+/// A connection as one side sees it.
+fn key(
+    icmp: bool,
+    protocol: bulkhead_model::ports::Protocol,
+    side: &Side,
+    (caller, caller_port): (IpAddr, u16),
+    (called, called_port): (IpAddr, u16),
+) -> ConnectionKey {
+    let egress = side.direction == Direction::Egress;
+    let (local, peer) = if egress { (caller, called) } else { (called, caller) };
+    // ICMP has the identifier here and the message there, whoever began.
+    let forward = egress || icmp;
+    let (local_port, peer_port) =
+        if forward { (caller_port, called_port) } else { (called_port, caller_port) };
+    ConnectionKey { attachment: side.attachment, protocol, local, local_port, peer, peer_port }
+}
+
+/// By rule, as the maps have it.
+pub(crate) fn rule_of(word: u32) -> RuleId {
+    Words(word, 0).cell().rule
+}

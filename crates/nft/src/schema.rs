@@ -1,0 +1,271 @@
+//! What the tables hold: names, keys and the words that stand for a decision.
+//!
+//! A change of anything here raises [`LAYOUT`]; an agent that finds another one replaces it at its first
+//! [`bulkhead_dataplane::Dataplane::replace`] and changes nothing before.
+
+use bulkhead_model::flow::DropReason;
+use bulkhead_model::host_policy::{Cell, RuleId};
+use bulkhead_model::verdict::{Builtin, Direction, Verdict};
+
+use crate::expression::Expression;
+use crate::object::{INET, NETDEV, SET_DYNAMIC, SET_INTERVAL, SET_MAP, Set, Table};
+
+/// Version of everything in this file and of the rules.
+pub(crate) const LAYOUT: u32 = 1;
+
+/// Judges connections.
+pub(crate) const JUDGE: Table = Table { family: INET, name: "bulkhead" };
+/// Judges addresses at the workloads' interfaces.
+pub(crate) const EDGE: Table = Table { family: NETDEV, name: "bulkhead" };
+
+/// Log group by which refused connections are told. One process at a time can listen to a group.
+pub(crate) const LOG_GROUP: u16 = 0xb01d;
+
+// Types by which `nft` prints keys and data. The kernel does not look at them.
+/// Bytes, printed like a hardware address: `nft` takes no joined type for intervals of this kind.
+const BYTES: u32 = 6;
+const IPV4: u32 = 7;
+const IPV6: u32 = 8;
+const MARK: u32 = 19;
+const INTERFACE: u32 = 20;
+
+const fn set(table: Table, name: &'static str, key_type: u32, key_len: u32) -> Set {
+    Set { table, name, flags: 0, key_type, key_len, data_type: 0, data_len: 0, size: None }
+}
+
+const fn map(table: Table, name: &'static str, key: (u32, u32), data: (u32, u32), flags: u32) -> Set {
+    let flags = SET_MAP | flags;
+    let (key_type, key_len) = key;
+    let (data_type, data_len) = data;
+    Set { table, name, flags, key_type, key_len, data_type, data_len, size: None }
+}
+
+const WORD: (u32, u32) = (MARK, 4);
+const TWO_WORDS: (u32, u32) = (BYTES, 8);
+const ADDRESS: [(u32, u32); 2] = [(IPV4, 4), (IPV6, 16)];
+
+/// Agent's term: whoever writes says which, and the kernel refuses another than what stands here.
+pub(crate) const FENCE: Set = map(JUDGE, "fence", WORD, TWO_WORDS, 0);
+/// Rows: (policy, class) → steps or variants.
+pub(crate) const ROWS: Set = map(JUDGE, "rows", (BYTES, 12), WORD, 0);
+/// Steps: (number, protocol, port) → decision.
+pub(crate) const STEPS: Set = map(JUDGE, "steps", (BYTES, 16), TWO_WORDS, SET_INTERVAL);
+/// Variants: (number, source port) → steps.
+pub(crate) const VARIANTS: Set = map(JUDGE, "variants", (BYTES, 12), WORD, SET_INTERVAL);
+
+/// What exists once for each address family.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Family {
+    pub(crate) v6: bool,
+    /// Addresses of endpoints.
+    pub(crate) ours: Set,
+    /// Pairs of addresses of one endpoint.
+    pub(crate) selves: Set,
+    /// Address → policy of what it begins.
+    pub(crate) egress: Set,
+    /// Address → policy of what it is called for.
+    pub(crate) ingress: Set,
+    /// Single address → class; of all others, that [`Self::blocks`] has it.
+    pub(crate) classes: Set,
+    /// Range → class of what is in no smaller block.
+    pub(crate) blocks: Set,
+    /// Block → class, as they were given. Not looked at by rules.
+    pub(crate) prefixes: Set,
+    /// Refused connections, counted.
+    pub(crate) denied: Set,
+    /// (interface, address): who may use what.
+    pub(crate) own: Set,
+    /// Refused at the edge, counted.
+    pub(crate) edge_denied: Set,
+}
+
+/// Both, IPv4 first.
+pub(crate) const FAMILIES: [Family; 2] = [family(false), family(true)];
+
+const fn family(v6: bool) -> Family {
+    let (kind, len) = ADDRESS[v6 as usize];
+    let names: [&str; 8] = if v6 {
+        ["ours6", "selves6", "egress6", "ingress6", "classes6", "denied6", "blocks6", "prefixes6"]
+    } else {
+        ["ours4", "selves4", "egress4", "ingress4", "classes4", "denied4", "blocks4", "prefixes4"]
+    };
+    // Why and whose, interface, protocol, caller, called, both ports: more fields than `nft` has room for.
+    let denied = (BYTES, 5 * 4 + 2 * len);
+    let dynamic = Set { size: Some(DENIED_MAX), ..map(JUDGE, names[5], denied, (BYTES, 12), SET_DYNAMIC) };
+    Family {
+        v6,
+        ours: set(JUDGE, names[0], kind, len),
+        selves: set(JUDGE, names[1], BYTES, 2 * len),
+        egress: map(JUDGE, names[2], (kind, len), WORD, 0),
+        ingress: map(JUDGE, names[3], (kind, len), WORD, 0),
+        classes: map(JUDGE, names[4], (kind, len), WORD, 0),
+        blocks: map(JUDGE, names[6], (kind, len), WORD, SET_INTERVAL),
+        prefixes: map(JUDGE, names[7], (BYTES, 4 + len), WORD, 0),
+        denied: dynamic,
+        own: set(EDGE, if v6 { "own6" } else { "own4" }, BYTES, 4 + len),
+        edge_denied: Set { table: EDGE, ..dynamic },
+    }
+}
+
+/// Refused connections that are counted one by one, for each address family and table. Further ones are dropped and
+/// counted together.
+pub(crate) const DENIED_MAX: u32 = 65_536;
+
+/// Interfaces in charge.
+pub(crate) const ATTACHED: Set = set(EDGE, "attached", INTERFACE, 4);
+/// Interfaces whose workloads may begin connections, if policy lets them.
+pub(crate) const SENDERS: Set = set(EDGE, "senders", INTERFACE, 4);
+/// Interfaces whose workloads may be called, if policy lets them.
+pub(crate) const RECEIVERS: Set = set(EDGE, "receivers", INTERFACE, 4);
+/// Those among [`SENDERS`] whose policy allows everything: they may use link-local addresses, too.
+pub(crate) const OPEN_SENDERS: Set = set(EDGE, "open_senders", INTERFACE, 4);
+/// Those among [`RECEIVERS`] whose policy allows everything: they get what is addressed to groups, too.
+pub(crate) const OPEN_RECEIVERS: Set = set(EDGE, "open_receivers", INTERFACE, 4);
+/// Interface → its two policies. Not looked at by rules.
+pub(crate) const BOUND: Set = map(EDGE, "bound", (INTERFACE, 4), TWO_WORDS, 0);
+
+/// All of a table.
+pub(crate) fn sets(table: Table) -> Vec<Set> {
+    let single =
+        [FENCE, ROWS, STEPS, VARIANTS, ATTACHED, SENDERS, RECEIVERS, OPEN_SENDERS, OPEN_RECEIVERS, BOUND];
+    let by_family = FAMILIES.into_iter().flat_map(|f| {
+        [
+            f.ours,
+            f.selves,
+            f.egress,
+            f.ingress,
+            f.classes,
+            f.blocks,
+            f.prefixes,
+            f.denied,
+            f.own,
+            f.edge_denied,
+        ]
+    });
+    single.into_iter().chain(by_family).filter(|set| set.table == table).collect()
+}
+
+/// Why a packet was dropped, as the last byte of counters' names says it.
+pub(crate) const COUNTERS: [(&str, DropReason); 6] = {
+    use DropReason as R;
+    [
+        ("policy", R::Policy),
+        ("unprogrammed", R::Unprogrammed),
+        ("spoofed", R::Spoofed),
+        ("malformed", R::Malformed),
+        ("revoked", R::Revoked),
+        ("ethertype", R::UnknownEthertype),
+    ]
+};
+/// Dropped without an entry of their own.
+pub(crate) const UNRECORDED: &str = "unrecorded";
+
+/// Largest id of a policy, class, row or variant that rules can carry from one map to the next.
+pub(crate) const NUMBER_MAX: u32 = u32::MAX >> 1;
+/// Class of the row for all classes without one.
+pub(crate) const DEFAULT_ROW: u32 = NUMBER_MAX;
+/// In the map of single addresses: ask that of blocks.
+pub(crate) const ASK_BLOCKS: u32 = NUMBER_MAX - 1;
+
+/// Bits of a decision's first word, above the rule's id.
+pub(crate) const ALLOW: u32 = 1 << 31;
+/// The host may: allowed, or no written rule forbids it.
+pub(crate) const HOST_MAY: u32 = 1 << 30;
+const LOG: u32 = 1 << 29;
+const WRITTEN: u32 = 1 << 28;
+/// Bits of the second word.
+const AUDIT_ALLOW: u32 = 1 << 31;
+/// In a label: the side that conntrack takes for the caller was called.
+pub(crate) const REVERSED: u32 = 1 << 30;
+/// Rule ids are below this.
+pub(crate) const RULE_END: u32 = 1 << 28;
+const RULE_MASK: u32 = RULE_END - 1;
+
+/// A decision as two words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct Words(pub(crate) u32, pub(crate) u32);
+
+impl Words {
+    pub(crate) fn of(cell: &Cell) -> Self {
+        let allowed = cell.verdict == Verdict::Allow;
+        let flag = |set: bool, bit: u32| if set { bit } else { 0 };
+        let first = flag(allowed, ALLOW)
+            | flag(allowed || !cell.written, HOST_MAY)
+            | flag(cell.log, LOG)
+            | flag(cell.written, WRITTEN);
+        let audit = flag(cell.audit_verdict == Verdict::Allow, AUDIT_ALLOW);
+        Self(first | (cell.rule.0 & RULE_MASK), audit | (cell.audit_rule.0 & RULE_MASK))
+    }
+
+    /// Of a decision that no table makes.
+    pub(crate) fn builtin(rule: Builtin, verdict: Verdict) -> Self {
+        let allowed = if verdict == Verdict::Allow { ALLOW } else { 0 };
+        Self(allowed | rule as u32, allowed | rule as u32)
+    }
+
+    pub(crate) fn cell(self) -> Cell {
+        let verdict = |set: bool| if set { Verdict::Allow } else { Verdict::Deny };
+        Cell {
+            verdict: verdict(self.0 & ALLOW != 0),
+            rule: RuleId(self.0 & RULE_MASK),
+            audit_verdict: verdict(self.1 & AUDIT_ALLOW != 0),
+            audit_rule: RuleId(self.1 & RULE_MASK),
+            log: self.0 & LOG != 0,
+            written: self.0 & WRITTEN != 0,
+        }
+    }
+
+    pub(crate) fn bytes(self) -> [u8; 8] {
+        (u64::from(self.0) << 32 | u64::from(self.1)).to_be_bytes()
+    }
+
+    pub(crate) fn read(bytes: &[u8]) -> Option<Self> {
+        let word = |at: usize| Some(u32::from_be_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
+        Some(Self(word(0)?, word(4)?))
+    }
+}
+
+/// What a packet of the host gets where tables say `cell`.
+pub(crate) fn from_host(cell: Cell) -> Cell {
+    if cell.verdict == Verdict::Allow || cell.written {
+        return cell;
+    }
+    let rule = RuleId(Builtin::HostToWorkload as u32);
+    let mut answer = Cell { verdict: Verdict::Allow, rule, ..cell };
+    if cell.audit_rule == cell.rule {
+        (answer.audit_verdict, answer.audit_rule) = (Verdict::Allow, rule);
+    }
+    answer
+}
+
+/// Begins a refused connection's key with why, and whose policy.
+pub(crate) fn denied_begin(reason: DropReason, direction: Direction) -> Expression {
+    Expression::Immediate(0, vec![reason as u8, u8::from(direction == Direction::Egress), 0, 0])
+}
+
+/// What an entry of the refused holds.
+pub(crate) fn denied_data(words: Words) -> Vec<u8> {
+    [&[0; 4], &words.bytes()[..]].concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_decision_survives_its_words() {
+        for bits in 0..16u32 {
+            let verdict = |bit: u32| if bits & bit != 0 { Verdict::Allow } else { Verdict::Deny };
+            let cell = Cell {
+                verdict: verdict(1),
+                rule: RuleId(77),
+                audit_verdict: verdict(2),
+                audit_rule: RuleId(RULE_MASK),
+                log: bits & 4 != 0,
+                written: bits & 8 != 0,
+            };
+            assert_eq!(Words::of(&cell).cell(), cell);
+            assert_eq!(Words::read(&Words::of(&cell).bytes()), Some(Words::of(&cell)));
+        }
+    }
+}
