@@ -77,6 +77,11 @@ bench: root build test-deps ## Measure side by side with the alternatives; write
 	$(CARGO) build --release --locked -p bulkhead-bench
 	$(TARGET)/release/bulkhead-bench $(BENCH_FLAGS)
 
+.PHONY: bench-chart
+bench-chart: build-deps ## Draw docs/images/scale.svg from target/bench.json
+	$(CARGO) build --release --locked -p bulkhead-bench
+	$(TARGET)/release/bulkhead-bench --chart docs/images/scale.svg
+
 .PHONY: lint
 lint: build-deps ## Format, lints and the house rules
 	$(CARGO) fmt --all --check

@@ -16,7 +16,7 @@ use bulkhead_model::ports::Protocol;
 use bulkhead_model::verdict::FIRST_FREE_RULE_ID;
 use bulkhead_model::{Entity, Kind, Labels, ObjectKey, Prefix, Selector, Verdict};
 
-/// The only compiled policy of [`one_rule_per_peer`].
+/// The only compiled policy of [`rules_per_peer`].
 const COMPILED: CompiledId = CompiledId(1);
 
 /// The `number`-th address from 10.64.0.0 on.
@@ -24,12 +24,22 @@ pub(crate) fn address(number: u32) -> Ipv4Addr {
     Ipv4Addr::from_bits(u32::from(Ipv4Addr::new(10, 64, 0, 0)) + number)
 }
 
-/// A host policy under which each of `peers` addresses has a class, a row and a rule of its own that lets
-/// it speak `ports` of TCP with every endpoint; everything else is refused. The endpoints themselves are the
-/// last of the peers.
+/// [`rules_per_peer`] of TCP.
 pub(crate) fn one_rule_per_peer(
     peers: u32,
     endpoints: &[(u32, Ipv4Addr)],
+    ports: (u16, u16),
+) -> anyhow::Result<HostPolicy> {
+    rules_per_peer(peers, endpoints, Protocol::TCP, ports)
+}
+
+/// A host policy under which each of `peers` addresses has a class, a row and a rule of its own that lets
+/// it speak these ports of a protocol with every endpoint; everything else is refused. The endpoints themselves are the
+/// last of the peers.
+pub(crate) fn rules_per_peer(
+    peers: u32,
+    endpoints: &[(u32, Ipv4Addr)],
+    protocol: Protocol,
     ports: (u16, u16),
 ) -> anyhow::Result<HostPolicy> {
     let real = u32::try_from(endpoints.len())?;
@@ -37,7 +47,7 @@ pub(crate) fn one_rule_per_peer(
     let addresses = (0..fillers).map(address).chain(endpoints.iter().map(|(_, address)| *address));
     let refused = cell(Verdict::Deny, 0);
     let row = |number| {
-        let (first, last) = (Protocol::TCP.key(ports.0), Protocol::TCP.key(ports.1));
+        let (first, last) = (protocol.key(ports.0), protocol.key(ports.1));
         let steps = [(0, refused), (first, cell(Verdict::Allow, number)), (last + 1, refused)];
         Arc::new(Row::new(steps.map(|(first, cell)| Column { first, cell })))
     };

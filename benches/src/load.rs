@@ -22,7 +22,7 @@ const CONNECTIONS_PER_BATCH: u32 = 8;
 const CHUNKS_PER_BATCH: u32 = 32;
 /// Where the client runs, and the server of requests too: what the kernel does for one exchange is then all
 /// on one processor and adds up, and no idle processor has to wake up. The server of bulk is on the other.
-const CLIENT_CPU: usize = 0;
+pub(crate) const CLIENT_CPU: usize = 0;
 /// Longest wait for anything.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// The first byte of a connection that asks for it to be closed after the answer.
@@ -95,7 +95,7 @@ pub(crate) fn measure(test: Test, server: Ipv4Addr, time: Duration) -> anyhow::R
 }
 
 /// Keeps the calling thread on one processor, if there are two.
-fn pin(cpu: usize) {
+pub(crate) fn pin(cpu: usize) {
     let mut set = CpuSet::new();
     set.set(cpu);
     // With one processor there is nothing to choose.

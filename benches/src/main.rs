@@ -12,6 +12,7 @@ use anyhow::bail;
 use clap::Parser;
 
 mod change;
+mod chart;
 mod child;
 mod customers;
 mod engine_speed;
@@ -27,6 +28,7 @@ mod packets;
 mod plan;
 mod report;
 mod resolve;
+mod scale;
 mod small;
 mod stats;
 mod text;
@@ -42,12 +44,15 @@ struct Arguments {
     #[arg(long)]
     quick: bool,
     /// Only this measurement (may be repeated): small, guard, entries, text, resolve, index, engine, customers, packets,
-    /// plan, change, flood, traffic.
+    /// plan, change, flood, scale, traffic.
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
     /// Where the numbers go.
     #[arg(long, value_name = "FILE", default_value = "target/bench.json")]
     output: PathBuf,
+    /// Measures nothing: draws what `scale` has measured, from the file of numbers, as SVG.
+    #[arg(long, value_name = "FILE")]
+    chart: Option<PathBuf>,
     /// What to log of controller and agent while changes are measured, for instance `bulkhead_agent=debug`.
     #[arg(long, value_name = "FILTER")]
     log: Option<String>,
@@ -77,7 +82,7 @@ const BODIES: &[&[(&str, child::Body)]] =
 type Measurement = fn(Effort) -> anyhow::Result<Vec<Line>>;
 
 /// Quick ones first, so that a mistake shows early.
-const MEASUREMENTS: [(&str, Measurement); 13] = [
+const MEASUREMENTS: [(&str, Measurement); 14] = [
     ("small", small::measure),
     ("guard", guard_speed::measure),
     ("entries", entries::measure),
@@ -90,6 +95,7 @@ const MEASUREMENTS: [(&str, Measurement); 13] = [
     ("plan", plan::measure),
     ("change", change::measure),
     ("flood", flood::measure),
+    ("scale", scale::measure),
     ("traffic", traffic::measure),
 ];
 
@@ -100,9 +106,10 @@ pub(crate) fn progress(text: &str) {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let result = match &arguments.child {
-        Some(name) => child::here(name, BODIES),
-        None => all(&arguments),
+    let result = match (&arguments.child, &arguments.chart) {
+        (Some(name), _) => child::here(name, BODIES),
+        (None, Some(picture)) => chart::draw(&arguments.output, picture),
+        (None, None) => all(&arguments),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
