@@ -157,8 +157,9 @@ static __always_inline int judge_sender(struct bpf_nf_ctx *context, struct flow 
 	if (passed & PASSED_SETTLED && !is_new_to_kernel(context->skb))
 		return PASS;
 	subject = sender_of(context);
-	/* Left unsettled by an exit, and since then its address has been taken from it. */
-	if (!subject && !(passed & PASSED_SETTLED) && binding_of(passed & PASSED_FROM))
+	/* From a workload's interface, with an address that has been taken from it since its exit looked. (What an exit has
+	 * written proves nothing here: a packet brings it along from another namespace.) */
+	if (!subject && binding_of(incoming(context)))
 		return deny_without_entry(REASON_SPOOFED);
 	if (!subject)
 		return PASS;

@@ -16,6 +16,7 @@ mod flows;
 mod guard;
 mod hosts;
 mod inputs;
+mod interfaces;
 mod language;
 mod processes;
 mod reachability;
