@@ -364,6 +364,7 @@ impl Agent {
         for (key, spec) in &changes.policies {
             self.engine.set_policy(key, spec.as_ref());
         }
+        let mut concerns_host = false;
         for (name, entity) in changes.entities {
             let Some(entity) = entity.filter(Entity::is_host_endpoint) else {
                 self.host_endpoints.remove(&name);
@@ -372,8 +373,9 @@ impl Agent {
             // It may have changed because another object did, from which it inherits.
             let of = self.host_endpoints.get(&name).map_or(key, |(of, _)| of).clone();
             self.host_endpoints.insert(name, (of, entity));
+            concerns_host = true;
         }
-        if !self.host_endpoints.is_empty() {
+        if concerns_host {
             self.look_around();
         }
         if let Some(settings) = changes.settings {

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use bulkhead_dataplane::Dataplane;
 use bulkhead_model::host_policy::{ClassId, CompiledId, EndpointBinding, HostDelta, HostPolicy};
 use bulkhead_model::verdict::Verdict::{self, Allow, Deny};
 
@@ -181,5 +182,60 @@ pub fn rebinding(round: u32) -> HostDelta {
         endpoints: [("w".into(), Some(binding))].into(),
         removed_policies: vec![old],
         ..HostDelta::default()
+    }
+}
+
+/// A continuous exchange.
+#[derive(Debug)]
+pub struct Running {
+    traffic: Arc<Traffic>,
+    sender: JoinHandle<()>,
+    receivers: Vec<JoinHandle<()>>,
+}
+
+impl Running {
+    /// Begins between two workloads, as [`world_policy`] has them.
+    pub fn start(a: &Namespace, b: &Namespace) -> Self {
+        let (allowed, denied) = warm_up(a, b);
+        let traffic = Arc::new(Traffic::default());
+        let receivers = vec![
+            receive(allowed, Arc::clone(&traffic), |traffic| &traffic.received),
+            receive(denied, Arc::clone(&traffic), |traffic| &traffic.leaked),
+        ];
+        let sender = send(a, Arc::clone(&traffic));
+        Self { traffic, sender, receivers }
+    }
+
+    /// Waits for a hundred more datagrams.
+    ///
+    /// # Panics
+    /// If they do not arrive.
+    pub fn goes_on(&self) {
+        let before = self.traffic.received.load(Relaxed);
+        assert!(wait(|| self.traffic.received.load(Relaxed) > before + 100), "nothing arrives any more");
+    }
+
+    /// Sent, received; sent in vain, leaked.
+    pub fn end(mut self) -> [u64; 4] {
+        finish(&self.traffic, self.sender, &mut self.receivers);
+        let Traffic { sent, received, denied_sent, leaked, .. } = &*self.traffic;
+        [sent, received, denied_sent, leaked].map(|counter| counter.load(Relaxed))
+    }
+}
+
+/// Two hundred replacements of the policy by one of the same meaning, and as many differences.
+///
+/// # Panics
+/// If the dataplane refuses one.
+pub fn change_often(dataplane: &mut dyn Dataplane) {
+    let mut longest = Duration::ZERO;
+    for round in 0..200 {
+        let applied = dataplane.replace(&world_policy(Allow, (round + 1) % 2)).unwrap();
+        longest = longest.max(applied.duration);
+    }
+    println!("replace: longest {longest:?}");
+    for round in 0..200 {
+        dataplane.apply(&rebinding(round)).unwrap();
+        dataplane.poll(&mut |_flow| ()).unwrap();
     }
 }

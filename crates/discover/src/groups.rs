@@ -2,9 +2,10 @@
 
 use std::collections::VecDeque;
 use std::fs;
-use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+
+use bulkhead_model::registration;
 
 /// Directories looked at for a unit's name at most; systemd keeps units some three levels deep.
 const DIRECTORIES_MAX: usize = 20_000;
@@ -42,8 +43,9 @@ pub fn find(text: &str) -> Result<Group, String> {
 }
 
 fn by_name(name: &str) -> Result<PathBuf, String> {
-    let root = hierarchy().map_err(|error| error.to_string())?;
-    let mut waiting = VecDeque::from([root]);
+    let mounts = fs::read_to_string("/proc/self/mounts").map_err(|error| error.to_string())?;
+    let root = registration::unified_hierarchy(&mounts).ok_or("no cgroup2 file system is mounted")?;
+    let mut waiting = VecDeque::from([PathBuf::from(root)]);
     for _ in 0..DIRECTORIES_MAX {
         let Some(directory) = waiting.pop_front() else {
             return Err(format!("no control group is named {name}: is the unit running?"));
@@ -57,17 +59,6 @@ fn by_name(name: &str) -> Result<PathBuf, String> {
         }
     }
     Err(format!("more than {DIRECTORIES_MAX} control groups: give the path of {name}"))
-}
-
-/// Where the unified hierarchy is mounted.
-fn hierarchy() -> io::Result<PathBuf> {
-    let mounts = fs::read_to_string("/proc/self/mounts")?;
-    let unified = mounts.lines().find_map(|line| {
-        let mut fields = line.split(' ').skip(1);
-        let path = Path::new(fields.next()?);
-        (fields.next()? == "cgroup2").then(|| path.to_path_buf())
-    });
-    unified.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "no cgroup2 file system is mounted"))
 }
 
 #[cfg(test)]

@@ -135,34 +135,6 @@ static __always_inline void set_real_peer(struct flow *f, const struct addr *pee
 	}
 }
 
-/* Whether the first four bytes behind the IP headers are two ports. */
-static __always_inline int has_ports(__u8 protocol)
-{
-	return protocol == IPPROTO_TCP || protocol == IPPROTO_UDP || protocol == IPPROTO_SCTP ||
-	       protocol == PROTO_UDPLITE;
-}
-
-/* An address of the kernel's connection tracking. */
-static __always_inline void read_address(struct addr *to, const void *from, int v6)
-{
-	__u32 v4 = 0;
-
-	if (v6) {
-		bpf_probe_read_kernel(to, sizeof(*to), from);
-		return;
-	}
-	bpf_probe_read_kernel(&v4, sizeof(v4), from);
-	map_v4(to, v4);
-}
-
-static __always_inline __u16 read_port(const void *from)
-{
-	__be16 port = 0;
-
-	bpf_probe_read_kernel(&port, sizeof(port), from);
-	return bpf_ntohs(port);
-}
-
 static __always_inline __u16 passed_from(__u32 ifindex)
 {
 	return ifindex <= PASSED_FROM ? ifindex : 0;

@@ -5,13 +5,13 @@
  * At FORWARD and LOCAL_IN they judge what a workload of this host sends, as its exit left it to them; at LOCAL_IN and
  * LOCAL_OUT, what comes to and goes from the host itself, if it is an endpoint. Priorities are the loader's. */
 #define BULKHEAD_NETFILTER
+#include "translation.h"
 #include "verdict.h"
 
 /* uapi/linux/netfilter.h, which has a union of its own in the way */
 #define NF_DROP 0
 #define NF_ACCEPT 1
 #define NFPROTO_V6 10
-#define LOOPBACK 1 /* ifindex of lo in every network namespace */
 
 /* The programs in force. Links to netfilter's hooks cannot be given another program, so they run the small ones
  * below, which jump to these. */
@@ -122,32 +122,6 @@ static __always_inline int judge_unparsed(__u32 subject)
 										   REASON_UNPROGRAMMED);
 }
 
-/* As the sender made it: the key of its connection. */
-static __always_inline void find_dialled(struct bpf_nf_ctx *context, struct flow *f)
-{
-	struct nf_conntrack_tuple *tuple = tuple_as_sent(tracking_of(context->skb));
-
-	if (!tuple || f->icmp == ICMP_IS_ERROR)
-		return;
-	read_address(&f->key.peer, __builtin_preserve_access_index(&tuple->dst.u3), f->p.v6);
-	if (has_ports(f->p.protocol))
-		f->key.peer_port = read_port(__builtin_preserve_access_index(&tuple->dst.u.all));
-}
-
-static __always_inline int follow(struct flow *f, __u32 subject, __u8 direction)
-{
-	__u8 reason;
-
-	f->direction = direction;
-	reason = f->p.frag ? follow_fragment(f, subject) : REASON_NONE;
-	if (reason) {
-		make_key(&f->key, &f->p, subject, direction);
-		return deny_builtin(f, RULE_MALFORMED, reason);
-	}
-	f->icmp = make_key(&f->key, &f->p, subject, direction);
-	return PASS;
-}
-
 /* What a workload's exit has not settled. PASS or DROP. */
 static __always_inline int judge_sender(struct bpf_nf_ctx *context, struct flow *f)
 {
@@ -165,7 +139,8 @@ static __always_inline int judge_sender(struct bpf_nf_ctx *context, struct flow 
 		return PASS;
 	if (!take_in(context, f))
 		return judge_unparsed(subject);
-	if (follow(f, subject, DIR_EGRESS) == DROP)
+	f->direction = DIR_EGRESS;
+	if (follow(f, subject) == DROP)
 		return DROP;
 	find_dialled(context, f);
 	f->counted = !!(passed & (PASSED_COUNTED | PASSED_SETTLED));
@@ -206,7 +181,8 @@ static __always_inline int judge_host(struct bpf_nf_ctx *context, __u32 ifindex,
 	subject = host_subject(direction == DIR_EGRESS ? &f.p.src : &f.p.dst, ifindex);
 	if (!subject)
 		return PASS;
-	if (follow(&f, subject, direction) == DROP)
+	f.direction = direction;
+	if (follow(&f, subject) == DROP)
 		return DROP;
 	return fast_path(&f) ? PASS : slow_path(context, &f);
 }

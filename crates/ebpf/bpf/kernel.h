@@ -94,6 +94,8 @@ struct nf_conn {
 	struct nf_conntrack_tuple_hash tuplehash[2];
 } FROM_BTF;
 
+#define LOOPBACK 1 /* ifindex of lo in every network namespace */
+
 /* enum ip_conntrack_info, in the low bits of sk_buff._nfct */
 #define NFCT_INFO 7UL
 #define NFCT_NEW 2

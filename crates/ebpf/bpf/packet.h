@@ -63,18 +63,17 @@ static __always_inline void map_v4(struct addr *a, __u32 v4)
 	a->w[3] = v4;
 }
 
+/* Whether the first four bytes behind the IP headers are two ports. */
+static __always_inline int has_ports(__u8 protocol)
+{
+	return protocol == IPPROTO_TCP || protocol == IPPROTO_UDP || protocol == IPPROTO_SCTP ||
+	       protocol == PROTO_UDPLITE;
+}
+
 /* Whether a header of this protocol is read. */
 static __always_inline int has_header(const struct packet *p)
 {
-	switch (p->protocol) {
-	case IPPROTO_TCP:
-	case IPPROTO_UDP:
-	case IPPROTO_SCTP:
-	case PROTO_UDPLITE:
-		return 1;
-	default:
-		return p->protocol == (p->v6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP);
-	}
+	return has_ports(p->protocol) || p->protocol == (p->v6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP);
 }
 
 /* Bytes of a protocol's header that are judged. */

@@ -6,6 +6,7 @@
 
 #include "arp.h"
 #include "parse.h"
+#include "translation.h"
 #include "verdict.h"
 
 /* Whether the host takes a frame in, to route it or to have it: then the kernel may still rewrite where it goes. */
@@ -31,20 +32,6 @@ static __always_inline __u8 stage_of(struct __sk_buff *skb)
 		if (own[i] != wanted[i])
 			return STAGE_BRIDGED;
 	return STAGE_EARLY;
-}
-
-/* Before a packet reaches the workload, masquerading may have hidden who sends it: the kernel remembers. */
-static __always_inline void find_real_source(struct __sk_buff *skb, struct flow *f)
-{
-	struct nf_conntrack_tuple *tuple = tuple_as_sent(tracking_of(packet_of(skb)));
-
-	f->stage = STAGE_FINAL;
-	/* An error is tracked with the connection that it speaks of, and its sender is none of its ends. */
-	if (!tuple || f->icmp == ICMP_IS_ERROR)
-		return;
-	read_address(&f->p.src, __builtin_preserve_access_index(&tuple->src.u3), f->p.v6);
-	if (has_ports(f->p.protocol))
-		f->p.sport = read_port(__builtin_preserve_access_index(&tuple->src.u.all));
 }
 
 static __always_inline int handle(struct __sk_buff *skb, __u8 direction)
@@ -73,17 +60,12 @@ static __always_inline int handle(struct __sk_buff *skb, __u8 direction)
 	/* Good enough to expire by, and a fifth of the price; slow_path() reads the exact clock. */
 	f.now = bpf_ktime_get_coarse_ns();
 	f.packets = skb->gso_segs ? skb->gso_segs : 1;
-	reason = f.p.frag ? follow_fragment(&f, ifindex) : REASON_NONE;
-	if (reason) {
-		make_key(&f.key, &f.p, ifindex, direction);
-		return is_programmed(binding_of(ifindex), direction) ?
-			       deny_builtin(&f, RULE_MALFORMED, reason) :
-			       deny_builtin(&f, RULE_UNPROGRAMMED, REASON_UNPROGRAMMED);
-	}
-	f.icmp = make_key(&f.key, &f.p, ifindex, direction);
+	if (follow(&f, ifindex) == DROP)
+		return DROP;
 	if (direction == DIR_INGRESS) {
 		if (!is_new_to_kernel(packet_of(skb)) && fast_path(&f))
 			return PASS;
+		f.stage = STAGE_FINAL;
 		find_real_source(skb, &f);
 		return slow_path(skb, &f);
 	}

@@ -5,9 +5,8 @@
  *
  * All processes of a host share its addresses. Between two of them (on the loopback interface) the sender's program leaves
  * its number in the packet's priority, which nothing else uses there, and the receiver knows it by that. */
+#include "translation.h"
 #include "verdict.h"
-
-#define LOOPBACK 1 /* ifindex of lo in every network namespace */
 
 /* Which endpoint the group is that a program is attached to. Of a group that nobody has named yet: 0. */
 struct {
@@ -15,28 +14,6 @@ struct {
 	__type(key, struct bpf_cgroup_storage_key);
 	__type(value, __u32);
 } groups SEC(".maps");
-
-/* Both ends as their owners see them, from what the kernel has rewritten. */
-static __always_inline void find_ends(struct __sk_buff *skb, struct flow *f)
-{
-	struct nf_conntrack_tuple *tuple = tuple_as_sent(tracking_of(packet_of(skb)));
-	int ports = has_ports(f->p.protocol);
-
-	if (!tuple || f->icmp == ICMP_IS_ERROR)
-		return;
-	if (f->direction == DIR_EGRESS) {
-		read_address(&f->key.local, __builtin_preserve_access_index(&tuple->src.u3), f->p.v6);
-		read_address(&f->key.peer, __builtin_preserve_access_index(&tuple->dst.u3), f->p.v6);
-		if (ports) {
-			f->key.local_port = read_port(__builtin_preserve_access_index(&tuple->src.u.all));
-			f->key.peer_port = read_port(__builtin_preserve_access_index(&tuple->dst.u.all));
-		}
-		return;
-	}
-	read_address(&f->p.src, __builtin_preserve_access_index(&tuple->src.u3), f->p.v6);
-	if (ports)
-		f->p.sport = read_port(__builtin_preserve_access_index(&tuple->src.u.all));
-}
 
 /* bulkhead_model::host_policy::Attachment::own_address: a name in the form of an address (RFC 6666). */
 static __always_inline void name_process(struct addr *name, __u32 subject)
@@ -73,7 +50,6 @@ static __always_inline int handle(struct __sk_buff *skb, __u8 direction)
 	__u32 *subject = bpf_get_local_storage(&groups, 0);
 	int loops = skb->ifindex == LOOPBACK;
 	struct flow f = {};
-	__u8 reason;
 
 	if (!configured || !*subject)
 		return deny_without_entry(REASON_UNPROGRAMMED);
@@ -84,12 +60,14 @@ static __always_inline int handle(struct __sk_buff *skb, __u8 direction)
 	f.packets = skb->gso_segs ? skb->gso_segs : 1;
 	if (parse_ip(skb, &f.p, skb->protocol == bpf_htons(ETH_P_IPV6), 0) != PARSED_IP)
 		return deny_without_entry(REASON_MALFORMED);
-	/* What a raw socket has cut up by itself. */
-	reason = f.p.frag ? follow_fragment(&f, *subject) : REASON_NONE;
-	if (reason)
-		return deny_builtin(&f, RULE_MALFORMED, reason);
-	f.icmp = make_key(&f.key, &f.p, *subject, direction);
-	find_ends(skb, &f);
+	if (follow(&f, *subject) == DROP)
+		return DROP;
+	if (direction == DIR_EGRESS) {
+		find_local(skb, &f);
+		find_dialled(skb, &f);
+	} else {
+		find_real_source(skb, &f);
+	}
 	if (loops && direction == DIR_EGRESS)
 		skb->priority = *subject;
 	if (loops && direction == DIR_INGRESS)

@@ -167,6 +167,19 @@ __noinline int deny_builtin(const struct flow *f, __u32 rule, __u32 reason)
 	return deny(f, &answer, f->direction, 0);
 }
 
+/* Finds the connection of a packet, which for a later fragment takes its first. PASS, or DROP if there is none. */
+static __always_inline int follow(struct flow *f, __u32 subject)
+{
+	__u32 reason = f->p.frag ? follow_fragment(f, subject) : REASON_NONE;
+
+	f->icmp = make_key(&f->key, &f->p, subject, f->direction);
+	if (!reason)
+		return PASS;
+	return is_programmed(binding_of(subject), f->direction) ?
+		       deny_builtin(f, RULE_MALFORMED, reason) :
+		       deny_builtin(f, RULE_UNPROGRAMMED, REASON_UNPROGRAMMED);
+}
+
 /* Everything but a current connection. Answers PASS, DROP or DEFER. */
 __noinline int slow_path(CONTEXT *context, struct flow *f)
 {

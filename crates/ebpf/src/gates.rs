@@ -13,6 +13,7 @@ use std::time::Duration;
 use bulkhead_dataplane::DataplaneError;
 
 use crate::loader::{Loaded, gates_directory, remove_pins};
+use crate::pins::remove;
 use crate::sys::{self, NetfilterHook, Table};
 
 /// After every rewriting of destinations (also IPVS, which takes its packets at 98) and before sources are hidden
@@ -71,7 +72,8 @@ impl Gates {
             for (hook, name) in HOOKS {
                 let path = self.dir.join(format!("{name}-{suffix}"));
                 if fresh {
-                    forget(&path)?;
+                    // At once, lest its place is still taken when the next one comes.
+                    remove(&path)?;
                 } else if sys::open_pin(&path).is_ok() {
                     continue;
                 }
@@ -120,17 +122,6 @@ fn create(program: BorrowedFd<'_>, at: NetfilterHook) -> io::Result<OwnedFd> {
             result => return result,
         }
     }
-}
-
-/// Takes a link off its hook at once, lest its place is still taken when the next one comes, and removes its pin.
-fn forget(path: &Path) -> io::Result<()> {
-    let link = match sys::open_pin(path) {
-        Ok(link) => link,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(error),
-    };
-    sys::link_detach(link.as_fd())?;
-    fs::remove_file(path)
 }
 
 fn write(array: &Table<u32, u32>, loaded: &Loaded) -> io::Result<()> {

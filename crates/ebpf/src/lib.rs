@@ -20,6 +20,7 @@ mod layout;
 mod loader;
 mod lookup;
 mod mapping;
+mod pins;
 mod readback;
 pub mod requirements;
 mod sweep;

@@ -12,8 +12,8 @@ use bulkhead_model::flow::{DropReason, FlowEvent};
 use bulkhead_model::host_policy::Attachment;
 use bulkhead_model::verdict::Verdict::{Allow, Deny};
 use common::live::Namespace;
-use common::world::{EVERYTHING, End, World, call, opened, serve, some, tcp, udp};
-use common::{Rule, ifindex, interface, run};
+use common::world::{EVERYTHING, End, World, call, opened, serve, services_of_the_host, some, tcp, udp};
+use common::{Rule, ifindex, interface};
 
 /// The host answers datagrams and connections on a port, in this thread's namespace.
 fn host_serves(name: &'static str, port: u16) {
@@ -115,19 +115,7 @@ fn a_workload_that_calls_its_host_is_judged_at_both_ends() {
 #[test]
 fn a_host_that_calls_a_service_is_judged_by_the_backend() {
     let mut world = World::new();
-    let (b, c) = (Namespace::workload("eth0", 1), Namespace::workload("eth1", 2));
-    serve(&b, "b", 8080);
-    serve(&c, "c", 8080);
-    for (service, backend) in [("10.96.0.1", "10.0.1.2:8080"), ("10.96.0.2", "10.0.2.2:8080")] {
-        for protocol in ["tcp", "udp"] {
-            run(&format!(
-                "iptables -t nat -A OUTPUT -d {service} -p {protocol} --dport 80 -j DNAT --to {backend}"
-            ));
-        }
-    }
-    run("iptables -t nat -A POSTROUTING -j MASQUERADE");
-    // A route by which the service's address leaves at all.
-    run("ip route add default via 10.0.1.2 dev eth0");
+    let _backends = services_of_the_host();
     let egress = [Rule("10.0.1.2/32", "any", Allow, 20)];
     world.put(&[End(Attachment::Host(0), &[], &[], &egress)]);
     assert_eq!(host_calls("10.96.0.1:80"), (true, true));

@@ -5,14 +5,10 @@ mod common;
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use bulkhead_dataplane::Dataplane;
-use bulkhead_dataplane_testing::traffic::{
-    Traffic, finish, rebinding, receive, send, wait, warm_up, world_policy,
-};
+use bulkhead_dataplane_testing::traffic::{Running, change_often, warm_up, world_policy};
 use bulkhead_ebpf::EbpfDataplane;
 use bulkhead_model::flow::FlowEvent;
 use bulkhead_model::host_policy::Attachment;
@@ -46,34 +42,15 @@ impl World {
 fn nothing_is_lost_or_leaked_while_tables_and_agents_change() {
     let mut world = World::new();
     world.dataplane.replace(&world_policy(Allow, 0)).unwrap();
-    let (allowed, denied) = warm_up(&world.a, &world.b);
-    let traffic = Arc::new(Traffic::default());
-    let mut threads = vec![
-        receive(allowed, Arc::clone(&traffic), |traffic| &traffic.received),
-        receive(denied, Arc::clone(&traffic), |traffic| &traffic.leaked),
-    ];
-    let sender = send(&world.a, Arc::clone(&traffic));
-    let mut longest = Duration::ZERO;
-    for round in 0..200 {
-        let applied = world.dataplane.replace(&world_policy(Allow, (round + 1) % 2)).unwrap();
-        longest = longest.max(applied.duration);
-    }
-    println!("replace: longest {longest:?}");
-    for round in 0..200u32 {
-        world.dataplane.apply(&rebinding(round)).unwrap();
-        world.dataplane.poll(&mut |_flow| ()).unwrap();
-    }
+    let running = Running::start(&world.a, &world.b);
+    change_often(&mut world.dataplane);
     for _ in 0..20 {
-        let before = traffic.received.load(Relaxed);
-        let ended =
-            std::mem::replace(&mut world.dataplane, EbpfDataplane::open(world.root.path(), small()).unwrap());
-        drop(ended);
-        assert!(wait(|| traffic.received.load(Relaxed) > before + 100), "enforced without an agent");
+        let next = EbpfDataplane::open(world.root.path(), small()).unwrap();
+        drop(std::mem::replace(&mut world.dataplane, next));
+        running.goes_on();
         world.dataplane.replace(&world_policy(Allow, 0)).unwrap();
     }
-    finish(&traffic, sender, &mut threads);
-    let (sent, received) = (traffic.sent.load(Relaxed), traffic.received.load(Relaxed));
-    let (tried, leaked) = (traffic.denied_sent.load(Relaxed), traffic.leaked.load(Relaxed));
+    let [sent, received, tried, leaked] = running.end();
     println!("allowed {received} of {sent}, leaked {leaked} of {tried}");
     assert!(sent > 10_000);
     assert_eq!((received, leaked), (sent, 0), "{:?}", world.dataplane.stats());

@@ -12,10 +12,11 @@ use std::process::{Child, Command, Stdio};
 use bulkhead_dataplane::{Dataplane, DataplaneError};
 use bulkhead_model::flow::{DropReason, FlowEvent};
 use bulkhead_model::host_policy::Attachment;
+use bulkhead_model::registration::unified_hierarchy;
 use bulkhead_model::verdict::Verdict::{Allow, Deny};
+use common::Rule;
 use common::live::Namespace;
-use common::world::{EVERYTHING, End, World, opened, serve, some, tcp, udp};
-use common::{Rule, run};
+use common::world::{EVERYTHING, End, World, opened, serve, services_of_the_host, some, tcp, udp};
 
 /// Answers datagrams and connections on a port.
 const SERVER: &str = "
@@ -60,10 +61,10 @@ struct Group {
 impl Group {
     fn new(name: &str) -> Self {
         let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
-        let mount = mounts.lines().find(|line| line.split(' ').nth(2) == Some("cgroup2")).unwrap();
+        let mount = unified_hierarchy(&mounts).unwrap();
         let thread = fs::read_link("/proc/thread-self").unwrap();
         let unique = thread.file_name().unwrap().to_string_lossy().into_owned();
-        let path = PathBuf::from(mount.split(' ').nth(1).unwrap()).join(format!("bulkhead-{unique}-{name}"));
+        let path = PathBuf::from(mount).join(format!("bulkhead-{unique}-{name}"));
         fs::create_dir(&path).unwrap();
         Self { path, servers: Vec::new() }
     }
@@ -215,18 +216,7 @@ fn processes_of_one_host_know_each_other() {
 #[test]
 fn a_process_that_calls_a_service_is_judged_by_the_backend() {
     let mut world = World::new();
-    let (b, c) = (Namespace::workload("eth0", 1), Namespace::workload("eth1", 2));
-    serve(&b, "b", 8080);
-    serve(&c, "c", 8080);
-    for (service, backend) in [("10.96.0.1", "10.0.1.2:8080"), ("10.96.0.2", "10.0.2.2:8080")] {
-        for protocol in ["tcp", "udp"] {
-            run(&format!(
-                "iptables -t nat -A OUTPUT -d {service} -p {protocol} --dport 80 -j DNAT --to {backend}"
-            ));
-        }
-    }
-    run("iptables -t nat -A POSTROUTING -j MASQUERADE");
-    run("ip route add default via 10.0.1.2 dev eth0");
+    let _backends = services_of_the_host();
     let p = Group::new("p");
     let egress = [Rule("10.0.1.2/32", "any", Allow, 20)];
     let own = p.attachment().own_address().unwrap().to_string();

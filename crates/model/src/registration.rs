@@ -88,6 +88,15 @@ pub struct Registration {
     pub identity: Identity,
 }
 
+/// Where the unified hierarchy of control groups is mounted, by the text of `/proc/self/mounts` (proc(5)).
+pub fn unified_hierarchy(mounts: &str) -> Option<&str> {
+    mounts.lines().find_map(|line| {
+        let mut fields = line.split(' ').skip(1);
+        let path = fields.next()?;
+        (fields.next()? == "cgroup2").then_some(path)
+    })
+}
+
 /// Reads registrations, one per document.
 ///
 /// # Errors

@@ -4,15 +4,10 @@
 mod common;
 
 use std::net::Ipv4Addr;
-use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
-use std::thread::JoinHandle;
 
 use bulkhead_dataplane::{Dataplane, Handover};
-use bulkhead_dataplane_testing::namespace::{Namespace, enter_new_namespace, ifindex, run};
-use bulkhead_dataplane_testing::traffic::{
-    Traffic, finish, rebinding, receive, send, wait, warm_up, world_policy,
-};
+use bulkhead_dataplane_testing::namespace::{enter_new_namespace, ifindex, run};
+use bulkhead_dataplane_testing::traffic::{Running, change_often, world_policy};
 use bulkhead_ebpf::EbpfDataplane;
 use bulkhead_model::Prefix;
 use bulkhead_model::flow::DropReason;
@@ -21,53 +16,12 @@ use bulkhead_model::verdict::Verdict::Allow;
 use bulkhead_nft::{Capacities, NftDataplane};
 use common::{World, listing};
 
-/// Datagrams on their way.
-struct Running {
-    traffic: Arc<Traffic>,
-    sender: JoinHandle<()>,
-    receivers: Vec<JoinHandle<()>>,
-}
-
-impl Running {
-    fn start(a: &Namespace, b: &Namespace) -> Self {
-        let (allowed, denied) = warm_up(a, b);
-        let traffic = Arc::new(Traffic::default());
-        let receivers = vec![
-            receive(allowed, Arc::clone(&traffic), |traffic| &traffic.received),
-            receive(denied, Arc::clone(&traffic), |traffic| &traffic.leaked),
-        ];
-        let sender = send(a, Arc::clone(&traffic));
-        Self { traffic, sender, receivers }
-    }
-
-    fn goes_on(&self) {
-        let before = self.traffic.received.load(Relaxed);
-        assert!(wait(|| self.traffic.received.load(Relaxed) > before + 100), "nothing arrives any more");
-    }
-
-    /// Sent, received; sent in vain, leaked.
-    fn end(mut self) -> [u64; 4] {
-        finish(&self.traffic, self.sender, &mut self.receivers);
-        let Traffic { sent, received, denied_sent, leaked, .. } = &*self.traffic;
-        [sent, received, denied_sent, leaked].map(|counter| counter.load(Relaxed))
-    }
-}
-
 #[test]
 fn nothing_is_lost_or_leaked_while_tables_and_agents_change() {
     let mut world = World::new();
     world.dataplane.replace(&world_policy(Allow, 0)).unwrap();
     let running = Running::start(&world.a, &world.b);
-    let mut longest = std::time::Duration::ZERO;
-    for round in 0..200 {
-        let applied = world.dataplane.replace(&world_policy(Allow, (round + 1) % 2)).unwrap();
-        longest = longest.max(applied.duration);
-    }
-    println!("replace: longest {longest:?}");
-    for round in 0..200u32 {
-        world.dataplane.apply(&rebinding(round)).unwrap();
-        world.dataplane.poll(&mut |_flow| ()).unwrap();
-    }
+    change_often(&mut world.dataplane);
     for _ in 0..20 {
         let next = NftDataplane::open(Capacities::default()).unwrap();
         drop(std::mem::replace(&mut world.dataplane, next));

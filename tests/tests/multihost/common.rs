@@ -1,12 +1,25 @@
 //! What the tests share: a fleet with the example's components in it, and what to expect of it.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use anyhow::ensure;
 use bulkhead_testbed::{
     AgentOptions, Bulkhead, Example, Lab, Member, Outcome, PROBE_WAIT, Probe, Protocol, Workload, eventually,
     find_binary, probe,
 };
+
+/// The server lets the client in, and nobody else.
+pub(crate) const CLIENT_TO_SERVER: &str = "
+apiVersion: bulkhead.dev/v1
+kind: Policy
+metadata: {name: server}
+spec:
+  appliesTo: role == 'server'
+  ingress:
+  - action: Allow
+    from: {selector: role == 'client'}
+";
 
 /// A lab with controller and agents.
 pub(crate) fn start(prefix: &str, hosts: &[&str]) -> Bulkhead {
@@ -50,9 +63,13 @@ pub(crate) fn outcome(from: &Workload, to: &Workload, protocol: Protocol) -> Out
 
 /// Waits until a probe ends so.
 pub(crate) fn wait_outcome(from: &Workload, to: &Workload, protocol: Protocol, wanted: Outcome) {
-    let what = format!("{} → {} {protocol:?} is {wanted:?}", from.name, to.name);
-    eventually(&what, || {
-        let found = outcome(from, to, protocol);
+    wait_address(from, to.v4.into(), protocol, wanted);
+}
+
+/// Waits until a probe of an address ends so.
+pub(crate) fn wait_address(from: &Workload, address: IpAddr, protocol: Protocol, wanted: Outcome) {
+    eventually(&format!("{} → {address} {protocol:?} is {wanted:?}", from.name), || {
+        let found = probe(from, &[Probe { address, protocol }], PROBE_WAIT)?[0];
         ensure!(found == wanted, "{found:?}");
         Ok(())
     })

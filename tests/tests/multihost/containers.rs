@@ -1,15 +1,13 @@
 //! A Docker engine on one of the hosts.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 
 use anyhow::ensure;
 use bulkhead_testbed::{
-    AgentOptions, Bulkhead, Docker, Lab, Outcome, PROBE_WAIT, Probe, Protocol, Workload, eventually,
-    find_binary, probe,
+    AgentOptions, Bulkhead, Docker, Lab, Outcome, Protocol, Workload, eventually, find_binary,
 };
 
-use crate::common::member;
+use crate::common::{member, wait_address};
 
 const POLICY: &str = "
 apiVersion: bulkhead.dev/v1
@@ -120,14 +118,8 @@ fn published_ports_are_judged_as_the_containers_behind_them() {
     for (name, role) in [("shop", "shop"), ("vault", "vault"), ("peer", "client"), ("thief", "thief")] {
         wait_container(&bulkhead, &format!("{name}.host-1"), role);
     }
-    let wait = |from: &Workload, port, wanted: Outcome| {
-        let target = Probe { address: "10.200.0.10".parse().unwrap(), protocol: Protocol::Tcp(port) };
-        eventually(&format!("{} → host-1:{port} is {wanted:?}", from.name), || {
-            let found = probe(from, &[target], PROBE_WAIT)?[0];
-            ensure!(found == wanted, "{found:?}");
-            Ok(())
-        })
-        .unwrap();
+    let wait = |from: &Workload, port, wanted| {
+        wait_address(from, "10.200.0.10".parse().unwrap(), Protocol::Tcp(port), wanted);
     };
     wait(stranger, 8080, Outcome::Reached);
     bulkhead.apply_text("published.yaml", PUBLISHED).unwrap();
@@ -172,11 +164,5 @@ fn wait_container(bulkhead: &Bulkhead, name: &str, role: &str) {
 }
 
 fn wait(from: &Workload, address: &str, wanted: Outcome) {
-    let address: IpAddr = address.parse().unwrap();
-    eventually(&format!("{} → {address} is {wanted:?}", from.name), || {
-        let found = probe(from, &[Probe { address, protocol: Protocol::Tcp(8000) }], PROBE_WAIT)?[0];
-        ensure!(found == wanted, "{found:?}");
-        Ok(())
-    })
-    .unwrap();
+    wait_address(from, address.parse().unwrap(), Protocol::Tcp(8000), wanted);
 }

@@ -3,18 +3,7 @@
 use anyhow::ensure;
 use bulkhead_testbed::{Outcome, Protocol, eventually, send_spoofed};
 
-use crate::common::{member, outcome, start, start_with, wait_outcome};
-
-const POLICY: &str = "
-apiVersion: bulkhead.dev/v1
-kind: Policy
-metadata: {name: server}
-spec:
-  appliesTo: role == 'server'
-  ingress:
-  - action: Allow
-    from: {selector: role == 'client'}
-";
+use crate::common::{CLIENT_TO_SERVER, member, outcome, start, start_with, wait_outcome};
 
 #[test]
 fn nobody_sends_with_an_address_that_is_not_its_own() {
@@ -22,7 +11,7 @@ fn nobody_sends_with_an_address_that_is_not_its_own() {
     let server = member(&bulkhead, "host-2", "server", &[("role", "server")], &[5000]);
     let client = member(&bulkhead, "host-1", "client", &[("role", "client")], &[5000]);
     let liar = member(&bulkhead, "host-1", "liar", &[("role", "liar")], &[5000]);
-    bulkhead.apply_text("server.yaml", POLICY).unwrap();
+    bulkhead.apply_text("server.yaml", CLIENT_TO_SERVER).unwrap();
     let (server_workload, client, liar) = (&server.workload, &client.workload, &liar.workload);
     wait_outcome(client, server_workload, Protocol::Udp(5000), Outcome::Reached);
     assert_eq!(outcome(liar, server_workload, Protocol::Udp(5000)), Outcome::Silent);
@@ -53,7 +42,7 @@ fn a_workload_that_is_taken_back_is_known_to_nobody() {
     let bulkhead = start("bt-remove", &["host-1", "host-2"]);
     let server = member(&bulkhead, "host-2", "server", &[("role", "server")], &[5000]);
     let client = member(&bulkhead, "host-1", "client", &[("role", "client")], &[5000]);
-    bulkhead.apply_text("server.yaml", POLICY).unwrap();
+    bulkhead.apply_text("server.yaml", CLIENT_TO_SERVER).unwrap();
     wait_outcome(&client.workload, &server.workload, Protocol::Tcp(5000), Outcome::Reached);
     bulkhead.unregister(&client.workload).unwrap();
     wait_outcome(&client.workload, &server.workload, Protocol::Tcp(5000), Outcome::Silent);

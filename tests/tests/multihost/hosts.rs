@@ -1,9 +1,9 @@
 //! Hosts as endpoints of their own.
 
 use anyhow::ensure;
-use bulkhead_testbed::{Bulkhead, Outcome, PROBE_WAIT, Probe, Protocol, Server, Workload, eventually, probe};
+use bulkhead_testbed::{Bulkhead, Outcome, Protocol, Server, Workload, eventually};
 
-use crate::common::{member, start};
+use crate::common::{member, start, wait_address};
 
 const POLICY: &str = "
 apiVersion: bulkhead.dev/v1
@@ -31,13 +31,7 @@ spec: {host: host-2, interface: eth7, addresses: [10.200.0.99]}
 ";
 
 fn wait(from: &Workload, port: u16, wanted: Outcome) {
-    let target = Probe { address: "10.200.0.11".parse().unwrap(), protocol: Protocol::Tcp(port) };
-    eventually(&format!("{} → host-2:{port} is {wanted:?}", from.name), || {
-        let found = probe(from, &[target], PROBE_WAIT)?[0];
-        ensure!(found == wanted, "{found:?}");
-        Ok(())
-    })
-    .unwrap();
+    wait_address(from, "10.200.0.11".parse().unwrap(), Protocol::Tcp(port), wanted);
 }
 
 fn wait_for_both(bulkhead: &Bulkhead) {

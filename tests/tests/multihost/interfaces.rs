@@ -3,18 +3,9 @@
 use anyhow::ensure;
 use bulkhead_testbed::{Bulkhead, Outcome, PROBE_WAIT, Probe, Protocol, Server, Workload, eventually, probe};
 
-use crate::common::{member, outcome, start, wait_outcome};
+use crate::common::{CLIENT_TO_SERVER, member, outcome, start, wait_outcome};
 
-const POLICY: &str = "
-apiVersion: bulkhead.dev/v1
-kind: Policy
-metadata: {name: server}
-spec:
-  appliesTo: role == 'server'
-  ingress:
-  - action: Allow
-    from: {selector: role == 'client'}
----
+const STRANGER: &str = "
 apiVersion: bulkhead.dev/v1
 kind: Policy
 metadata: {name: stranger}
@@ -33,7 +24,7 @@ fn renamed_made_anew_and_handed_on_an_interface_stays_what_it_is() {
     let server = member(&bulkhead, "host-2", "server", &[("role", "server")], &[5000]);
     let client = member(&bulkhead, "host-1", "client", &[("role", "client")], &[5000]);
     let stranger = member(&bulkhead, "host-1", "stranger", &[("role", "stranger")], &[5000]);
-    bulkhead.apply_text("server.yaml", POLICY).unwrap();
+    bulkhead.apply_text("server.yaml", &format!("{CLIENT_TO_SERVER}---{STRANGER}")).unwrap();
     let (server, mut client, stranger) = (&server.workload, client.workload, &stranger.workload);
     let tcp = Protocol::Tcp(5000);
     wait_outcome(&client, server, tcp, Outcome::Reached);

@@ -5,11 +5,10 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::ensure;
-use bulkhead_testbed::{
-    Bulkhead, Outcome, PROBE_WAIT, Probe, Process, Protocol, Workload, eventually, probe,
-};
+use bulkhead_model::registration::unified_hierarchy;
+use bulkhead_testbed::{Bulkhead, Outcome, Process, Protocol, Workload, eventually};
 
-use crate::common::{member, start};
+use crate::common::{member, start, wait_address};
 
 const POLICY: &str = "
 apiVersion: bulkhead.dev/v1
@@ -49,8 +48,8 @@ struct Unit {
 impl Unit {
     fn start(bulkhead: &Bulkhead, host: &str, name: &str, port: u16) -> Self {
         let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
-        let mount = mounts.lines().find(|line| line.split(' ').nth(2) == Some("cgroup2")).unwrap();
-        let path = PathBuf::from(mount.split(' ').nth(1).unwrap()).join(name);
+        let mount = unified_hierarchy(&mounts).unwrap();
+        let path = PathBuf::from(mount).join(name);
         fs::create_dir(&path).unwrap();
         let enter = format!("echo $$ > {}/cgroup.procs; exec python3 -c \"$0\" {port}", path.display());
         let mut command = Command::new("sh");
@@ -75,13 +74,7 @@ impl Drop for Unit {
 }
 
 fn wait(from: &Workload, port: u16, wanted: Outcome) {
-    let target = Probe { address: "10.200.0.11".parse().unwrap(), protocol: Protocol::Tcp(port) };
-    eventually(&format!("{} → host-2:{port} is {wanted:?}", from.name), || {
-        let found = probe(from, &[target], PROBE_WAIT)?[0];
-        ensure!(found == wanted, "{found:?}");
-        Ok(())
-    })
-    .unwrap();
+    wait_address(from, "10.200.0.11".parse().unwrap(), Protocol::Tcp(port), wanted);
 }
 
 #[test]

@@ -194,8 +194,11 @@ impl View {
             concerned.extend(hosts);
         }
         self.revision = revision;
-        for session in self.sessions.values().filter(|session| concerned.contains(&*session.host)) {
-            session.wake.notify_one();
+        if !concerned.is_empty() {
+            let sessions = self.sessions.values();
+            sessions
+                .filter(|session| concerned.contains(&*session.host))
+                .for_each(|one| one.wake.notify_one());
         }
         if self.resource_log.newest() > resources_before {
             for session in self.sessions.values() {

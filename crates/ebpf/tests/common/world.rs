@@ -162,3 +162,21 @@ pub(crate) fn opened(events: &[RawFlow], at: Attachment) -> Vec<(String, String,
     let real = |flow: &RawFlow| SocketAddr::new(flow.peer, flow.peer_port).to_string();
     events.iter().filter(of).map(|flow| (real(flow), seen(flow), flow.rule.0)).collect()
 }
+
+/// Services that the host itself may call: 10.96.0.1:80 is 10.0.1.2:8080, 10.96.0.2:80 is 10.0.2.2:8080.
+pub(crate) fn services_of_the_host() -> [Namespace; 2] {
+    let backends = [Namespace::workload("eth0", 1), Namespace::workload("eth1", 2)];
+    serve(&backends[0], "b", 8080);
+    serve(&backends[1], "c", 8080);
+    for (service, backend) in [("10.96.0.1", "10.0.1.2:8080"), ("10.96.0.2", "10.0.2.2:8080")] {
+        for protocol in ["tcp", "udp"] {
+            run(&format!(
+                "iptables -t nat -A OUTPUT -d {service} -p {protocol} --dport 80 -j DNAT --to {backend}"
+            ));
+        }
+    }
+    run("iptables -t nat -A POSTROUTING -j MASQUERADE");
+    // A route by which the service's address leaves at all.
+    run("ip route add default via 10.0.1.2 dev eth0");
+    backends
+}
