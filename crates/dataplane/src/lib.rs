@@ -15,10 +15,12 @@ use bulkhead_model::ports::PortKey;
 
 mod error;
 pub mod fake;
+mod grace;
 mod handover;
 mod stats;
 
 pub use error::DataplaneError;
+pub use grace::grace_period;
 pub use handover::Handover;
 pub use stats::{Applied, DataplaneStats, SweepStats, TableUse};
 

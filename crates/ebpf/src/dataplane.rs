@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use bulkhead_dataplane::{Applied, Dataplane, DataplaneError, DataplaneStats, SweepStats, TableUse};
+use bulkhead_dataplane::{
+    Applied, Dataplane, DataplaneError, DataplaneStats, SweepStats, TableUse, grace_period,
+};
 use bulkhead_model::Direction;
 use bulkhead_model::flow::{DropReason, RawFlow};
 use bulkhead_model::host_policy::{Attachment, Cell, CompiledId, HostDelta, HostPolicy};
@@ -133,7 +135,7 @@ impl EbpfDataplane {
     }
 
     fn grace_period() -> Result<(), DataplaneError> {
-        sys::grace_period().map_err(|error| DataplaneError::io("wait for running programs", error))
+        grace_period().map_err(|error| DataplaneError::io("wait for running programs", error))
     }
 
     fn is_unsettled(&self) -> bool {

@@ -3,7 +3,7 @@
 use std::io;
 use std::thread::JoinHandle;
 
-use crate::sys;
+use bulkhead_dataplane::grace_period;
 
 /// A grace period that passes while nobody waits for it.
 #[derive(Debug, Default)]
@@ -14,7 +14,7 @@ pub(crate) struct Grace {
 impl Grace {
     /// Lets a grace period begin now, after the last removal.
     pub(crate) fn begin(&mut self) {
-        let waiting = std::thread::Builder::new().name("grace".into()).spawn(sys::grace_period);
+        let waiting = std::thread::Builder::new().name("grace".into()).spawn(grace_period);
         // Without a thread, whoever needs it waits for it then.
         self.under_way = waiting.ok();
     }
@@ -23,7 +23,7 @@ impl Grace {
     pub(crate) fn finish(&mut self) -> io::Result<()> {
         match self.under_way.take().map(JoinHandle::join) {
             Some(Ok(Ok(()))) => Ok(()),
-            Some(Ok(Err(_)) | Err(_)) | None => sys::grace_period(),
+            Some(Ok(Err(_)) | Err(_)) | None => grace_period(),
         }
     }
 }

@@ -144,15 +144,6 @@ pub(crate) fn max_entries(map: BorrowedFd<'_>) -> io::Result<u32> {
     Ok(info.max_entries)
 }
 
-/// Waits until every kernel program that is running now has ended.
-pub(crate) fn grace_period() -> io::Result<()> {
-    const MEMBARRIER_CMD_GLOBAL: i32 = 1;
-    #[expect(unsafe_code, reason = "system call without a wrapper")]
-    // SAFETY: the call takes numbers only. Its implementation is one RCU grace period.
-    let result = unsafe { libc::syscall(libc::SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0) };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
-}
-
 /// A map with typed keys and values.
 #[derive(Debug)]
 pub(crate) struct Table<K, V> {

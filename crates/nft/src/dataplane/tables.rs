@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
-use bulkhead_dataplane::DataplaneError;
+use bulkhead_dataplane::{DataplaneError, grace_period};
 use bulkhead_model::host_policy::HostPolicy;
 
 use super::{NftDataplane, failed};
@@ -144,7 +144,17 @@ impl NftDataplane {
         } else if !wanted && self.variants {
             last.extend(skeleton::rewrite(false));
         }
-        let written = [first, second, last].into_iter().try_for_each(|requests| self.write(requests));
+        let written = [first, second]
+            .into_iter()
+            .try_for_each(|requests| self.write(requests))
+            .and_then(|()| {
+                // A packet that has read the old half of something must still find what it leads to.
+                if last.is_empty() {
+                    return Ok(());
+                }
+                grace_period().map_err(|error| DataplaneError::io("wait for packets on their way", error))
+            })
+            .and_then(|()| self.write(last));
         self.know_endpoints();
         match written {
             Ok(()) => {
