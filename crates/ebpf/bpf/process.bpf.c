@@ -70,6 +70,8 @@ static __always_inline int handle(struct __sk_buff *skb, __u8 direction)
 	}
 	if (loops && direction == DIR_EGRESS)
 		skb->priority = *subject;
+	if (loops && direction == DIR_INGRESS && skb->priority == PRIORITY_REFUSAL && ends_something(&f))
+		return PASS;
 	if (loops && direction == DIR_INGRESS)
 		return from_neighbour(skb, &f);
 	if (!is_new_to_kernel(packet_of(skb)) && fast_path(&f))

@@ -110,6 +110,7 @@ fn policy(peers: u32) -> HostPolicy {
         audit_verdict: verdict,
         audit_rule: RuleId(rule),
         log: false,
+        reject: false,
         written: true,
     };
     let refused = cell(Verdict::Deny, FIRST_FREE_RULE_ID);

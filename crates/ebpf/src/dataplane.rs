@@ -23,11 +23,14 @@ use crate::endpoints::{Endpoints, Targets};
 use crate::events::Events;
 use crate::gates::Gates;
 use crate::grace::Grace;
-use crate::layout::{ABI_VERSION, COUNTER_LOST_EVENTS, COUNTER_UNRECORDED, HALF_OPEN_SPAN, subject_of};
+use crate::layout::{
+    ABI_VERSION, COUNTER_LOST_EVENTS, COUNTER_UNRECORDED, COUNTER_UNTOLD, HALF_OPEN_SPAN, subject_of,
+};
 use crate::loader::{self, Loaded, libbpf_error};
 use crate::lookup::Reader;
 use crate::mapping::Mapping;
 use crate::readback;
+use crate::refusal::Refuser;
 use crate::sweep::Sweeper;
 use crate::tcx::Links;
 use crate::{requirements, sys};
@@ -49,6 +52,7 @@ pub struct EbpfDataplane {
     endpoints: Endpoints,
     grace: Grace,
     events: Events,
+    refuser: Refuser,
     sweeper: Sweeper,
     counters: OwnedFd,
     config: Mapping<u64>,
@@ -56,11 +60,13 @@ pub struct EbpfDataplane {
     generation: u64,
 }
 
-/// Word of `struct config` with the generation, and half words with the revision and the number of host endpoints.
+/// Words of `struct config` with the generation and the two cookies, half words with the revision and the number of host
+/// endpoints.
 const CONFIG_GENERATION: u32 = 0;
 const CONFIG_REVISION: u32 = 2;
 const CONFIG_HOSTS: u32 = 3;
-const CONFIG_WORDS: u32 = 2;
+const CONFIG_REFUSERS: u32 = 2;
+const CONFIG_WORDS: u32 = 4;
 
 impl EbpfDataplane {
     /// Takes charge of what is pinned under `root`, for instance `/sys/fs/bpf/bulkhead/default`, or begins
@@ -75,6 +81,10 @@ impl EbpfDataplane {
         let config = Mapping::<u64>::new(config_map.as_fd(), CONFIG_WORDS)
             .map_err(|error| DataplaneError::io("map the configuration into memory", error))?;
         let generation = config.word(CONFIG_GENERATION).fetch_add(1, Ordering::SeqCst) + 1;
+        let refuser = Refuser::open();
+        for (index, cookie) in (CONFIG_REFUSERS..).zip(refuser.cookies()) {
+            config.word(index).store(cookie, Ordering::SeqCst);
+        }
         let gates = Gates::open(root, &loaded)?;
         let cost = HALF_OPEN_SPAN / u64::from(capacities.half_open_max());
         let costs = loaded.table::<u32, u64>("half_open_ns")?;
@@ -101,6 +111,7 @@ impl EbpfDataplane {
             gates,
             groups,
             events,
+            refuser,
             config,
             cpus,
             generation,
@@ -282,7 +293,9 @@ impl Dataplane for EbpfDataplane {
     fn poll(&mut self, sink: &mut dyn FnMut(RawFlow)) -> Result<(), DataplaneError> {
         // Two readers of one ring would take each other's events.
         self.check_fence()?;
-        self.events.drain(sink).map_err(|error| DataplaneError::io("read the ring buffer", error))
+        let refuser = &mut self.refuser;
+        let drained = self.events.drain(sink, &mut |refusal| refuser.tell(refusal));
+        drained.map_err(|error| DataplaneError::io("read the ring buffer", error))
     }
 
     fn event_fd(&self) -> Option<BorrowedFd<'_>> {
@@ -317,6 +330,7 @@ impl Dataplane for EbpfDataplane {
             drops,
             unrecorded_denials,
             lost_events: self.counter(COUNTER_LOST_EVENTS)?,
+            untold_refusals: self.counter(COUNTER_UNTOLD)? + self.refuser.untold,
             tables,
         })
     }

@@ -172,7 +172,7 @@ fn own_map(object: &Object, name: &str) -> Result<OwnedFd, DataplaneError> {
 /// Where the size of a map that is not in a bank comes from.
 fn size_slot<'a>(capacities: &'a mut Capacities, map: &str) -> Option<&'a mut u32> {
     Some(match map {
-        "endpoints" | "bindings" | "half_open" => &mut capacities.endpoints,
+        "endpoints" | "bindings" | "half_open" | "refusals" => &mut capacities.endpoints,
         "endpoint_addrs" | "owners" => &mut capacities.endpoint_addrs,
         "conns" => &mut capacities.conns,
         "denials" => &mut capacities.denials,

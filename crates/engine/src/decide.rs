@@ -61,11 +61,19 @@ pub fn judge(
 ) -> Judgement {
     let mut trace = Vec::new();
     let query = Query { world, endpoint, direction, peer, key, source_port };
-    let (verdict, rule, log) = query.walk(false, &mut Vec::new());
+    let enforced = query.walk(false, &mut Vec::new());
     // 4.9: as if every Audit policy were Enforce. Its trace holds all that the first walk saw and more.
-    let (audit_verdict, audit_rule, audit_log) = query.walk(true, &mut trace);
-    let log = log || audit_log;
-    Judgement { workload: Arc::clone(&endpoint.name), verdict, rule, audit_verdict, audit_rule, log, trace }
+    let audit = query.walk(true, &mut trace);
+    Judgement {
+        workload: Arc::clone(&endpoint.name),
+        verdict: enforced.verdict,
+        rule: enforced.rule,
+        audit_verdict: audit.verdict,
+        audit_rule: audit.rule,
+        log: enforced.log || audit.log,
+        reject: enforced.reject,
+        trace,
+    }
 }
 
 fn own_traffic(endpoint: &Entity) -> Judgement {
@@ -77,6 +85,7 @@ fn own_traffic(endpoint: &Entity) -> Judgement {
         audit_verdict: Verdict::Allow,
         audit_rule: rule,
         log: false,
+        reject: false,
         trace: Vec::new(),
     }
 }
@@ -115,12 +124,21 @@ struct Query<'a> {
     source_port: u16,
 }
 
+/// Where a walk through the rules ended.
+struct Decided {
+    verdict: Verdict,
+    rule: RuleRef,
+    log: bool,
+    reject: bool,
+}
+
 impl Query<'_> {
-    fn walk(&self, with_audit: bool, trace: &mut Vec<Step>) -> (Verdict, RuleRef, bool) {
+    fn walk(&self, with_audit: bool, trace: &mut Vec<Step>) -> Decided {
+        let decided = |verdict, rule, log| Decided { verdict, rule, log, reject: false };
         // 4.11: no policy locks anybody out of a host.
         let fail_safe = self.world.settings.fail_safe.ports(self.direction);
         if self.endpoint.is_host_endpoint() && fail_safe.iter().any(|ports| ports.matches(self.key, &[])) {
-            return (Verdict::Allow, RuleRef::Builtin { builtin: Builtin::FailSafe }, false);
+            return decided(Verdict::Allow, RuleRef::Builtin { builtin: Builtin::FailSafe }, false);
         }
         let mut log = false;
         let mut tiers: Vec<_> = self.world.tiers.iter().collect();
@@ -143,8 +161,11 @@ impl Query<'_> {
                     trace.push(Step { rule: author.clone(), audit: policy.mode == Mode::Audit, outcome });
                     // 4.2: first Allow or Deny decides, Pass goes to the next tier, Log continues.
                     match outcome {
-                        Outcome::Allow => return (Verdict::Allow, author, log || rule.log),
-                        Outcome::Deny => return (Verdict::Deny, author, log || rule.log),
+                        Outcome::Allow => return decided(Verdict::Allow, author, log || rule.log),
+                        Outcome::Deny => {
+                            let refused = decided(Verdict::Deny, author, log || rule.log);
+                            return Decided { reject: rule.reject, ..refused };
+                        }
                         Outcome::Pass => continue 'tiers,
                         Outcome::Log => log = true,
                         Outcome::OtherEndpoint
@@ -161,12 +182,12 @@ impl Query<'_> {
             };
             trace.push(Step { rule: author.clone(), audit: false, outcome });
             if spec.default_action == DefaultAction::Deny {
-                return (Verdict::Deny, author, log);
+                return decided(Verdict::Deny, author, log);
             }
         }
         // 4.4
         let posture = self.endpoint.posture.unwrap_or(self.world.settings.default_posture);
-        (posture, RuleRef::DefaultPosture, log)
+        decided(posture, RuleRef::DefaultPosture, log)
     }
 
     /// 4.2: the policies of a tier that select the endpoint and speak of this direction, in order.

@@ -223,17 +223,15 @@ impl Fleet {
         let policy = self.engine.policy();
         let builtin = |builtin| RuleRef::Builtin { builtin };
         let rule = |id: RuleId| policy.rules.get(&id).cloned().unwrap_or(RuleRef::DefaultPosture);
-        let (verdict, author, audit_verdict, audit_author, log) = match cell {
+        let (verdict, author, audit_verdict, audit_author) = match cell {
             _ if own => {
                 let author = builtin(Builtin::SelfTraffic);
-                (Verdict::Allow, author.clone(), Verdict::Allow, author, false)
+                (Verdict::Allow, author.clone(), Verdict::Allow, author)
             }
-            Some(cell) => {
-                (cell.verdict, rule(cell.rule), cell.audit_verdict, rule(cell.audit_rule), cell.log)
-            }
+            Some(cell) => (cell.verdict, rule(cell.rule), cell.audit_verdict, rule(cell.audit_rule)),
             None => {
                 let author = builtin(Builtin::Unprogrammed);
-                (Verdict::Deny, author.clone(), Verdict::Deny, author, false)
+                (Verdict::Deny, author.clone(), Verdict::Deny, author)
             }
         };
         Judgement {
@@ -242,7 +240,8 @@ impl Fleet {
             rule: author,
             audit_verdict,
             audit_rule: audit_author,
-            log,
+            log: cell.is_some_and(|cell| cell.log && !own),
+            reject: cell.is_some_and(|cell| cell.reject && !own),
             trace: Vec::new(),
         }
     }

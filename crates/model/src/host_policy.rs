@@ -66,6 +66,8 @@ pub struct Cell {
     pub audit_rule: RuleId,
     /// Whether a matching rule asked for the connection to be logged.
     pub log: bool,
+    /// Whether whoever is refused is told so (`reject` of the rule that refuses).
+    pub reject: bool,
     /// Whether `rule` is a written rule, not a tier's default action or the default posture.
     /// The host may reach its own workloads unless a written rule forbids it (DESIGN 4.10).
     pub written: bool,

@@ -150,6 +150,8 @@ pub struct Rule {
     pub own: Option<Box<Own>>,
     /// Whether a connection that this rule decides is always reported, however many there are.
     pub log: bool,
+    /// Of a Deny rule: whoever is refused is told (TCP by a reset, others by an ICMP error) instead of waiting in vain.
+    pub reject: bool,
 }
 
 impl PolicySpec {
@@ -271,6 +273,7 @@ impl Rule {
             ip_version: None,
             own: None,
             log: false,
+            reject: false,
         }
     }
 
@@ -317,7 +320,14 @@ impl Rule {
         });
         let own = fields.optional(decoder, "endpoint", Own::decode);
         let log = fields.optional(decoder, "log", boolean);
-        for unsupported in ["http", "tls", "reject"] {
+        let reject = fields.optional(decoder, "reject", |decoder, node| {
+            let reject = boolean(decoder, node)?;
+            if reject && action.is_some_and(|action| action != Action::Deny) {
+                decoder.problem(node, "only what a rule denies can be rejected: use it with `action: Deny`");
+            }
+            Some(reject)
+        });
+        for unsupported in ["http", "tls"] {
             fields.refuse(decoder, unsupported, "this field is not supported yet");
         }
         fields.finish(decoder);
@@ -334,13 +344,14 @@ impl Rule {
             ip_version,
             own: own.map(Box::new),
             log: log.unwrap_or_default(),
+            reject: reject.unwrap_or_default(),
         };
         source_ports::possible(decoder, node, &rule)?;
         Some(rule)
     }
 
     fn to_json(&self, peers_name: &str) -> Json {
-        let Self { action, peers, ports, not_ports, source_ports, ip_version, own, log } = self;
+        let Self { action, peers, ports, not_ports, source_ports, ip_version, own, log, reject } = self;
         let mut rule = Map::new();
         let action = match action {
             Action::Allow => "Allow",
@@ -372,8 +383,10 @@ impl Rule {
         if let Some(own) = own {
             rule.insert("endpoint".into(), own.to_json());
         }
-        if *log {
-            rule.insert("log".into(), json!(true));
+        for (name, set) in [("log", log), ("reject", reject)] {
+            if *set {
+                rule.insert(name.into(), json!(true));
+            }
         }
         Json::Object(rule)
     }

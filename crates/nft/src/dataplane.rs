@@ -260,7 +260,14 @@ impl Dataplane for NftDataplane {
             used: self.flows.connections(),
             capacity: kernel::connections_max(),
         });
-        Ok(DataplaneStats { drops, unrecorded_denials, lost_events: self.lost_events, tables })
+        Ok(DataplaneStats {
+            drops,
+            unrecorded_denials,
+            lost_events: self.lost_events,
+            // The kernel's own, which keeps no count of those that it leaves out.
+            untold_refusals: 0,
+            tables,
+        })
     }
 
     fn lookup(

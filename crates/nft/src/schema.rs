@@ -175,6 +175,8 @@ const LOG: u32 = 1 << 29;
 const WRITTEN: u32 = 1 << 28;
 /// Bits of the second word.
 const AUDIT_ALLOW: u32 = 1 << 31;
+/// Of a refusal: it is told to whoever is refused.
+pub(crate) const REJECT: u32 = 1 << 29;
 /// In a label: the side that conntrack takes for the caller was called.
 pub(crate) const REVERSED: u32 = 1 << 30;
 /// Rule ids are below this.
@@ -193,7 +195,7 @@ impl Words {
             | flag(allowed || !cell.written, HOST_MAY)
             | flag(cell.log, LOG)
             | flag(cell.written, WRITTEN);
-        let audit = flag(cell.audit_verdict == Verdict::Allow, AUDIT_ALLOW);
+        let audit = flag(cell.audit_verdict == Verdict::Allow, AUDIT_ALLOW) | flag(cell.reject, REJECT);
         Self(first | (cell.rule.0 & RULE_MASK), audit | (cell.audit_rule.0 & RULE_MASK))
     }
 
@@ -211,6 +213,7 @@ impl Words {
             audit_verdict: verdict(self.1 & AUDIT_ALLOW != 0),
             audit_rule: RuleId(self.1 & RULE_MASK),
             log: self.0 & LOG != 0,
+            reject: self.1 & REJECT != 0,
             written: self.0 & WRITTEN != 0,
         }
     }
@@ -254,7 +257,7 @@ mod tests {
 
     #[test]
     fn a_decision_survives_its_words() {
-        for bits in 0..16u32 {
+        for bits in 0..32u32 {
             let verdict = |bit: u32| if bits & bit != 0 { Verdict::Allow } else { Verdict::Deny };
             let cell = Cell {
                 verdict: verdict(1),
@@ -262,6 +265,7 @@ mod tests {
                 audit_verdict: verdict(2),
                 audit_rule: RuleId(RULE_MASK),
                 log: bits & 4 != 0,
+                reject: bits & 16 != 0,
                 written: bits & 8 != 0,
             };
             assert_eq!(Words::of(&cell).cell(), cell);

@@ -13,7 +13,7 @@ use bulkhead_model::host_policy::{Attachment, ClassId, CompiledId, EndpointBindi
 use bulkhead_model::verdict::Verdict::{Allow, Deny};
 
 use super::live::Namespace;
-use super::{DEFAULT_RULE, PinRoot, Rule, cell, compile, enter_new_namespace, run, small};
+use super::{DEFAULT_RULE, PinRoot, Rule, cell, compile, enter_new_namespace, reject, run, small};
 
 /// Long enough for an answer on a busy machine; what is refused costs this time.
 pub(crate) const PATIENCE: Duration = Duration::from_millis(400);
@@ -78,6 +78,28 @@ impl World {
         for end in ends {
             self.dataplane.attach(end.0).unwrap();
         }
+    }
+
+    /// As [`Self::put`], but whoever is refused is told.
+    pub(crate) fn put_rejecting(&mut self, ends: &[End<'_>]) {
+        let mut policy = tables(ends);
+        reject(&mut policy);
+        self.dataplane.replace(&policy).unwrap();
+        for end in ends {
+            self.dataplane.attach(end.0).unwrap();
+        }
+    }
+
+    /// Does something while the dataplane is polled, as an agent polls it.
+    pub(crate) fn polled<T: Send>(&mut self, work: impl FnOnce() -> T + Send) -> T {
+        std::thread::scope(|scope| {
+            let worker = scope.spawn(work);
+            while !worker.is_finished() {
+                self.dataplane.poll(&mut |_flow| ()).unwrap();
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            worker.join().unwrap()
+        })
     }
 
     /// What has been reported since the last call.

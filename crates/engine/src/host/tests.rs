@@ -209,14 +209,14 @@ impl Fleet {
                             &policy.rules[&cell.rule],
                             cell.audit_verdict,
                             &policy.rules[&cell.audit_rule],
-                            cell.log,
+                            (cell.log, cell.reject),
                         );
                         let expected = (
                             judged.verdict,
                             &judged.rule,
                             judged.audit_verdict,
                             &judged.audit_rule,
-                            judged.log,
+                            (judged.log, judged.reject),
                         );
                         assert_eq!(
                             found, expected,
@@ -265,7 +265,7 @@ fn canonical(policy: &HostPolicy) -> Canonical {
                 cell(c.cell.rule),
                 c.cell.audit_verdict,
                 cell(c.cell.audit_rule),
-                c.cell.log,
+                (c.cell.log, c.cell.reject),
                 c.cell.written,
             )
         });
@@ -458,9 +458,9 @@ pub(crate) fn any_rule() -> impl Strategy<Value = Rule> {
         not_ports.prop_map(|text| text.map(|text| text.parse().unwrap()).into_iter().collect()),
         (sources(), sources()),
         (versions, prop::option::weighted(0.2, any_own())),
-        any::<bool>(),
+        (any::<bool>(), prop::bool::weighted(0.2)),
     )
-        .prop_map(|(action, peers, ports, not_ports, sources, (ip_version, own), log)| Rule {
+        .prop_map(|(action, peers, ports, not_ports, sources, (ip_version, own), (log, reject))| Rule {
             action,
             peers,
             ports,
@@ -469,6 +469,7 @@ pub(crate) fn any_rule() -> impl Strategy<Value = Rule> {
             ip_version,
             own: own.map(Box::new),
             log,
+            reject: reject && action == Action::Deny,
         })
 }
 
