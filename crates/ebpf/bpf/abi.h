@@ -59,10 +59,12 @@ struct addr {
 	__u32 w[4];
 };
 
-/* Who an endpoint is: the number of its interface; or with one of these, the host behind that interface (0: behind
- * any that has no endpoint of its own), or the inode of a control group. */
-#define SUBJECT_HOST (1U << 31)
+/* Who an endpoint is: the number of its interface; or with one of these, the host behind that interface or what it
+ * forwards through it (0: of any that has no endpoint of its own), or the inode of a control group. */
+#define SUBJECT_FORWARDED (1U << 30)
+#define SUBJECT_HOST (2U << 30)
 #define SUBJECT_CGROUP (3U << 30)
+#define SUBJECT_KIND (3U << 30)
 
 /* A connection as its endpoint sees it; ports in host order. Where the host rewrites addresses, the peer is not who
  * it seems: see conn.peer. */
@@ -248,6 +250,8 @@ struct config {
 	__u32 revision;
 	__u32 hosts; /* endpoints that are the host itself */
 	__u64 refusers[2]; /* cookies of the sockets that tell whoever is refused */
+	__u32 forwarded;   /* endpoints that are about forwarded traffic */
+	__u32 pad;
 };
 
 /* Of packets of these sockets to processes of this host: on the loopback interface they lose their socket. */
@@ -285,7 +289,7 @@ _Static_assert(__builtin_offsetof(struct refusal, kind) == __builtin_offsetof(st
 _Static_assert(sizeof(struct variant) == 16, "variant");
 _Static_assert(sizeof(struct cell) == 16, "cell");
 _Static_assert(sizeof(struct endpoint_addr_key) == 20, "endpoint_addr_key");
-_Static_assert(sizeof(struct config) == 32, "config");
+_Static_assert(sizeof(struct config) == 40, "config");
 _Static_assert(__builtin_offsetof(struct conn, opened_ns) == 40, "conn.opened_ns");
 _Static_assert(__builtin_offsetof(struct denial, packets) == 40, "denial.packets");
 _Static_assert(__builtin_offsetof(struct event, rule) == 48, "event.rule");

@@ -69,6 +69,7 @@ struct dst_entry {
 struct nf_hook_state {
 	__u8 pf;
 	struct net_device *in;
+	struct net_device *out;
 } FROM_BTF;
 
 struct bpf_nf_ctx {

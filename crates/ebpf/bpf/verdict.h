@@ -17,7 +17,7 @@ __noinline int ask(const struct flow *f, int direction, struct answer *answer)
 	if (!f || !answer)
 		return 0;
 	/* What a process asks of the loopback addresses, whoever receives it decides. */
-	if ((f->key.subject & SUBJECT_CGROUP) == SUBJECT_CGROUP && direction == DIR_EGRESS && is_loopback(real_peer(f))) {
+	if ((f->key.subject & SUBJECT_KIND) == SUBJECT_CGROUP && direction == DIR_EGRESS && is_loopback(real_peer(f))) {
 		answer_builtin(answer, RULE_SELF_TRAFFIC, 1, REASON_NONE);
 		return 0;
 	}
@@ -195,9 +195,10 @@ static __always_inline int judge_packet(CONTEXT *context, struct flow *f)
 
 	f->now = bpf_ktime_get_ns();
 	f->binding = binding_of(f->key.subject);
-	if (!(f->key.subject & SUBJECT_HOST))
+	if (!(f->key.subject & SUBJECT_KIND))
 		f->from_host = f->direction == DIR_INGRESS && !ingress_ifindex(context);
-	if (is_infrastructure(&f->p, f->direction)) {
+	/* None of that is forwarded. */
+	if ((f->key.subject & SUBJECT_KIND) != SUBJECT_FORWARDED && is_infrastructure(&f->p, f->direction)) {
 		if (!is_programmed(f->binding, f->direction))
 			return deny_without_entry(REASON_UNPROGRAMMED);
 		if (infrastructure_source_ok(f))

@@ -60,13 +60,14 @@ pub struct EbpfDataplane {
     generation: u64,
 }
 
-/// Words of `struct config` with the generation and the two cookies, half words with the revision and the number of host
-/// endpoints.
+/// Words of `struct config` with the generation and the two cookies, half words with the revision, the number of host
+/// endpoints and the number of those that are about forwarded traffic.
 const CONFIG_GENERATION: u32 = 0;
 const CONFIG_REVISION: u32 = 2;
 const CONFIG_HOSTS: u32 = 3;
 const CONFIG_REFUSERS: u32 = 2;
-const CONFIG_WORDS: u32 = 4;
+const CONFIG_FORWARDED: u32 = 8;
+const CONFIG_WORDS: u32 = 5;
 
 impl EbpfDataplane {
     /// Takes charge of what is pinned under `root`, for instance `/sys/fs/bpf/bulkhead/default`, or begins
@@ -140,9 +141,13 @@ impl EbpfDataplane {
         self.config.half(CONFIG_REVISION).fetch_add(1, Ordering::SeqCst);
     }
 
-    /// Tells the programs whether the host itself is an endpoint.
+    /// Tells the programs whether the host itself is an endpoint, and whether what it forwards is somebody's.
     fn count_hosts(&self) {
-        self.config.half(CONFIG_HOSTS).store(self.endpoints.hosts(), Ordering::SeqCst);
+        let bound = |of: fn(Attachment) -> bool| self.endpoints.count(of);
+        let hosts = bound(|attachment| matches!(attachment, Attachment::Host(_)));
+        self.config.half(CONFIG_HOSTS).store(hosts, Ordering::SeqCst);
+        let forwarded = bound(|attachment| matches!(attachment, Attachment::Forwarded(_)));
+        self.config.half(CONFIG_FORWARDED).store(forwarded, Ordering::SeqCst);
     }
 
     fn grace_period() -> Result<(), DataplaneError> {
@@ -255,7 +260,7 @@ impl Dataplane for EbpfDataplane {
         match attachment {
             Attachment::Interface(ifindex) => self.links.attach(&self.loaded, ifindex),
             // The netfilter programs are always there.
-            Attachment::Host(_) => Ok(()),
+            Attachment::Host(_) | Attachment::Forwarded(_) => Ok(()),
             Attachment::Cgroup(inode) => self.groups.attach(&self.loaded, inode),
         }
     }
@@ -264,7 +269,7 @@ impl Dataplane for EbpfDataplane {
         self.check_fence()?;
         match attachment {
             Attachment::Interface(ifindex) => self.links.detach(ifindex),
-            Attachment::Host(_) => Ok(()),
+            Attachment::Host(_) | Attachment::Forwarded(_) => Ok(()),
             Attachment::Cgroup(inode) => self.groups.detach(inode),
         }
     }

@@ -227,6 +227,8 @@ impl RowEntry {
 
 /// `SUBJECT_HOST` of `abi.h`.
 const SUBJECT_HOST: u32 = 1 << 31;
+/// `SUBJECT_FORWARDED` of `abi.h`.
+const SUBJECT_FORWARDED: u32 = 1 << 30;
 /// `SUBJECT_CGROUP` of `abi.h`.
 const SUBJECT_CGROUP: u32 = 3 << 30;
 /// What is left for the number of an interface or control group.
@@ -237,6 +239,7 @@ pub(crate) fn subject_of(attachment: Attachment) -> u32 {
     match attachment {
         Attachment::Interface(index) => index,
         Attachment::Host(index) => SUBJECT_HOST | index,
+        Attachment::Forwarded(index) => SUBJECT_FORWARDED | index,
         Attachment::Cgroup(inode) => SUBJECT_CGROUP | inode,
     }
 }
@@ -247,6 +250,7 @@ pub(crate) fn attachment_of(subject: u32) -> Attachment {
     match subject & SUBJECT_CGROUP {
         SUBJECT_CGROUP => Attachment::Cgroup(number),
         SUBJECT_HOST => Attachment::Host(number),
+        SUBJECT_FORWARDED => Attachment::Forwarded(number),
         _ => Attachment::Interface(number),
     }
 }

@@ -110,6 +110,11 @@ impl Loaded {
         own_map(&self.gate, GATES_MAP).map(Table::from_fd)
     }
 
+    /// The array of programs that those go on with.
+    pub(crate) fn inner_gates(&self) -> Result<Table<u32, u32>, DataplaneError> {
+        own_map(&self.gate, "inner_gates").map(Table::from_fd)
+    }
+
     /// An own descriptor of a map.
     pub(crate) fn map(&self, name: &'static str) -> Result<OwnedFd, DataplaneError> {
         own_map(&self.policy, name)

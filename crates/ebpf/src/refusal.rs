@@ -45,7 +45,7 @@ impl Refuser {
     /// Tells the sender of a refused packet; of a connection that was alive, the other end too.
     pub(crate) fn tell(&mut self, refusal: &Refusal) {
         let scope = match attachment_of(refusal.key.subject) {
-            Attachment::Interface(index) | Attachment::Host(index) => index,
+            Attachment::Interface(index) | Attachment::Host(index) | Attachment::Forwarded(index) => index,
             Attachment::Cgroup(_) => 0,
         };
         for (to, packet) in packets(refusal) {

@@ -133,7 +133,7 @@ fn applied(started: Instant, changes: &Changes) -> Applied {
 fn interface(attachment: Attachment) -> Result<u32, DataplaneError> {
     match attachment {
         Attachment::Interface(ifindex) => Ok(ifindex),
-        Attachment::Host(_) | Attachment::Cgroup(_) => Err(requirements::missing(
+        Attachment::Host(_) | Attachment::Forwarded(_) | Attachment::Cgroup(_) => Err(requirements::missing(
             "eBPF",
             format!("the nftables dataplane cannot enforce at {attachment}, only at workloads' interfaces"),
         )),

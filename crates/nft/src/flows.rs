@@ -53,7 +53,7 @@ impl Judge {
         for binding in bindings {
             let attached = match binding.attachment {
                 Attachment::Interface(index) => image.attached().contains(&index),
-                Attachment::Host(_) | Attachment::Cgroup(_) => false,
+                Attachment::Host(_) | Attachment::Forwarded(_) | Attachment::Cgroup(_) => false,
             };
             if attached {
                 let (ingress, egress) = (binding.ingress, binding.egress);

@@ -40,7 +40,7 @@ pub(crate) fn content(policy: &HostPolicy, attached: &BTreeSet<u32>) -> Content 
         .values()
         .filter_map(|binding| match binding.attachment {
             Attachment::Interface(index) => Some((index, binding)),
-            Attachment::Host(_) | Attachment::Cgroup(_) => None,
+            Attachment::Host(_) | Attachment::Forwarded(_) | Attachment::Cgroup(_) => None,
         })
         .filter(|(index, _)| attached.contains(index))
         .collect();
