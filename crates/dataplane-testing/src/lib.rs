@@ -3,6 +3,7 @@
 
 pub mod conformance;
 pub mod connections;
+pub mod differential;
 pub mod frames;
 pub mod machine;
 pub mod namespace;

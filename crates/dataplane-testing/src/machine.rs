@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use bulkhead_engine::{Assembly, Fleet};
 use bulkhead_model::host_policy::{Attachment, EndpointBinding, HostDelta, HostPolicy};
+use bulkhead_model::time::Timestamp;
 use bulkhead_model::{ObjectKey, Resource};
 
 /// An agent's half of one host, without the agent: objects in, differences out.
@@ -35,6 +36,11 @@ impl Machine {
     /// An endpoint of this name is met behind this interface. Say so before it is known.
     pub fn place(&mut self, endpoint: &str, interface: u32) {
         self.interfaces.insert(endpoint.into(), interface);
+    }
+
+    /// Sets what time it is.
+    pub fn set_now(&mut self, now: Timestamp) {
+        self.fleet.set_now(now);
     }
 
     /// Adds, replaces or removes an object.

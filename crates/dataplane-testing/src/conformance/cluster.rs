@@ -230,7 +230,7 @@ impl Cluster {
                     commands.push(format!("route replace default via {}", GATEWAYS[0]));
                 }
                 if !v6.is_empty() {
-                    commands.push(format!("-6 route replace default via {} dev eth0", GATEWAYS[1]));
+                    commands.push(format!("route replace default via {} dev eth0", GATEWAYS[1]));
                 }
                 for gateway in GATEWAYS {
                     let host = station(number, true);
