@@ -192,12 +192,31 @@ impl EbpfDataplane {
         self.remove_other_versions()
     }
 
-    /// Programs of another layout, left by another version of the agent, have judged up to now.
+    /// Programs of another layout, left by another version of the agent, have judged up to now. Ours come to stand beside
+    /// them first: no packet passes unjudged.
     fn remove_other_versions(&self) -> Result<(), DataplaneError> {
-        self.versions()?
-            .iter()
-            .filter(|path| **path != self.dir)
-            .try_for_each(|path| loader::remove_pins(path))
+        let there = |attached: Result<(), DataplaneError>| match attached {
+            // An interface or a group that has gone meanwhile.
+            Err(DataplaneError::Gone { .. }) => Ok(()),
+            other => other,
+        };
+        for path in self.other_versions()? {
+            let (links, groups) = (Links::of_another(&path), Groups::of_another(&path));
+            for ifindex in links.attached()? {
+                there(self.links.attach(&self.loaded, ifindex))?;
+                links.detach(ifindex)?;
+            }
+            for inode in groups.attached()? {
+                there(self.groups.attach(&self.loaded, inode))?;
+                groups.detach(inode)?;
+            }
+            loader::remove_pins(&path)?;
+        }
+        Ok(())
+    }
+
+    fn other_versions(&self) -> Result<Vec<PathBuf>, DataplaneError> {
+        Ok(self.versions()?.into_iter().filter(|path| *path != self.dir).collect())
     }
 
     /// Pin directories of all layouts. Nothing else under the root is ours.
@@ -268,15 +287,29 @@ impl Dataplane for EbpfDataplane {
     fn detach(&mut self, attachment: Attachment) -> Result<(), DataplaneError> {
         self.check_fence()?;
         match attachment {
-            Attachment::Interface(ifindex) => self.links.detach(ifindex),
+            Attachment::Interface(ifindex) => {
+                let others = self.other_versions()?;
+                others.iter().try_for_each(|path| Links::of_another(path).detach(ifindex))?;
+                self.links.detach(ifindex)
+            }
             Attachment::Host(_) | Attachment::Forwarded(_) => Ok(()),
-            Attachment::Cgroup(inode) => self.groups.detach(inode),
+            Attachment::Cgroup(inode) => {
+                let others = self.other_versions()?;
+                others.iter().try_for_each(|path| Groups::of_another(path).detach(inode))?;
+                self.groups.detach(inode)
+            }
         }
     }
 
+    /// Also where programs of another layout are, until the first [`Self::replace`] puts ours there.
     fn attached(&self) -> Result<BTreeSet<Attachment>, DataplaneError> {
-        let interfaces = self.links.attached()?.into_iter().map(Attachment::Interface);
-        Ok(interfaces.chain(self.groups.attached()?.into_iter().map(Attachment::Cgroup)).collect())
+        let mut attached = BTreeSet::new();
+        for path in self.versions()? {
+            let interfaces = Links::of_another(&path).attached()?;
+            attached.extend(interfaces.into_iter().map(Attachment::Interface));
+            attached.extend(Groups::of_another(&path).attached()?.into_iter().map(Attachment::Cgroup));
+        }
+        Ok(attached)
     }
 
     fn replace(&mut self, policy: &HostPolicy) -> Result<Applied, DataplaneError> {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use bulkhead_model::host_policy::{Attachment, Cell, HostPolicy, RuleId};
+use bulkhead_model::host_policy::{Attachment, Cell, HostDelta, HostPolicy, RuleId};
 use bulkhead_model::labels::HOST_LABEL;
 use bulkhead_model::policy::{PolicySpec, TierSpec};
 use bulkhead_model::settings::SettingsSpec;
@@ -60,7 +60,7 @@ impl Fleet {
     }
 
     /// A fleet of which only what runs on one host gets tables.
-    pub(crate) fn of_host(host: &str) -> Self {
+    pub fn of_host(host: &str) -> Self {
         Self { host: Some(host.to_owned()), ..Self::new() }
     }
 
@@ -164,8 +164,13 @@ impl Fleet {
 
     /// Brings the tables up to date.
     pub fn settle(&mut self) {
+        self.settle_by(&mut |_delta| ());
+    }
+
+    /// Brings the tables up to date and hands over each difference on the way, as a dataplane gets them.
+    pub fn settle_by(&mut self, apply: &mut dyn FnMut(&HostDelta)) {
         loop {
-            self.engine.flush();
+            apply(&self.engine.flush());
             let waiting = self.engine.waiting();
             for selector in &waiting {
                 let id = match self.subscribed.get(selector) {

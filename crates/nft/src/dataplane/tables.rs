@@ -36,8 +36,8 @@ impl NftDataplane {
         FENCE.add(&[fence_element(self.generation)], &mut requests);
         self.transact(&requests)?;
         self.image = readback::read(&mut self.talker)?.image();
-        // Rules that ask for source ports say the same of rows that do not.
-        self.variants = true;
+        // Rules ask for source ports before there is a row that does, and until there is none.
+        self.variants = self.image.has_variants();
         Ok(())
     }
 
