@@ -155,7 +155,7 @@ fn load(object: &[u8], dir: &Path, capacities: &mut Capacities) -> Result<Object
     })
 }
 
-fn named<'a>(object: &'a Object, name: &str) -> Result<libbpf_rs::ProgramMut<'a>, DataplaneError> {
+pub(crate) fn named<'a>(object: &'a Object, name: &str) -> Result<libbpf_rs::ProgramMut<'a>, DataplaneError> {
     object
         .progs_mut()
         .find(|program| program.name() == name)

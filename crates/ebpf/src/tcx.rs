@@ -14,7 +14,7 @@ use crate::sys;
 impl Hook {
     /// Number of the attach type. The programs are loaded with none expected: the kernel compares it
     /// only for program arrays, and libbpf would refuse to pass it on.
-    fn attach_type(self) -> u32 {
+    pub(crate) fn attach_type(self) -> u32 {
         match self {
             Self::FromWorkload => libbpf_sys::BPF_TCX_INGRESS,
             Self::ToWorkload => libbpf_sys::BPF_TCX_EGRESS,
