@@ -17,11 +17,12 @@ use bulkhead_model::{Entity, Prefix};
 
 use super::case::{Case, Expected, Question, Step, holder};
 use super::history::{HOST, State};
-use super::world::{OUTSIDE, World, station};
+use super::world::{OUTSIDE, World};
 use crate::frames::{numbered, sctp_init};
 use crate::machine::Machine;
 use crate::packet::{Packet, SYN};
 use crate::policy::cell;
+use crate::stations::station;
 
 /// Something that somebody answers otherwise than the reference does.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -301,6 +302,7 @@ impl World {
 
     fn compare_packets(&mut self, at: &mut At<'_>, underway: &[Underway<'_>], refused_before: u64) {
         let refused = underway.iter().filter(|one| !one.allowed()).count() as u64;
+        let on_their_way = underway.iter().map(|one| (one.number, one.question.to)).collect();
         let mut arrived = BTreeSet::new();
         let mut told: HashMap<Place, Vec<RawFlow>> = HashMap::new();
         let deadline = Instant::now() + self.patience;
@@ -316,7 +318,7 @@ impl World {
             if let Err(error) = self.dataplane.poll(&mut keep) {
                 at.wrong(None, format!("poll: {error}"));
             }
-            self.hear(&mut arrived);
+            self.hear(&on_their_way, &mut arrived);
             // Where nothing is told, what is refused is at least counted.
             let all_met = !at.is_silent() || self.refused() >= refused_before + refused;
             let complete = all_met
