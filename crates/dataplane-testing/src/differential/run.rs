@@ -307,6 +307,8 @@ impl World {
         let mut told: HashMap<Place, Vec<RawFlow>> = HashMap::new();
         let deadline = Instant::now() + self.patience;
         loop {
+            // Before looking: a machine that stood still for a while gets another look.
+            let late = Instant::now() > deadline;
             let mut keep = |flow: RawFlow| {
                 if matches!(flow.event, FlowEvent::Open | FlowEvent::Deny) {
                     let key = flow.key;
@@ -328,7 +330,15 @@ impl World {
                         && (at.is_silent()
                             || must.into_iter().all(|side| told.contains_key(&one.place(side))))
                 });
-            if complete || Instant::now() > deadline {
+            if complete {
+                break;
+            }
+            if late {
+                let (waited, stats) = (self.patience, self.dataplane.stats().map(|stats| stats.lost_events));
+                at.wrong(
+                    None,
+                    format!("something was not there after {waited:?}; reports lost so far: {stats:?}"),
+                );
                 break;
             }
             std::thread::yield_now();
@@ -394,7 +404,8 @@ fn compare_reports(at: &mut At<'_>, one: &Underway<'_>, side: &Side, told: &[Raw
     let [report] = told else {
         let may_be_silent = told.is_empty() && (at.is_silent() || !one.must_report(side));
         if !may_be_silent {
-            at.wrong(Some(one.question), format!("{direction}: {} reports: {told:?}", told.len()));
+            let (count, verdict) = (told.len(), cell.verdict);
+            at.wrong(Some(one.question), format!("{direction}: {verdict}, but {count} reports: {told:?}"));
         }
         return;
     };

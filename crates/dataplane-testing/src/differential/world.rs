@@ -18,9 +18,9 @@ pub(super) const SLOTS: usize = 4;
 /// Behind which all others are.
 pub(super) const OUTSIDE: usize = SLOTS;
 /// How long a packet or a report may take that is on its way, on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(3);
+const PATIENCE: Duration = Duration::from_secs(10);
 /// The same while one failing case after the other is tried.
-const HURRIED: Duration = Duration::from_millis(250);
+const HURRIED: Duration = Duration::from_millis(500);
 /// Longer than any connection that nobody has answered may be idle.
 const IDLE_NS: u64 = 1_000_000_000_000;
 
