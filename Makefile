@@ -10,6 +10,7 @@ CARGO ?= cargo
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 # Where the suites of public policy cases lie, if they do.
 CASES ?= ../shared/conformance
+export BULKHEAD_CASES ?= $(abspath $(CASES))
 export BULKHEAD_BIN ?= $(abspath $(TARGET)/release/bulkhead)
 
 # Random clusters that the oracle judges, each in four states, and the first one's seed.
@@ -22,6 +23,9 @@ NOT_NFTABLES := --skip hosts:: --skip guard:: --skip processes::
 
 # Seconds that each fuzz target runs.
 FUZZ_SECONDS ?= 60
+# Seconds for which random histories go through both dataplanes, side by side, and the first one's number: others each time.
+DIFFERENTIAL_SECONDS ?= 300
+DIFFERENTIAL_SEED ?= $(shell date +%s)000
 FUZZ_TARGETS := selector document port_match kubernetes wire
 FUZZ_HOST = $(shell rustc -vV | sed -n 's/^host: //p')
 FUZZ_FLAGS := --cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
@@ -35,7 +39,7 @@ TEST_PACKAGES := python3 iproute2 iptables nftables ipset iputils-ping docker.io
 
 .PHONY: help
 help: ## List the targets
-	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: build
 build: build-deps ## Build the release binary, target/release/bulkhead
@@ -62,6 +66,10 @@ conformance: build ## Run the public policy cases, where they lie beside the che
 	else \
 	  echo "no public cases in $(CASES): nothing to run"; \
 	fi
+
+.PHONY: kernel-conformance
+kernel-conformance: root build-deps test-deps ## Try every public policy case with real sockets over both dataplanes; `make test` tries some
+	BULKHEAD_CONFORMANCE=all $(CARGO) test --locked -p bulkhead-dataplane-testing --test conformance -- --nocapture
 
 .PHONY: oracle
 oracle: build ## Compare verdicts with an independent reading of Kubernetes' and Calico's policies (ORACLE_ROUNDS=600, ORACLE_SEED=1)
@@ -90,8 +98,14 @@ lint: build-deps ## Format, lints and the house rules
 	$(CARGO) xtask tidy
 
 .PHONY: fuzz
-fuzz: fuzz-build ## Feed the readers of foreign bytes with arbitrary ones (FUZZ_SECONDS=60 for each)
+fuzz: root fuzz-build ## Arbitrary bytes for every reader of foreign ones (FUZZ_SECONDS=60 for each), then `make differential`
 	@CARGO_TARGET_DIR=$(abspath $(TARGET)) fuzz/run.sh $(FUZZ_SECONDS) $(FUZZ_TARGETS)
+	@$(MAKE) --no-print-directory differential
+
+.PHONY: differential
+differential: root build-deps test-deps ## Random policies and packets: reference, tables and both dataplanes agree (DIFFERENTIAL_SECONDS=300)
+	DIFFERENTIAL_SECONDS=$(DIFFERENTIAL_SECONDS) DIFFERENTIAL_SEED=$(DIFFERENTIAL_SEED) \
+	  $(CARGO) test --locked -p bulkhead-dataplane-testing --test differential -- --nocapture random
 
 # The instrumentation that cargo-fuzz asks for, without its sanitizers: those need a nightly compiler. --target keeps it
 # out of build scripts and macros.
@@ -103,7 +117,7 @@ fuzz-build: build-deps
 
 .PHONY: fuzz-short
 fuzz-short:
-	@$(MAKE) --no-print-directory fuzz FUZZ_SECONDS=10
+	@$(MAKE) --no-print-directory fuzz FUZZ_SECONDS=10 DIFFERENTIAL_SECONDS=30
 
 .PHONY: ci
 ci: lint test fuzz-short ## What CI runs

@@ -10,4 +10,5 @@ pub mod namespace;
 pub mod packet;
 pub mod policy;
 pub mod random;
+pub mod stations;
 pub mod traffic;

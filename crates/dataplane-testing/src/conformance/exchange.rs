@@ -43,12 +43,12 @@ pub(super) fn listen(services: &[Service]) -> Vec<Listening> {
     for (protocol, address) in services {
         match *protocol {
             Protocol::TCP => {
-                let listener = TcpListener::bind(address).unwrap();
+                let listener = once_free(|| TcpListener::bind(address));
                 listener.set_nonblocking(true).unwrap();
                 opened.push(Listening(Server::Tcp(listener)));
             }
             Protocol::UDP => {
-                let socket = UdpSocket::bind(address).unwrap();
+                let socket = once_free(|| UdpSocket::bind(address));
                 socket.set_nonblocking(true).unwrap();
                 opened.push(Listening(Server::Udp(socket)));
             }
@@ -62,6 +62,20 @@ pub(super) fn listen(services: &[Service]) -> Vec<Listening> {
     let sctp = |(ip, ports)| Listening(Server::Sctp(raw(ip, None), ip, ports));
     opened.extend(associations.into_iter().map(sctp));
     opened
+}
+
+/// Binds as soon as nobody has the address any more: whoever another thread has forked holds a copy of our closed sockets
+/// until it runs its own program.
+fn once_free<T>(bind: impl Fn() -> io::Result<T>) -> T {
+    let began = Instant::now();
+    loop {
+        match bind() {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && began.elapsed() < PATIENCE => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            result => return result.unwrap(),
+        }
+    }
 }
 
 /// An open server.
@@ -384,20 +398,13 @@ pub(super) fn outcomes(mut calls: Vec<Calling>) -> Vec<(Probe, Fate)> {
     let mut fates: Vec<Option<Fate>> = calls.iter().map(|_| None).collect();
     let mut said = began;
     loop {
+        // Before looking: a machine that stood still for a while gets another look.
+        let elapsed = began.elapsed();
         let open: Vec<usize> = (0..calls.len()).filter(|index| fates[*index].is_none()).collect();
         for index in &open {
             if calls[*index].caller.is_err() {
                 fates[*index] = calls[*index].hear();
             }
-        }
-        let missing = open.iter().any(|index| calls[*index].probe.expected && fates[*index].is_none());
-        let elapsed = began.elapsed();
-        if !missing && elapsed >= SILENCE || elapsed >= PATIENCE {
-            break;
-        }
-        if said.elapsed() >= AGAIN {
-            said = Instant::now();
-            open.iter().filter(|index| calls[**index].probe.expected).for_each(|i| calls[*i].say());
         }
         let polled: Vec<(usize, RawFd)> =
             open.iter().filter_map(|index| Some((*index, calls[*index].fd()?))).collect();
@@ -405,6 +412,15 @@ pub(super) fn outcomes(mut calls: Vec<Calling>) -> Vec<(Probe, Fate)> {
         for ready in ready(&fds, Duration::from_millis(20)) {
             let index = polled[ready].0;
             fates[index] = calls[index].hear();
+        }
+        let missing = |index: &&usize| calls[**index].probe.expected && fates[**index].is_none();
+        let missing: Vec<usize> = open.iter().filter(missing).copied().collect();
+        if missing.is_empty() && elapsed >= SILENCE || elapsed >= PATIENCE {
+            break;
+        }
+        if said.elapsed() >= AGAIN {
+            said = Instant::now();
+            missing.into_iter().for_each(|index| calls[index].say());
         }
     }
     let fates = fates.into_iter().map(|fate| fate.unwrap_or(Fate::Silent));

@@ -6,10 +6,12 @@ use std::net::IpAddr;
 use bulkhead_model::ports::Protocol;
 use serde_json::{Map, Value, json};
 
-use super::case::{Case, Question, Step, read};
+use super::case::{Case, Question, Step};
 use super::history::HOST;
 use super::world::SLOTS;
 use crate::random::Random;
+
+mod rules;
 
 /// Addresses that workloads have, of this host or another.
 const POOL: [&str; 12] = [
@@ -51,28 +53,9 @@ const ROLES: [&str; 3] = ["web", "db", "cache"];
 const ENVIRONMENTS: [&str; 2] = ["prod", "dev"];
 const TEAMS: [&str; 2] = ["red", "blue"];
 const NAMESPACES: [&str; 2] = ["n1", "n2"];
-const TERMS: [&str; 16] = [
-    "all()",
-    "role == 'web'",
-    "role == 'db'",
-    "role != 'db'",
-    "role in {'web', 'cache'}",
-    "role not in {'web'}",
-    "has(role)",
-    "!has(env)",
-    "env == 'prod'",
-    "env == 'dev'",
-    "role starts with 'c'",
-    "role contains 'b'",
-    "zone == 'edge'",
-    "bulkhead.dev/name == 'w1.here'",
-    "risk > 3",
-    "risk <= 5",
-];
 /// Borders of what rules say; one less and one more are asked about too.
 const PORTS: [u16; 9] = [1, 53, 80, 81, 443, 8000, 8080, 8100, 65534];
 const SOURCE_PORTS: [u16; 7] = [1, 53, 123, 1023, 1024, 32768, 61000];
-const SOURCE_RANGES: [&str; 7] = ["53", "0-1023", "1024-65535", "32768-61000", "123", "54-60000", "0-65535"];
 const TIMES: u64 = 4;
 /// Connections in each state, if all are different.
 const FLOWS: usize = 60;
@@ -300,133 +283,6 @@ impl Maker {
         self.set_again(step, object);
     }
 
-    fn selector(&mut self) -> String {
-        let (a, b) = (self.of(&TERMS), self.of(&TERMS));
-        match self.random.below(6) {
-            0 => format!("{a} && {b}"),
-            1 => format!("{a} || {b}"),
-            2 => format!("!({a} && {b})"),
-            _ => a.to_owned(),
-        }
-    }
-
-    /// A policy that a repository takes: one that can never match anything is refused.
-    fn policy(&mut self, step: &mut Step, number: usize) {
-        let policy = loop {
-            let policy = self.any_policy(number);
-            if read(&policy).is_ok() {
-                break policy;
-            }
-        };
-        self.set_again(step, policy);
-    }
-
-    fn any_policy(&mut self, number: usize) -> Value {
-        let mut spec = json!({
-            "tier": self.of(&["t", "t", "admin", "application", "application", "baseline"]),
-            "order": self.random.below(3),
-            "appliesTo": self.selector(),
-        });
-        if self.chance(20) {
-            spec["mode"] = json!("Audit");
-        }
-        if self.chance(10) {
-            let second = self.random.below(TIMES as usize);
-            spec[self.of(&["validFrom", "validUntil"])] = json!(format!("1970-01-01T00:00:0{second}Z"));
-        }
-        let directions = self.random.below(5);
-        if directions != 0 {
-            spec["ingress"] = json!(self.several(4, |maker| maker.rule("from")));
-        }
-        if directions != 1 {
-            spec["egress"] = json!(self.several(4, |maker| maker.rule("to")));
-        }
-        let mut metadata = json!({ "name": format!("p{number}") });
-        if number == 3 {
-            metadata["namespace"] = json!(NAMESPACES[1]);
-        }
-        json!({ "apiVersion": "bulkhead.dev/v1", "kind": "Policy", "metadata": metadata, "spec": spec })
-    }
-
-    fn rule(&mut self, peers: &str) -> Value {
-        let action = self.of(&["Allow", "Allow", "Allow", "Deny", "Deny", "Pass", "Log"]);
-        let mut rule = json!({ "action": action });
-        let some = self.several(2, |maker| maker.peer(peers == "to"));
-        if !some.is_empty() {
-            rule[peers] = json!(some);
-        }
-        for (field, percent) in [("ports", 60), ("notPorts", 15)] {
-            if self.chance(percent) {
-                let (first, more) = (self.port(), self.several(2, Self::port));
-                rule[field] = json!([vec![first], more].concat());
-            }
-        }
-        for (field, percent) in [("sourcePorts", 20), ("notSourcePorts", 10)] {
-            if self.chance(percent) {
-                rule[field] = json!([self.of(&SOURCE_RANGES)]);
-            }
-        }
-        if self.chance(10) {
-            rule["ipVersion"] = json!(self.of(&[4, 6]));
-        }
-        if self.chance(10) {
-            rule["endpoint"] = match self.random.below(3) {
-                0 => json!({ "selector": self.selector() }),
-                1 => json!({ "notSelector": self.selector() }),
-                _ => json!({ "cidrs": [self.of(&BLOCKS)] }),
-            };
-        }
-        if self.chance(15) {
-            rule["log"] = json!(true);
-        }
-        rule
-    }
-
-    fn port(&mut self) -> String {
-        let (mut first, mut last) = (self.of(&PORTS), self.of(&PORTS));
-        if first > last {
-            (first, last) = (last, first);
-        }
-        let protocol = self.of(&["tcp", "tcp", "udp", "sctp"]);
-        match self.random.below(12) {
-            0 => "any".into(),
-            1 => protocol.into(),
-            2 => self.of(&["icmp", "icmp/8", "icmp/8/0", "icmp/3", "icmpv6", "icmpv6/128", "50"]).into(),
-            3 => self.of(&["tcp/http", "any/http", "udp/dns", "any/dns"]).into(),
-            4..=6 => format!("{protocol}/{first}"),
-            _ => format!("{protocol}/{first}-{last}"),
-        }
-    }
-
-    fn peer(&mut self, egress: bool) -> Value {
-        let one = |maker: &mut Self| json!([maker.of(&BLOCKS)]);
-        let mut peer = match self.random.below(12) {
-            0..=3 => json!({ "selector": self.selector() }),
-            4..=6 => json!({ "cidrs": one(self) }),
-            7 => json!({ "networkSets": self.of(&["has(role)", "env == 'prod'", "all()"]) }),
-            8 => {
-                json!({ "namespaceSelector": self.of(&["all()", "team == 'red'", "team != 'red'", "global()"]) })
-            }
-            9 => json!({ "sameLabels": [self.of(&["role", "env"])] }),
-            10 => json!({ "hosts": self.of(&["all()", "zone == 'edge'", "zone == 'core'"]) }),
-            _ if egress => json!({ "domains": [self.of(&["api.example.org", "*.example.org"])] }),
-            _ => json!({ "notSameLabels": [self.of(&["role", "env"])] }),
-        };
-        if self.chance(20) {
-            peer["notSelector"] = json!(self.selector());
-        }
-        if self.chance(20) {
-            peer["notCidrs"] = one(self);
-        }
-        if self.chance(10) && peer.get("cidrs").is_none() {
-            peer["cidrs"] = one(self);
-        }
-        if self.chance(5) {
-            peer["serviceAccounts"] = json!(["robot"]);
-        }
-        peer
-    }
-
     /// Connections of which at least one end is usually a workload of this host.
     fn flows(&mut self, step: &mut Step, count: usize) {
         let ours: Vec<IpAddr> = self
@@ -488,11 +344,48 @@ mod tests {
 
     #[test]
     fn what_is_made_would_be_taken() {
-        for seed in 0..300 {
+        for seed in 0..150 {
             let case = random_case(seed);
             State::all(&case).unwrap_or_else(|error| panic!("{error}: {}", case.text()));
             let again: Case = serde_json::from_str(&case.text()).unwrap();
             assert_eq!(again, case, "read as it was written");
+        }
+    }
+
+    #[test]
+    fn what_is_asked_is_decided_in_every_way() {
+        let mut ways: BTreeMap<(bool, bool, &str, &str), usize> = BTreeMap::new();
+        for seed in 0..100 {
+            let case = random_case(seed).with_answers().unwrap();
+            for flow in case.steps.iter().flat_map(|step| &step.flows) {
+                let expected = flow.expect.as_ref().unwrap();
+                for (egress, said) in [(true, &expected.egress), (false, &expected.ingress)] {
+                    let Some((verdict, by)) = said.as_ref().and_then(|said| said.split_once(" by ")) else {
+                        continue;
+                    };
+                    let verdict = if verdict == "allow" { "allow" } else { "deny" };
+                    let by = match by {
+                        "default posture" => "posture",
+                        by if by.ends_with("(end of tier)") => "tier",
+                        _ => "rule",
+                    };
+                    *ways.entry((flow.from.is_ipv6(), egress, verdict, by)).or_default() += 1;
+                }
+            }
+        }
+        for v6 in [false, true] {
+            for egress in [false, true] {
+                for (verdict, by) in [
+                    ("allow", "rule"),
+                    ("deny", "rule"),
+                    ("deny", "tier"),
+                    ("allow", "posture"),
+                    ("deny", "posture"),
+                ] {
+                    let count = ways.get(&(v6, egress, verdict, by)).copied().unwrap_or_default();
+                    assert!(count >= 100, "{verdict} by {by}, v6 {v6}, egress {egress}: {count} of {ways:?}");
+                }
+            }
         }
     }
 }

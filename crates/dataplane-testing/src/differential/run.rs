@@ -17,11 +17,12 @@ use bulkhead_model::{Entity, Prefix};
 
 use super::case::{Case, Expected, Question, Step, holder};
 use super::history::{HOST, State};
-use super::world::{OUTSIDE, World, station};
+use super::world::{OUTSIDE, World};
 use crate::frames::{numbered, sctp_init};
 use crate::machine::Machine;
 use crate::packet::{Packet, SYN};
 use crate::policy::cell;
+use crate::stations::station;
 
 /// Something that somebody answers otherwise than the reference does.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -301,10 +302,13 @@ impl World {
 
     fn compare_packets(&mut self, at: &mut At<'_>, underway: &[Underway<'_>], refused_before: u64) {
         let refused = underway.iter().filter(|one| !one.allowed()).count() as u64;
+        let on_their_way = underway.iter().map(|one| (one.number, one.question.to)).collect();
         let mut arrived = BTreeSet::new();
         let mut told: HashMap<Place, Vec<RawFlow>> = HashMap::new();
         let deadline = Instant::now() + self.patience;
         loop {
+            // Before looking: a machine that stood still for a while gets another look.
+            let late = Instant::now() > deadline;
             let mut keep = |flow: RawFlow| {
                 if matches!(flow.event, FlowEvent::Open | FlowEvent::Deny) {
                     let key = flow.key;
@@ -316,7 +320,7 @@ impl World {
             if let Err(error) = self.dataplane.poll(&mut keep) {
                 at.wrong(None, format!("poll: {error}"));
             }
-            self.hear(&mut arrived);
+            self.hear(&on_their_way, &mut arrived);
             // Where nothing is told, what is refused is at least counted.
             let all_met = !at.is_silent() || self.refused() >= refused_before + refused;
             let complete = all_met
@@ -326,7 +330,15 @@ impl World {
                         && (at.is_silent()
                             || must.into_iter().all(|side| told.contains_key(&one.place(side))))
                 });
-            if complete || Instant::now() > deadline {
+            if complete {
+                break;
+            }
+            if late {
+                let (waited, stats) = (self.patience, self.dataplane.stats().map(|stats| stats.lost_events));
+                at.wrong(
+                    None,
+                    format!("something was not there after {waited:?}; reports lost so far: {stats:?}"),
+                );
                 break;
             }
             std::thread::yield_now();
@@ -392,7 +404,8 @@ fn compare_reports(at: &mut At<'_>, one: &Underway<'_>, side: &Side, told: &[Raw
     let [report] = told else {
         let may_be_silent = told.is_empty() && (at.is_silent() || !one.must_report(side));
         if !may_be_silent {
-            at.wrong(Some(one.question), format!("{direction}: {} reports: {told:?}", told.len()));
+            let (count, verdict) = (told.len(), cell.verdict);
+            at.wrong(Some(one.question), format!("{direction}: {verdict}, but {count} reports: {told:?}"));
         }
         return;
     };

@@ -1,6 +1,6 @@
 //! The host and its neighbours: interfaces for a few workloads, and one behind which everything else is.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::time::Duration;
 
@@ -9,17 +9,18 @@ use bulkhead_model::flow::DropReason;
 use bulkhead_model::host_policy::{Attachment, HostPolicy};
 
 use crate::connections::forget_connections;
-use crate::frames::{Frames, number_of};
-use crate::namespace::{Namespace, enter_new_namespace, ifindex, ip, now_ns, run};
+use crate::frames::number_of;
+use crate::namespace::{enter_new_namespace, ifindex, ip, now_ns, run};
+use crate::stations::{Station, station, text};
 
 /// Workloads at most.
 pub(super) const SLOTS: usize = 4;
 /// Behind which all others are.
 pub(super) const OUTSIDE: usize = SLOTS;
 /// How long a packet or a report may take that is on its way, on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(3);
+const PATIENCE: Duration = Duration::from_secs(10);
 /// The same while one failing case after the other is tried.
-const HURRIED: Duration = Duration::from_millis(250);
+const HURRIED: Duration = Duration::from_millis(500);
 /// Longer than any connection that nobody has answered may be idle.
 const IDLE_NS: u64 = 1_000_000_000_000;
 
@@ -43,37 +44,6 @@ pub struct World {
 impl std::fmt::Debug for World {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("World").field("routes", &self.routes).finish_non_exhaustive()
-    }
-}
-
-pub(super) fn station(number: usize, host: bool) -> [u8; 6] {
-    [2, 0, 0, 0, u8::from(host), number as u8 + 1]
-}
-
-fn text(station: [u8; 6]) -> String {
-    station.map(|byte| format!("{byte:02x}")).join(":")
-}
-
-/// A namespace behind interface `d{number}` of the host.
-struct Station {
-    _namespace: Namespace,
-    frames: Frames,
-}
-
-impl Station {
-    fn new(number: usize) -> Self {
-        let namespace = Namespace::new();
-        let (host, other) = (text(station(number, true)), text(station(number, false)));
-        run(&format!("ip link add d{number} address {host} type veth peer name p{number} address {other}"));
-        run(&format!("ip link set p{number} netns {}", namespace.tid));
-        run(&format!("ip link set d{number} up"));
-        let frames = namespace.exec(move || {
-            // Nothing but what the test sends.
-            run("sysctl -qw net.ipv6.conf.all.disable_ipv6=1");
-            run(&format!("ip link set p{number} up"));
-            Frames::open(ifindex(&format!("p{number}"))).unwrap()
-        });
-        Self { _namespace: namespace, frames }
     }
 }
 
@@ -162,13 +132,17 @@ impl World {
         self.stations[from].frames.send(frame).unwrap();
     }
 
-    /// Where numbered frames have arrived by now.
-    pub(super) fn hear(&self, arrived: &mut BTreeSet<(usize, u16)>) {
-        for (number, station) in self.stations.iter().enumerate() {
+    /// Where numbered frames have arrived by now, of those that are on their way to these addresses. All else is the
+    /// kernel's own: reports of listeners, and what tells a sender that it was refused.
+    pub(super) fn hear(&self, underway: &HashMap<u16, IpAddr>, arrived: &mut BTreeSet<(usize, u16)>) {
+        for (place, station) in self.stations.iter().enumerate() {
             let frames = std::iter::from_fn(|| station.frames.next());
-            // The kernel's own (listener reports) are for others.
-            let ours = frames.filter(|frame| frame[..6] == self::station(number, false));
-            arrived.extend(ours.filter_map(|frame| Some((number, number_of(&frame)?))));
+            let ours = frames.filter(|frame| frame[..6] == self::station(place, false));
+            let numbers = ours.filter_map(|frame| {
+                let number = number_of(&frame)?;
+                (underway.get(&number) == destination_of(&frame).as_ref()).then_some(number)
+            });
+            arrived.extend(numbers.map(|number| (place, number)));
         }
     }
 
@@ -187,5 +161,13 @@ impl World {
             self.dataplane.sweep(now_ns() + self.ahead_ns, &mut |_| ())?;
         }
         Ok(())
+    }
+}
+
+fn destination_of(frame: &[u8]) -> Option<IpAddr> {
+    if frame.get(12..14)? == [0x08, 0x00] {
+        Some(<[u8; 4]>::try_from(frame.get(30..34)?).ok()?.into())
+    } else {
+        Some(<[u8; 16]>::try_from(frame.get(38..54)?).ok()?.into())
     }
 }
