@@ -117,7 +117,7 @@ fuzz-build: build-deps
 
 .PHONY: fuzz-short
 fuzz-short:
-	@$(MAKE) --no-print-directory fuzz FUZZ_SECONDS=10 DIFFERENTIAL_SECONDS=30
+	@$(MAKE) --no-print-directory fuzz FUZZ_SECONDS=10 DIFFERENTIAL_SECONDS=30 DIFFERENTIAL_SEED=1
 
 .PHONY: ci
 ci: lint test fuzz-short ## What CI runs
