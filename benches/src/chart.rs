@@ -15,11 +15,12 @@ const MARGIN: (f64, f64) = (70.0, 60.0);
 const OURS: &str = "bulkhead";
 
 /// Who is drawn, and how. The paler, the less it is about.
-const STYLES: [(&str, &str, &str); 5] = [
+const STYLES: [(&str, &str, &str); 6] = [
     ("no policy", "#999999", "4 4"),
     ("nftables set", "#2a78b8", ""),
     ("ipset", "#3a9a5b", ""),
     ("iptables", "#d06a1e", ""),
+    ("bulkhead over nftables", "#7d3c98", ""),
     (OURS, "#b0124a", ""),
 ];
 

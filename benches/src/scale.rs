@@ -16,6 +16,7 @@ use bulkhead_discover::links;
 use bulkhead_ebpf::{Capacities, EbpfDataplane};
 use bulkhead_model::host_policy::Attachment;
 use bulkhead_model::ports::Protocol;
+use bulkhead_nft::NftDataplane;
 
 use crate::netns::{Namespace, feed, host, run};
 use crate::report::Line;
@@ -40,18 +41,20 @@ pub(crate) const KINDS: [&str; 2] =
 enum Variant {
     None,
     Ours,
+    OverNft,
     NftSet,
     Ipset,
     Iptables,
 }
 
 impl Variant {
-    const ALL: [Self; 5] = [Self::None, Self::Ours, Self::NftSet, Self::Ipset, Self::Iptables];
+    const ALL: [Self; 6] = [Self::None, Self::Ours, Self::OverNft, Self::NftSet, Self::Ipset, Self::Iptables];
 
     fn name(self) -> &'static str {
         match self {
             Self::None => "no policy",
             Self::Ours => "bulkhead",
+            Self::OverNft => "bulkhead over nftables",
             Self::NftSet => "nftables set",
             Self::Ipset => "ipset",
             Self::Iptables => "iptables",
@@ -123,16 +126,21 @@ fn sample(effort: Effort, sizes: &[u32]) -> anyhow::Result<Samples> {
             }
             for variant in order {
                 // Not there at all while others are measured: its programs at netfilter's hooks would judge.
-                let mut dataplane = None;
-                match variant {
-                    Variant::None => {}
-                    Variant::Ours => {
-                        let ours = dataplane.insert(EbpfDataplane::open(&root, capacities)?);
-                        ours.replace(&policy)?;
-                        for ifindex in interfaces {
-                            ours.attach(Attachment::Interface(ifindex))?;
-                        }
+                let mut dataplane: Option<Box<dyn Dataplane>> = match variant {
+                    Variant::Ours => Some(Box::new(EbpfDataplane::open(&root, capacities)?)),
+                    Variant::OverNft => {
+                        Some(Box::new(NftDataplane::open(bulkhead_nft::Capacities::default())?))
                     }
+                    _ => None,
+                };
+                if let Some(ours) = &mut dataplane {
+                    ours.replace(&policy)?;
+                    for ifindex in interfaces {
+                        ours.attach(Attachment::Interface(ifindex))?;
+                    }
+                }
+                match variant {
+                    Variant::None | Variant::Ours | Variant::OverNft => {}
                     Variant::NftSet => feed("nft -f -", &nft(*size)?)?,
                     Variant::Ipset => {
                         feed("ipset restore", &ipset(*size)?)?;
@@ -149,11 +157,13 @@ fn sample(effort: Effort, sizes: &[u32]) -> anyhow::Result<Samples> {
                 }
                 let batches = effort.pick(12, 8);
                 let entry = samples.entry((*size, variant)).or_default();
-                entry[0].push(first_packets(&client, dataplane.as_mut(), batches)?);
+                entry[0].push(first_packets(&client, &mut dataplane, batches)?);
                 entry[1].push(client.exec(|| known(KNOWN))??);
                 match variant {
                     Variant::None => {}
-                    Variant::Ours => dataplane.iter_mut().try_for_each(EbpfDataplane::cleanup)?,
+                    Variant::Ours | Variant::OverNft => {
+                        dataplane.iter_mut().try_for_each(|ours| ours.cleanup())?;
+                    }
                     Variant::NftSet | Variant::Iptables => run("nft flush ruleset")?,
                     Variant::Ipset => {
                         run("nft flush ruleset")?;
@@ -169,7 +179,7 @@ fn sample(effort: Effort, sizes: &[u32]) -> anyhow::Result<Samples> {
 /// Median over batches of packets that each begin a connection, in nanoseconds for one.
 fn first_packets(
     client: &Namespace,
-    mut dataplane: Option<&mut EbpfDataplane>,
+    dataplane: &mut Option<Box<dyn Dataplane>>,
     batches: u16,
 ) -> anyhow::Result<f64> {
     let mut times = Vec::new();
@@ -187,7 +197,7 @@ fn first_packets(
         })??;
         times.push(time);
         // As an agent does: a full ring would make the next ones cheaper.
-        if let Some(dataplane) = dataplane.as_mut() {
+        if let Some(dataplane) = dataplane {
             dataplane.poll(&mut |_flow| {})?;
         }
     }

@@ -26,10 +26,8 @@ const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 2);
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
 /// Host-side interfaces of the two workloads.
 const INTERFACES: [&str; 2] = ["w1", "w2"];
-/// Rules that iptables goes through.
-const IPTABLES_RULES: u32 = 10_000;
-/// Addresses in the set of nftables.
-const NFT_ADDRESSES: u32 = 20_000;
+/// Addresses in the sets of nftables and ipset.
+const SET_ADDRESSES: u32 = 20_000;
 /// How often the agent's part is done: reading what the kernel reports.
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
 /// How much slower than without any policy is kept as a promise.
@@ -48,11 +46,12 @@ enum Variant {
     OverNft10,
     OverNft100k,
     NftSet,
-    Iptables,
+    Ipset,
+    Iptables(u32),
 }
 
 impl Variant {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 12] = [
         Self::None,
         Self::EmptyAtInterfaces,
         Self::EmptyEverywhere,
@@ -61,8 +60,13 @@ impl Variant {
         Self::OverNft10,
         Self::OverNft100k,
         Self::NftSet,
-        Self::Iptables,
+        Self::Ipset,
+        Self::Iptables(100),
+        Self::Iptables(1_000),
+        Self::LINEAR,
     ];
+    /// What linear rules of that number cost is what is promised to be beaten.
+    const LINEAR: Self = Self::Iptables(10_000);
 
     fn name(self) -> String {
         match self {
@@ -73,8 +77,9 @@ impl Variant {
             Self::Ours100k => "bulkhead, 100 000 rules".into(),
             Self::OverNft10 => "bulkhead over nftables, 10 rules".into(),
             Self::OverNft100k => "bulkhead over nftables, 100 000 rules".into(),
-            Self::NftSet => format!("nft set of {NFT_ADDRESSES}"),
-            Self::Iptables => format!("iptables, {IPTABLES_RULES} rules"),
+            Self::NftSet => format!("nft set of {SET_ADDRESSES}"),
+            Self::Ipset => format!("ipset of {SET_ADDRESSES}"),
+            Self::Iptables(rules) => format!("iptables, {rules} rules"),
         }
     }
 }
@@ -91,8 +96,8 @@ fn sample(effort: Effort) -> anyhow::Result<Samples> {
     let client = Namespace::workload(INTERFACES[0], 1)?;
     let server = Namespace::workload(INTERFACES[1], 2)?;
     load::serve(&server)?;
-    let iptables = iptables_rules()?;
-    let nft = nft_rules()?;
+    let (nft, ipset) = (nft_rules()?, ipset_entries()?);
+    let by_set = iptables_rules(["-m set --match-set bench src"])?;
     let time = Duration::from_millis(effort.pick(400, 200));
     let rounds = effort.pick(11, 3);
     let mut samples = Samples::new();
@@ -114,7 +119,14 @@ fn sample(effort: Effort) -> anyhow::Result<Samples> {
                 Variant::OverNft10 => ours = Some(Ours::over_nft(10)?),
                 Variant::OverNft100k => ours = Some(Ours::over_nft(100_000)?),
                 Variant::NftSet => feed("nft -f -", &nft)?,
-                Variant::Iptables => feed("iptables-restore", &iptables)?,
+                Variant::Ipset => {
+                    feed("ipset restore", &ipset)?;
+                    feed("iptables-restore", &by_set)?;
+                }
+                Variant::Iptables(rules) => {
+                    let others = (0..rules).map(|number| format!("-s {}/32", fixtures::address(number)));
+                    feed("iptables-restore", &iptables_rules(others.chain([String::new()]))?)?;
+                }
             }
             for test in Test::ALL {
                 let value = client.exec(move || load::measure(test, SERVER, time))??;
@@ -126,7 +138,11 @@ fn sample(effort: Effort) -> anyhow::Result<Samples> {
                 // Removed whole: programs at netfilter's hooks would cost the others, too, and somebody flushes below.
                 Variant::Ours10 | Variant::Ours100k | Variant::OverNft10 | Variant::OverNft100k => drop(ours),
                 // iptables' tables are nftables' too, so that nothing of either stays.
-                Variant::NftSet | Variant::Iptables => run("nft flush ruleset")?,
+                Variant::NftSet | Variant::Iptables(_) => run("nft flush ruleset")?,
+                Variant::Ipset => {
+                    run("nft flush ruleset")?;
+                    run("ipset destroy bench")?;
+                }
             }
         }
     }
@@ -192,19 +208,27 @@ impl Drop for Ours {
     }
 }
 
-/// Rules that all have to be looked at before the last one accepts.
-fn iptables_rules() -> anyhow::Result<String> {
+/// Rules that accept what they match, looked at one after the other.
+fn iptables_rules<T: AsRef<str>>(matches: impl IntoIterator<Item = T>) -> anyhow::Result<String> {
     let mut text = "*filter\n:FORWARD DROP [0:0]\n".to_owned();
-    for number in 0..IPTABLES_RULES {
-        writeln!(text, "-A FORWARD -s {}/32 -j ACCEPT", fixtures::address(number))?;
+    for matched in matches {
+        writeln!(text, "-A FORWARD {} -j ACCEPT", matched.as_ref())?;
     }
-    text += "-A FORWARD -j ACCEPT\nCOMMIT\n";
+    text += "COMMIT\n";
+    Ok(text)
+}
+
+fn ipset_entries() -> anyhow::Result<String> {
+    let mut text = format!("create bench hash:ip maxelem {}\n", 2 * SET_ADDRESSES);
+    for address in (0..SET_ADDRESSES - 2).map(fixtures::address).chain([CLIENT, SERVER]) {
+        writeln!(text, "add bench {address}")?;
+    }
     Ok(text)
 }
 
 fn nft_rules() -> anyhow::Result<String> {
     let mut text = "table ip bench {\nset peers {\ntype ipv4_addr\nelements = { ".to_owned();
-    for number in 0..NFT_ADDRESSES - 2 {
+    for number in 0..SET_ADDRESSES - 2 {
         write!(text, "{}, ", fixtures::address(number))?;
     }
     write!(text, "{CLIENT}, {SERVER} }}\n}}\n")?;
@@ -234,7 +258,10 @@ fn lines(samples: &Samples) -> Vec<Line> {
                 Variant::EmptyAtInterfaces,
                 Variant::EmptyEverywhere,
                 Variant::NftSet,
-                Variant::Iptables,
+                Variant::Ipset,
+                Variant::Iptables(100),
+                Variant::Iptables(1_000),
+                Variant::LINEAR,
             ];
             for other in others {
                 line = line.beside(&other.name(), median(values(test, other)));
@@ -250,10 +277,10 @@ fn lines(samples: &Samples) -> Vec<Line> {
         }
     }
     let rr = |variant| values(Test::RequestResponse, variant);
-    let speedup = paired_ratio(rr(Variant::Iptables), rr(Variant::Ours100k));
+    let speedup = paired_ratio(rr(Variant::LINEAR), rr(Variant::Ours100k));
     lines.push(
         Line::new("requests per second, 100 000 rules", "1/s", 1e6 / median(rr(Variant::Ours100k)))
-            .beside(&Variant::Iptables.name(), 1e6 / median(rr(Variant::Iptables)))
+            .beside(&Variant::LINEAR.name(), 1e6 / median(rr(Variant::LINEAR)))
             .ratio(speedup)
             .budget(">= 7 of linear rules", speedup >= SPEEDUP_MIN),
     );
