@@ -7,3 +7,4 @@ pub mod packet;
 pub mod policy;
 pub mod random;
 pub mod traffic;
+pub mod world;

@@ -14,6 +14,7 @@ use bulkhead_model::ports::PortKey;
 
 use crate::flows::{Denials, Flows, Judge};
 use crate::image::{Changes, Image};
+use crate::rules::Shape;
 use crate::schema::{ATTACHED, DENIED_MAX, EDGE, FAMILIES, JUDGE};
 use crate::skeleton::{self, Counted};
 use crate::socket::{Listener, Talker};
@@ -46,8 +47,8 @@ pub struct NftDataplane {
     disturbed: bool,
     /// Whether somebody else may have.
     suspicious: bool,
-    /// Whether the rules in the kernel ask for source ports.
-    variants: bool,
+    /// What the rules in the kernel can ask; `None`: at least what they must.
+    shape: Option<Shape>,
     /// Whether refused packets are told to us: one process at a time can listen.
     listening: bool,
     settings: String,
@@ -95,7 +96,7 @@ impl NftDataplane {
             replaced: false,
             disturbed: false,
             suspicious: false,
-            variants: false,
+            shape: None,
             listening: false,
             bridged: false,
             judge: Judge::default(),
@@ -129,15 +130,10 @@ fn applied(started: Instant, changes: &Changes) -> Applied {
     Applied { entries_written, entries_deleted, duration: started.elapsed() }
 }
 
-/// The interface of an attachment, the only kind that this backend knows.
-fn interface(attachment: Attachment) -> Result<u32, DataplaneError> {
-    match attachment {
-        Attachment::Interface(ifindex) => Ok(ifindex),
-        Attachment::Host(_) | Attachment::Cgroup(_) => Err(requirements::missing(
-            "eBPF",
-            format!("the nftables dataplane cannot enforce at {attachment}, only at workloads' interfaces"),
-        )),
-    }
+/// What cannot be enforced.
+fn no_processes(attachment: Attachment) -> DataplaneError {
+    let advice = format!("the nftables dataplane cannot enforce at {attachment}, only at interfaces");
+    requirements::missing("eBPF", advice)
 }
 
 impl Dataplane for NftDataplane {
@@ -146,12 +142,17 @@ impl Dataplane for NftDataplane {
     }
 
     fn cannot_enforce(&self, attachment: Attachment) -> Option<String> {
-        interface(attachment).err().map(|error| error.to_string())
+        matches!(attachment, Attachment::Cgroup(_)).then(|| no_processes(attachment).to_string())
     }
 
     fn attach(&mut self, attachment: Attachment) -> Result<(), DataplaneError> {
-        let ifindex = interface(attachment)?;
         self.check_fence()?;
+        let ifindex = match attachment {
+            Attachment::Interface(ifindex) => ifindex,
+            // It is judged wherever it is bound.
+            Attachment::Host(_) => return Ok(()),
+            Attachment::Cgroup(_) => return Err(no_processes(attachment)),
+        };
         let name = kernel::interface_name(ifindex).ok_or(DataplaneError::Gone { attachment })?;
         if self.image.attached().contains(&ifindex) {
             return Ok(());
@@ -165,8 +166,12 @@ impl Dataplane for NftDataplane {
     }
 
     fn detach(&mut self, attachment: Attachment) -> Result<(), DataplaneError> {
-        let ifindex = interface(attachment)?;
         self.check_fence()?;
+        let ifindex = match attachment {
+            Attachment::Interface(ifindex) => ifindex,
+            Attachment::Host(_) => return Ok(()),
+            Attachment::Cgroup(_) => return Err(no_processes(attachment)),
+        };
         if !self.image.attached().contains(&ifindex) {
             return Ok(());
         }
@@ -202,8 +207,9 @@ impl Dataplane for NftDataplane {
             return Err(DataplaneError::Inconsistent(why.to_owned()));
         }
         self.image.check_delta(delta, &self.capacities)?;
+        let before = self.image.shape();
         let changes = self.image.apply(delta);
-        self.commit(&changes)?;
+        self.commit(&changes, before)?;
         if !delta.endpoints.is_empty() {
             self.see_bridges()?;
         }
@@ -232,6 +238,9 @@ impl Dataplane for NftDataplane {
     }
 
     fn sweep(&mut self, now_ns: u64, sink: &mut dyn FnMut(RawFlow)) -> Result<SweepStats, DataplaneError> {
+        if !self.judge.knows(&kernel::own_addresses()) {
+            self.know_endpoints();
+        }
         self.poll(sink)?;
         let mut stats = self.sweep_connections(now_ns, sink)?;
         self.sweep_denials(now_ns, &mut stats, sink)?;

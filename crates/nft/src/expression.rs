@@ -23,6 +23,8 @@ pub(crate) enum Meta {
 /// What `ct` reads or writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Ct {
+    /// As a bit: see [`RELATED`].
+    State = 0,
     Direction = 1,
     Status = 2,
     Protocol = 10,
@@ -32,6 +34,9 @@ pub(crate) enum Ct {
     Source4 = 19,
     Source6 = 21,
 }
+
+/// `NF_CT_STATE_BIT(IP_CT_RELATED)`, in the byte order of this machine.
+pub(crate) const RELATED: u32 = 1 << 2;
 
 /// Which of a connection's two tuples.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +57,8 @@ pub(crate) enum Base {
 pub(crate) enum Verdict {
     Drop,
     Accept,
+    /// To where the last jump came from.
+    Return,
     Jump(String),
     Goto(String),
 }
@@ -209,6 +216,7 @@ fn verdict_data(verdict: &Verdict) -> Attributes {
         Verdict::Accept => (1, None),
         Verdict::Jump(chain) => (-3, Some(chain)),
         Verdict::Goto(chain) => (-4, Some(chain)),
+        Verdict::Return => (-5, None),
     };
     let mut inner = Attributes::default();
     inner.bytes(1, &i32::to_be_bytes(code));

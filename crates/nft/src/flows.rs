@@ -1,17 +1,17 @@
 //! From conntrack's connections and from refused packets to what a dataplane reports. Pure: no kernel, no clock.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
 use bulkhead_dataplane::SweepStats;
 use bulkhead_model::flow::{ConnectionKey, Counters, DropReason, FlowEvent, RawFlow};
-use bulkhead_model::host_policy::{Attachment, Cell, CompiledId, RuleId};
+use bulkhead_model::host_policy::{Attachment, Cell, CompiledId, EndpointBinding, RuleId};
 use bulkhead_model::ports::PortKey;
 use bulkhead_model::verdict::{Builtin, Direction, Verdict};
 
 use crate::conntrack::{Connection, Report};
 use crate::image::Image;
-use crate::schema::{Words, from_host};
+use crate::schema::{Kind, Words, from_host};
 
 mod denials;
 
@@ -28,9 +28,13 @@ struct Endpoint {
 /// What connections are judged by, as user space has it.
 #[derive(Debug, Default)]
 pub(crate) struct Judge {
-    endpoints: HashMap<IpAddr, Endpoint>,
-    /// Addresses of the host itself.
-    host: BTreeSet<IpAddr>,
+    /// Workloads, by address.
+    workloads: HashMap<IpAddr, Endpoint>,
+    /// The host as an endpoint: by address, and by interface (0: every other).
+    hosts: HashMap<IpAddr, Endpoint>,
+    interfaces: BTreeMap<u32, Endpoint>,
+    /// Addresses of the host itself, and the interface that each is at.
+    own: BTreeMap<IpAddr, u32>,
 }
 
 /// One endpoint's view of a connection.
@@ -46,32 +50,63 @@ fn builtin(rule: Builtin, verdict: Verdict) -> Cell {
 }
 
 impl Judge {
-    pub(crate) fn of(image: &Image, host: BTreeSet<IpAddr>) -> Self {
-        let mut endpoints = HashMap::new();
+    pub(crate) fn of(image: &Image, own: BTreeMap<IpAddr, u32>) -> Self {
+        let mut judge = Self { own, ..Self::default() };
         let mut bindings: Vec<_> = image.policy().endpoints.values().collect();
         bindings.sort_unstable_by_key(|binding| binding.attachment);
-        for binding in bindings {
-            let attached = match binding.attachment {
-                Attachment::Interface(index) => image.attached().contains(&index),
-                Attachment::Host(_) | Attachment::Cgroup(_) => false,
-            };
-            if attached {
-                let (ingress, egress) = (binding.ingress, binding.egress);
-                let endpoint = Endpoint { attachment: binding.attachment, ingress, egress };
-                endpoints.extend(binding.addresses.iter().map(|address| (*address, endpoint)));
+        for EndpointBinding { attachment, addresses, ingress, egress } in bindings {
+            let endpoint = Endpoint { attachment: *attachment, ingress: *ingress, egress: *egress };
+            let all = addresses.iter().map(|address| (*address, endpoint));
+            match attachment {
+                Attachment::Interface(index) if image.attached().contains(index) => {
+                    judge.workloads.extend(all)
+                }
+                Attachment::Host(index) => {
+                    judge.interfaces.insert(*index, endpoint);
+                    judge.hosts.extend(all);
+                }
+                Attachment::Interface(_) | Attachment::Cgroup(_) => {}
             }
         }
-        Self { endpoints, host }
+        judge
     }
 
-    fn concerns(&self, connection: &Connection) -> bool {
-        self.endpoints.contains_key(&connection.original.source)
-            || self.endpoints.contains_key(&connection.reply.source)
+    /// Whether the host's addresses are those that it knows.
+    pub(crate) fn knows(&self, own: &BTreeMap<IpAddr, u32>) -> bool {
+        self.own == *own
     }
 
-    /// The endpoint that has an address.
-    fn attachment_of(&self, address: IpAddr) -> Option<Attachment> {
-        self.endpoints.get(&address).map(|endpoint| endpoint.attachment)
+    /// The endpoint that the host is with an address of its own, or one that it shares with others.
+    fn host_with(&self, own: IpAddr) -> Option<&Endpoint> {
+        let by_interface = || {
+            let index = self.own.get(&own).or_else(|| {
+                // Of what is for groups, conntrack does not know the interface.
+                let only = || self.interfaces.keys().next().filter(|_| self.interfaces.len() == 1);
+                self.interfaces.get_key_value(&0).map(|(index, _)| index).or_else(only)
+            })?;
+            self.interfaces.get(index).or_else(|| self.interfaces.get(&0))
+        };
+        self.hosts.get(&own).or_else(by_interface)
+    }
+
+    /// The endpoint of one end of a connection, and whether that is the host.
+    fn end(&self, own: IpAddr, peer: IpAddr) -> Option<(&Endpoint, bool)> {
+        if let Some(workload) = self.workloads.get(&own) {
+            return Some((workload, false));
+        }
+        // What the host says to itself is its own business, and so is what it only forwards.
+        if !self.own.contains_key(&own) || self.own.contains_key(&peer) {
+            return None;
+        }
+        self.host_with(own).map(|endpoint| (endpoint, true))
+    }
+
+    /// The endpoint whose policy has refused something.
+    fn refused_by(&self, kind: Kind, own: IpAddr) -> Option<&Endpoint> {
+        match kind {
+            Kind::Workload => self.workloads.get(&own),
+            Kind::Host => self.host_with(own),
+        }
     }
 
     /// What each of its endpoints makes of a connection; what the packet path has decided goes before what tables say
@@ -82,8 +117,8 @@ impl Judge {
         let (called, port) = connection.called(*reversed);
         let key = connection.protocol.key(port);
         let source_port = if connection.is_icmp() { 0 } else { source_port };
-        let (begins, receives) = (self.endpoints.get(&caller), self.endpoints.get(&called));
-        let own = begins.is_some() && begins.map(|e| e.attachment) == receives.map(|e| e.attachment);
+        let (begins, receives) = (self.end(caller, called), self.end(called, caller));
+        let own = begins.is_some() && begins.map(|e| e.0.attachment) == receives.map(|e| e.0.attachment);
         let [out, to] = decisions.map(|words| words.filter(|_| !reversed).map(Words::cell));
         let mut sides = Vec::new();
         let mut put = |endpoint: &Endpoint, direction, cell| {
@@ -91,14 +126,15 @@ impl Judge {
             sides.push(Side { attachment: endpoint.attachment, direction, cell });
         };
         let none = builtin(Builtin::Unprogrammed, Verdict::Deny);
-        if let Some(endpoint) = begins {
+        if let Some((endpoint, _)) = begins {
             let cell = out.or_else(|| image.cell(endpoint.egress, called, key, source_port));
             put(endpoint, Direction::Egress, cell.unwrap_or(none));
         }
-        if let Some(endpoint) = receives.filter(|_| !own) {
+        if let Some((endpoint, is_host)) = receives.filter(|_| !own) {
             let cell = to.or_else(|| image.cell(endpoint.ingress, caller, key, source_port)).unwrap_or(none);
             // The label is written of what was let through: what it does not allow, came from the host.
-            let hosts = begins.is_none() && (self.host.contains(&caller) || to.is_some());
+            let begun_here = begins.is_none_or(|(_, host)| host);
+            let hosts = !is_host && begun_here && (self.own.contains_key(&caller) || to.is_some());
             put(endpoint, Direction::Ingress, if hosts { from_host(cell) } else { cell });
         }
         sides
@@ -109,12 +145,12 @@ impl Judge {
         &self,
         image: &Image,
         (caller, called): (IpAddr, IpAddr),
-        direction: Direction,
+        (kind, direction): (Kind, Direction),
         key: PortKey,
         source_port: u16,
     ) -> Option<Cell> {
         let (own, peer) = if direction == Direction::Egress { (caller, called) } else { (called, caller) };
-        let endpoint = self.endpoints.get(&own)?;
+        let endpoint = self.refused_by(kind, own)?;
         let compiled = if direction == Direction::Egress { endpoint.egress } else { endpoint.ingress };
         image.cell(compiled, peer, key, source_port)
     }
@@ -169,7 +205,7 @@ impl Flows {
             return;
         }
         if !self.told.contains_key(connection) {
-            if report.first && judge.concerns(connection) {
+            if report.first {
                 self.open(report, (judge, image), now_ns, sink);
             }
             return;
@@ -183,8 +219,12 @@ impl Flows {
     }
 
     fn open(&mut self, report: &Report, (judge, image): (&Judge, &Image), now_ns: u64, sink: Sink<'_>) {
+        let sides = judge.sides(image, report);
+        if sides.is_empty() {
+            return;
+        }
         let told = Told {
-            sides: judge.sides(image, report),
+            sides,
             counters: report.counters.unwrap_or(Counters { packets_forward: 1, ..Counters::default() }),
             reversed: report.reversed,
             closed: report.over,
@@ -212,11 +252,10 @@ impl Flows {
         for report in reports {
             let connection = &report.connection;
             if !self.told.contains_key(connection) {
-                if judge.concerns(connection) {
-                    self.open(&report, (judge, image), now_ns, sink);
-                    stats.updated += u64::from(self.started);
-                    stats.connections += 1;
-                }
+                self.open(&report, (judge, image), now_ns, sink);
+                let opened = u64::from(self.told.contains_key(connection));
+                stats.updated += if self.started { opened } else { 0 };
+                stats.connections += opened;
                 continue;
             }
             let Some(told) = self.told.get_mut(connection) else { continue };

@@ -5,12 +5,15 @@ use std::sync::Arc;
 
 use bulkhead_dataplane::DataplaneError;
 use bulkhead_model::Prefix;
-use bulkhead_model::host_policy::{Cell, ClassId, CompiledId, CompiledPolicy, HostDelta, HostPolicy, Row};
+use bulkhead_model::host_policy::{
+    Attachment, Cell, ClassId, CompiledId, CompiledPolicy, EndpointBinding, HostDelta, HostPolicy, Row,
+};
 
 use crate::Capacities;
 use crate::elements;
 use crate::message::Request;
 use crate::object::{Element, Set};
+use crate::rules::Shape;
 use crate::schema::{ASK_BLOCKS, FAMILIES, ROWS, RULE_END};
 use crate::segments::{Difference, Segments};
 
@@ -124,8 +127,10 @@ impl Image {
         &self.attached
     }
 
-    pub(crate) fn has_variants(&self) -> bool {
-        self.numbers.has_variants()
+    /// What the rules must be able to ask.
+    pub(crate) fn shape(&self) -> Shape {
+        let host = |binding: &EndpointBinding| matches!(binding.attachment, Attachment::Host(_));
+        Shape { variants: self.numbers.has_variants(), host: self.policy.endpoints.values().any(host) }
     }
 
     /// The class of an address, as the maps have it.

@@ -11,7 +11,7 @@ use crate::expression::Expression;
 use crate::object::{INET, NETDEV, SET_DYNAMIC, SET_INTERVAL, SET_MAP, Set, Table};
 
 /// Version of everything in this file and of the rules.
-pub(crate) const LAYOUT: u32 = 1;
+pub(crate) const LAYOUT: u32 = 2;
 
 /// Judges connections.
 pub(crate) const JUDGE: Table = Table { family: INET, name: "bulkhead" };
@@ -57,7 +57,7 @@ pub(crate) const VARIANTS: Set = map(JUDGE, "variants", (BYTES, 12), WORD, SET_I
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Family {
     pub(crate) v6: bool,
-    /// Addresses of endpoints.
+    /// Addresses of workloads.
     pub(crate) ours: Set,
     /// Pairs of addresses of one endpoint.
     pub(crate) selves: Set,
@@ -77,6 +77,14 @@ pub(crate) struct Family {
     pub(crate) own: Set,
     /// Refused at the edge, counted.
     pub(crate) edge_denied: Set,
+    /// Addresses of host endpoints.
+    pub(crate) host_own: Set,
+    /// Address of a host endpoint → policy of what it begins.
+    pub(crate) host_egress: Set,
+    /// Address of a host endpoint → policy of what it is called for.
+    pub(crate) host_ingress: Set,
+    /// (endpoint, address) where [`Self::own`] has none. Not looked at by rules.
+    pub(crate) held: Set,
 }
 
 /// Both, IPv4 first.
@@ -88,6 +96,11 @@ const fn family(v6: bool) -> Family {
         ["ours6", "selves6", "egress6", "ingress6", "classes6", "denied6", "blocks6", "prefixes6"]
     } else {
         ["ours4", "selves4", "egress4", "ingress4", "classes4", "denied4", "blocks4", "prefixes4"]
+    };
+    let [host_own, host_egress, host_ingress, held] = if v6 {
+        ["host_own6", "host_egress6", "host_ingress6", "held6"]
+    } else {
+        ["host_own4", "host_egress4", "host_ingress4", "held4"]
     };
     // Why and whose, interface, protocol, caller, called, both ports: more fields than `nft` has room for.
     let denied = (BYTES, 5 * 4 + 2 * len);
@@ -104,6 +117,10 @@ const fn family(v6: bool) -> Family {
         denied: dynamic,
         own: set(EDGE, if v6 { "own6" } else { "own4" }, BYTES, 4 + len),
         edge_denied: Set { table: EDGE, ..dynamic },
+        host_own: set(JUDGE, host_own, kind, len),
+        host_egress: map(JUDGE, host_egress, (kind, len), WORD, 0),
+        host_ingress: map(JUDGE, host_ingress, (kind, len), WORD, 0),
+        held: set(JUDGE, held, BYTES, 8 + len),
     }
 }
 
@@ -121,13 +138,34 @@ pub(crate) const RECEIVERS: Set = set(EDGE, "receivers", INTERFACE, 4);
 pub(crate) const OPEN_SENDERS: Set = set(EDGE, "open_senders", INTERFACE, 4);
 /// Those among [`RECEIVERS`] whose policy allows everything: they get what is addressed to groups, too.
 pub(crate) const OPEN_RECEIVERS: Set = set(EDGE, "open_receivers", INTERFACE, 4);
-/// Interface → its two policies. Not looked at by rules.
-pub(crate) const BOUND: Set = map(EDGE, "bound", (INTERFACE, 4), TWO_WORDS, 0);
+/// Endpoint → its two policies. Not looked at by rules.
+pub(crate) const BOUND: Set = map(EDGE, "bound", (BYTES, 8), TWO_WORDS, 0);
+
+/// Interfaces behind which the host is an endpoint, as [`host_interface`] has them; with an element for all others where
+/// one endpoint has them.
+pub(crate) const HOST_INTERFACES: Set = set(JUDGE, "host_interfaces", BYTES, 8);
+/// Interface → policy of what the host begins there.
+pub(crate) const HOST_EGRESS: Set = map(JUDGE, "host_egress", (BYTES, 8), WORD, 0);
+/// Interface → policy of what the host is called for there.
+pub(crate) const HOST_INGRESS: Set = map(JUDGE, "host_ingress", (BYTES, 8), WORD, 0);
 
 /// All of a table.
 pub(crate) fn sets(table: Table) -> Vec<Set> {
-    let single =
-        [FENCE, ROWS, STEPS, VARIANTS, ATTACHED, SENDERS, RECEIVERS, OPEN_SENDERS, OPEN_RECEIVERS, BOUND];
+    let single = [
+        FENCE,
+        ROWS,
+        STEPS,
+        VARIANTS,
+        ATTACHED,
+        SENDERS,
+        RECEIVERS,
+        OPEN_SENDERS,
+        OPEN_RECEIVERS,
+        BOUND,
+        HOST_INTERFACES,
+        HOST_EGRESS,
+        HOST_INGRESS,
+    ];
     let by_family = FAMILIES.into_iter().flat_map(|f| {
         [
             f.ours,
@@ -140,6 +178,10 @@ pub(crate) fn sets(table: Table) -> Vec<Set> {
             f.denied,
             f.own,
             f.edge_denied,
+            f.host_own,
+            f.host_egress,
+            f.host_ingress,
+            f.held,
         ]
     });
     single.into_iter().chain(by_family).filter(|set| set.table == table).collect()
@@ -177,8 +219,8 @@ const WRITTEN: u32 = 1 << 28;
 const AUDIT_ALLOW: u32 = 1 << 31;
 /// In a label: the side that conntrack takes for the caller was called.
 pub(crate) const REVERSED: u32 = 1 << 30;
-/// Rule ids are below this.
-pub(crate) const RULE_END: u32 = 1 << 28;
+/// Rule ids are below this. The bit above is kept for one more thing that a decision may say.
+pub(crate) const RULE_END: u32 = 1 << 26;
 const RULE_MASK: u32 = RULE_END - 1;
 
 /// A decision as two words.
@@ -238,9 +280,47 @@ pub(crate) fn from_host(cell: Cell) -> Cell {
     answer
 }
 
+/// Who is asked: how an endpoint is found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Subject {
+    /// A workload, by its address.
+    Workload,
+    /// The host, by its address.
+    HostAddress,
+    /// The host, by the interface.
+    HostInterface,
+}
+
+/// Kind of an endpoint, as keys have it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Kind {
+    Workload = 0,
+    Host = 1,
+}
+
+impl Kind {
+    pub(crate) const ALL: [Self; 2] = [Self::Workload, Self::Host];
+}
+
+impl Subject {
+    pub(crate) fn kind(self) -> Kind {
+        match self {
+            Self::Workload => Kind::Workload,
+            Self::HostAddress | Self::HostInterface => Kind::Host,
+        }
+    }
+}
+
+/// Where the host's interface stands in [`HOST_INTERFACES`] and the maps beside it: packets that come have no interface
+/// to leave by, and the other way round, so one key serves both ways.
+pub(crate) fn host_interface(index: u32, incoming: bool) -> Vec<u8> {
+    let (from, to) = if incoming { (index, 0) } else { (0, index) };
+    [from.to_ne_bytes(), to.to_ne_bytes()].concat()
+}
+
 /// Begins a refused connection's key with why, and whose policy.
-pub(crate) fn denied_begin(reason: DropReason, direction: Direction) -> Expression {
-    Expression::Immediate(0, vec![reason as u8, u8::from(direction == Direction::Egress), 0, 0])
+pub(crate) fn denied_begin(reason: DropReason, direction: Direction, kind: Kind) -> Expression {
+    Expression::Immediate(0, vec![reason as u8, u8::from(direction == Direction::Egress), kind as u8, 0])
 }
 
 /// What an entry of the refused holds.

@@ -11,9 +11,10 @@ use crate::flows::Judge;
 use crate::image::{Changes, Image};
 use crate::message::{Request, SUBSYSTEM_NFTABLES, messages};
 use crate::object::Element;
+use crate::rules::Shape;
 use crate::schema::{ATTACHED, EDGE, FENCE, JUDGE};
 use crate::socket::{Refused, Talker};
-use crate::{kernel, links, readback, requirements, skeleton};
+use crate::{kernel, links, readback, requirements, rules, skeleton};
 
 /// `NFNLGRP_NFTABLES`: whatever anybody changes in any table.
 const GROUP_TABLES: u32 = 7;
@@ -26,7 +27,6 @@ impl NftDataplane {
         if !self.ours {
             // Tables of another layout go on until the first replacement.
             self.generation = 1;
-            self.variants = false;
             return if exists { Ok(()) } else { self.rebuild(&HostPolicy::default(), &BTreeSet::new()) };
         }
         let before = self.fence()?.unwrap_or(0);
@@ -36,8 +36,8 @@ impl NftDataplane {
         FENCE.add(&[fence_element(self.generation)], &mut requests);
         self.transact(&requests)?;
         self.image = readback::read(&mut self.talker)?.image();
-        // Rules that ask for source ports say the same of rows that do not.
-        self.variants = true;
+        // The rules may be able to ask more: they are written anew at the first replacement.
+        self.shape = None;
         Ok(())
     }
 
@@ -111,7 +111,7 @@ impl NftDataplane {
             }
         }
         let user_data = skeleton::user_data(&self.settings);
-        requests.extend(skeleton::create(&user_data, &self.counted, image.has_variants()));
+        requests.extend(skeleton::create(&user_data, &self.counted, image.shape()));
         FENCE.add(&[fence_element(self.generation)], &mut requests);
         for (ifindex, name) in named(attached) {
             requests.extend(skeleton::hook(ifindex, &name));
@@ -119,7 +119,7 @@ impl NftDataplane {
         }
         requests.extend(changes.requests().into_iter().flatten());
         self.transact(&requests)?;
-        (self.variants, self.ours, self.disturbed) = (image.has_variants(), true, false);
+        (self.shape, self.ours, self.disturbed) = (Some(image.shape()), true, false);
         self.set_image(image);
         Ok(())
     }
@@ -135,14 +135,23 @@ impl NftDataplane {
         self.unsettled = true;
     }
 
-    /// Writes what the image has become.
-    pub(super) fn commit(&mut self, changes: &Changes) -> Result<(), DataplaneError> {
+    fn rewrite(&mut self, shape: Shape) -> Result<Vec<Request>, DataplaneError> {
+        let chains = kernel::chains(&mut self.talker, JUDGE).map_err(failed("list chains"))?;
+        Ok(skeleton::rewrite(shape, &chains))
+    }
+
+    /// Writes what the image has become; `before`: what the rules had to be able to ask until now.
+    pub(super) fn commit(&mut self, changes: &Changes, before: Shape) -> Result<(), DataplaneError> {
         let [mut first, second, mut last] = changes.requests();
-        let wanted = self.image.has_variants();
-        if wanted && !self.variants {
-            first.extend(skeleton::rewrite(true));
-        } else if !wanted && self.variants {
-            last.extend(skeleton::rewrite(false));
+        let wanted = self.image.shape();
+        // Packets on their way meet rules that can ask what either state needs.
+        let meanwhile = self.shape.map_or(wanted.union(before), |shape| shape.union(wanted));
+        if self.shape != Some(meanwhile) {
+            first.extend(self.rewrite(meanwhile)?);
+        }
+        if wanted != meanwhile {
+            let chains = rules::names(meanwhile);
+            last.extend(skeleton::rewrite(wanted, &chains));
         }
         let written = [first, second]
             .into_iter()
@@ -158,12 +167,13 @@ impl NftDataplane {
         self.know_endpoints();
         match written {
             Ok(()) => {
-                self.variants = wanted;
+                self.shape = Some(wanted);
                 Ok(())
             }
             Err(error) => {
                 // What is there is not what we take it for, until a replacement has read it.
                 self.replaced = false;
+                self.shape = None;
                 Err(error)
             }
         }
@@ -184,8 +194,9 @@ impl NftDataplane {
         if !self.replaced {
             self.image = readback::read(&mut self.talker)?.image();
         }
+        let before = self.image.shape();
         let changes = self.image.replace(policy);
-        self.commit(&changes)?;
+        self.commit(&changes, before)?;
         self.replaced = true;
         Ok(changes)
     }

@@ -14,7 +14,7 @@ use crate::elements;
 use crate::image::Image;
 use crate::kernel::CountedElement;
 use crate::log::Refused;
-use crate::schema::Words;
+use crate::schema::{Kind, Words};
 
 /// A refused connection is forgotten when nobody has tried for this long.
 const IDLE_NS: u64 = 2_000_000_000;
@@ -22,6 +22,7 @@ const IDLE_NS: u64 = 2_000_000_000;
 /// The key of an entry, taken apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Entry {
+    kind: u8,
     reason: u8,
     direction: Direction,
     interface: u32,
@@ -59,6 +60,7 @@ impl Entry {
         let (first, second) = (half(ports)?, half(ports + 4)?);
         let (source_port, destination_port) = if raw { (0, first) } else { (first, second) };
         Some(Self {
+            kind: *key.get(2)?,
             reason: *key.first()?,
             direction,
             interface,
@@ -71,6 +73,7 @@ impl Entry {
     fn of(refused: &Refused, at_edge: bool) -> Self {
         let raw = at_edge && refused.protocol.is_icmp();
         Self {
+            kind: refused.kind as u8,
             reason: refused.reason as u8,
             direction: refused.direction,
             interface: refused.interface.filter(|_| at_edge).unwrap_or(0),
@@ -106,7 +109,8 @@ impl Entry {
     fn attachment(&self, judge: &Judge) -> Option<Attachment> {
         let own = if self.direction == Direction::Egress { self.caller.0 } else { self.called.0 };
         let interface = (self.interface != 0).then_some(Attachment::Interface(self.interface));
-        interface.or_else(|| judge.attachment_of(own))
+        let kind = Kind::ALL.into_iter().find(|kind| *kind as u8 == self.kind)?;
+        interface.or_else(|| judge.refused_by(kind, own).map(|endpoint| endpoint.attachment))
     }
 }
 
@@ -123,7 +127,8 @@ impl Denials {
         now_ns: u64,
         sink: Sink<'_>,
     ) {
-        let at_edge = !matches!(refused.reason, DropReason::Policy | DropReason::Revoked)
+        let at_edge = refused.kind == Kind::Workload
+            && !matches!(refused.reason, DropReason::Policy | DropReason::Revoked)
             && refused.interface.is_some_and(|index| image.attached().contains(&index));
         let entry = Entry::of(refused, at_edge);
         let Some(attachment) = entry.attachment(judge) else { return };
@@ -134,7 +139,7 @@ impl Denials {
         let rule = rule_of(refused.word);
         let alone = Words(refused.word, refused.word & !crate::schema::ALLOW).cell();
         let cell = judge
-            .audit(image, ends, refused.direction, key, source_port)
+            .audit(image, ends, (refused.kind, refused.direction), key, source_port)
             .filter(|cell| cell.rule == rule && refused.reason == DropReason::Policy)
             .unwrap_or(Cell { audit_rule: rule, audit_verdict: Verdict::Deny, ..alone });
         let told = Told { packets: 1, bytes: refused.bytes, first_ns: now_ns, last_ns: now_ns };
