@@ -5,6 +5,7 @@ pub mod frames;
 pub mod namespace;
 pub mod packet;
 pub mod policy;
+pub mod processes;
 pub mod random;
 pub mod traffic;
 pub mod world;

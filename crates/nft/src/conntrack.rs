@@ -50,6 +50,8 @@ pub(crate) struct Report {
     pub(crate) counters: Option<Counters>,
     /// Decisions for the caller and the called.
     pub(crate) decisions: [Option<Words>; 2],
+    /// Number of the control group that each of these is from; then there is no audit rule.
+    pub(crate) groups: [Option<u32>; 2],
     pub(crate) reversed: bool,
 }
 
@@ -119,7 +121,8 @@ pub(crate) fn read(message: &Message<'_>) -> Option<Report> {
     });
     let state = attributes.nested(4).and_then(|info| info.nested(1)).and_then(|tcp| tcp.byte(1));
     let label = attributes.get(22).unwrap_or(&[]);
-    let words = |at: usize| label.get(at..at + 8).and_then(Words::read).filter(|words| words.0 != 0);
+    let words = |at: usize| label.get(at..at + 8).and_then(Words::read).filter(|words| words.is_decision());
+    let group = |at: usize| words(at).and_then(Words::group);
     let reversed = label.get(4..8).and_then(elements::number).is_some_and(|word| word & REVERSED != 0);
     Some(Report {
         connection: Connection { protocol, original, reply },
@@ -128,6 +131,7 @@ pub(crate) fn read(message: &Message<'_>) -> Option<Report> {
         over: state.is_some_and(|state| TCP_OVER.contains(&state)),
         counters,
         decisions: [words(0), words(8)],
+        groups: [group(0), group(8)],
         reversed,
     })
 }

@@ -13,6 +13,7 @@ use bulkhead_model::host_policy::{Attachment, Cell, HostDelta, HostPolicy};
 use bulkhead_model::ports::PortKey;
 
 use crate::flows::{Denials, Flows, Judge};
+use crate::groups::Group;
 use crate::image::{Changes, Image};
 use crate::rules::Shape;
 use crate::schema::{ATTACHED, DENIED_MAX, EDGE, FAMILIES, JUDGE};
@@ -130,19 +131,9 @@ fn applied(started: Instant, changes: &Changes) -> Applied {
     Applied { entries_written, entries_deleted, duration: started.elapsed() }
 }
 
-/// What cannot be enforced.
-fn no_processes(attachment: Attachment) -> DataplaneError {
-    let advice = format!("the nftables dataplane cannot enforce at {attachment}, only at interfaces");
-    requirements::missing("eBPF", advice)
-}
-
 impl Dataplane for NftDataplane {
     fn name(&self) -> &'static str {
         "nftables"
-    }
-
-    fn cannot_enforce(&self, attachment: Attachment) -> Option<String> {
-        matches!(attachment, Attachment::Cgroup(_)).then(|| no_processes(attachment).to_string())
     }
 
     fn attach(&mut self, attachment: Attachment) -> Result<(), DataplaneError> {
@@ -151,7 +142,10 @@ impl Dataplane for NftDataplane {
             Attachment::Interface(ifindex) => ifindex,
             // It is judged wherever it is bound.
             Attachment::Host(_) => return Ok(()),
-            Attachment::Cgroup(_) => return Err(no_processes(attachment)),
+            Attachment::Cgroup(inode) => {
+                let groups = Group::add(inode, self.image.groups())?;
+                return if groups == *self.image.groups() { Ok(()) } else { self.put_groups(groups) };
+            }
         };
         let name = kernel::interface_name(ifindex).ok_or(DataplaneError::Gone { attachment })?;
         if self.image.attached().contains(&ifindex) {
@@ -170,7 +164,10 @@ impl Dataplane for NftDataplane {
         let ifindex = match attachment {
             Attachment::Interface(ifindex) => ifindex,
             Attachment::Host(_) => return Ok(()),
-            Attachment::Cgroup(_) => return Err(no_processes(attachment)),
+            Attachment::Cgroup(inode) => {
+                let mut groups = self.image.groups().clone();
+                return if groups.remove(&inode).is_some() { self.put_groups(groups) } else { Ok(()) };
+            }
         };
         if !self.image.attached().contains(&ifindex) {
             return Ok(());
@@ -186,7 +183,9 @@ impl Dataplane for NftDataplane {
     }
 
     fn attached(&self) -> Result<BTreeSet<Attachment>, DataplaneError> {
-        Ok(named(self.image.attached()).into_keys().map(Attachment::Interface).collect())
+        let interfaces = named(self.image.attached()).into_keys().map(Attachment::Interface);
+        let groups = self.image.groups().keys().filter(|inode| Group::find(**inode).is_ok());
+        Ok(interfaces.chain(groups.copied().map(Attachment::Cgroup)).collect())
     }
 
     fn replace(&mut self, policy: &HostPolicy) -> Result<Applied, DataplaneError> {

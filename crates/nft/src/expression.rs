@@ -13,6 +13,7 @@ const VERDICT_REGISTER: u32 = 0;
 pub(crate) enum Meta {
     /// Ethertype, in network order.
     Protocol = 1,
+    Priority = 2,
     Mark = 3,
     InputInterface = 4,
     OutputInterface = 5,
@@ -69,6 +70,14 @@ pub(crate) enum Expression {
     Meta(Meta, Register),
     SetMeta(Meta, Register),
     Ct(Ct, Option<Tuple>, Register),
+    /// Id of the control group at a level above the sender's or receiver's socket. There is none before the handshake
+    /// has ended.
+    Group {
+        level: u32,
+        to: Register,
+    },
+    /// Holds if a whole socket sends or receives this; into a byte that says nothing here.
+    HasSocket(Register),
     SetCt(Ct, Register),
     Payload {
         base: Base,
@@ -130,6 +139,14 @@ impl Expression {
                     a.bytes(3, &[*tuple as u8]);
                 }
                 "ct"
+            }
+            Self::Group { level, to } => {
+                a.number(1, SOCKET_CGROUPV2).number(2, register(*to)).number(3, *level);
+                "socket"
+            }
+            Self::HasSocket(to) => {
+                a.number(1, SOCKET_WILDCARD).number(2, register(*to));
+                "socket"
             }
             Self::SetCt(key, from) => {
                 a.number(2, *key as u32).number(4, register(*from));
@@ -193,6 +210,10 @@ impl Expression {
         (name, a)
     }
 }
+
+/// `NFT_SOCKET_WILDCARD` and `NFT_SOCKET_CGROUPV2`.
+const SOCKET_WILDCARD: u32 = 2;
+const SOCKET_CGROUPV2: u32 = 3;
 
 /// `NFT_OBJECT_COUNTER`.
 pub(crate) const OBJECT_COUNTER: u32 = 1;

@@ -10,8 +10,9 @@ use bulkhead_model::ports::PortKey;
 use bulkhead_model::verdict::{Builtin, Direction, Verdict};
 
 use crate::conntrack::{Connection, Report};
+use crate::groups::Group;
 use crate::image::Image;
-use crate::schema::{Kind, Words, from_host};
+use crate::schema::{self, Kind, Words, from_host};
 
 mod denials;
 
@@ -33,6 +34,8 @@ pub(crate) struct Judge {
     /// The host as an endpoint: by address, and by interface (0: every other).
     hosts: HashMap<IpAddr, Endpoint>,
     interfaces: BTreeMap<u32, Endpoint>,
+    /// Control groups by number, each with those around it that are in charge, from the inside out.
+    groups: HashMap<u32, Vec<Endpoint>>,
     /// Addresses of the host itself, and the interface that each is at.
     own: BTreeMap<IpAddr, u32>,
 }
@@ -43,6 +46,8 @@ struct Side {
     attachment: Attachment,
     direction: Direction,
     cell: Cell,
+    /// Who is really at the other end, where an address of the connection does not say that.
+    peer: Option<IpAddr>,
 }
 
 fn builtin(rule: Builtin, verdict: Verdict) -> Cell {
@@ -52,6 +57,7 @@ fn builtin(rule: Builtin, verdict: Verdict) -> Cell {
 impl Judge {
     pub(crate) fn of(image: &Image, own: BTreeMap<IpAddr, u32>) -> Self {
         let mut judge = Self { own, ..Self::default() };
+        let mut bound = BTreeMap::new();
         let mut bindings: Vec<_> = image.policy().endpoints.values().collect();
         bindings.sort_unstable_by_key(|binding| binding.attachment);
         for EndpointBinding { attachment, addresses, ingress, egress } in bindings {
@@ -65,8 +71,19 @@ impl Judge {
                     judge.interfaces.insert(*index, endpoint);
                     judge.hosts.extend(all);
                 }
-                Attachment::Interface(_) | Attachment::Cgroup(_) => {}
+                Attachment::Cgroup(inode) => {
+                    bound.insert(*inode, endpoint);
+                }
+                Attachment::Interface(_) => {}
             }
+        }
+        for inode in image.groups().keys() {
+            let line = Group::line(*inode, image.groups()).into_iter();
+            let endpoints = line.map(|inode| {
+                let (attachment, none) = (Attachment::Cgroup(inode), CompiledId::NONE);
+                bound.get(&inode).copied().unwrap_or(Endpoint { attachment, ingress: none, egress: none })
+            });
+            judge.groups.insert(schema::group_number(*inode), endpoints.collect());
         }
         judge
     }
@@ -102,10 +119,11 @@ impl Judge {
     }
 
     /// The endpoint whose policy has refused something.
-    fn refused_by(&self, kind: Kind, own: IpAddr) -> Option<&Endpoint> {
+    fn refused_by(&self, kind: Kind, group: u32, own: IpAddr) -> Option<&Endpoint> {
         match kind {
             Kind::Workload => self.workloads.get(&own),
             Kind::Host => self.host_with(own),
+            Kind::Group => self.groups.get(&group)?.first(),
         }
     }
 
@@ -119,11 +137,15 @@ impl Judge {
         let source_port = if connection.is_icmp() { 0 } else { source_port };
         let (begins, receives) = (self.end(caller, called), self.end(called, caller));
         let own = begins.is_some() && begins.map(|e| e.0.attachment) == receives.map(|e| e.0.attachment);
-        let [out, to] = decisions.map(|words| words.filter(|_| !reversed).map(Words::cell));
+        let groups = report.groups.map(|number| number.filter(|_| !reversed));
+        // A process's decision is none of its host's.
+        let decided =
+            |side: usize| decisions[side].filter(|_| !reversed && groups[side].is_none()).map(Words::cell);
+        let (out, to) = (decided(0), decided(1));
         let mut sides = Vec::new();
         let mut put = |endpoint: &Endpoint, direction, cell| {
             let cell = if own { builtin(Builtin::SelfTraffic, Verdict::Allow) } else { cell };
-            sides.push(Side { attachment: endpoint.attachment, direction, cell });
+            sides.push(Side { attachment: endpoint.attachment, direction, cell, peer: None });
         };
         let none = builtin(Builtin::Unprogrammed, Verdict::Deny);
         if let Some((endpoint, _)) = begins {
@@ -137,6 +159,38 @@ impl Judge {
             let hosts = !is_host && begun_here && (self.own.contains_key(&caller) || to.is_some());
             put(endpoint, Direction::Ingress, if hosts { from_host(cell) } else { cell });
         }
+        // Between processes of this host names stand for addresses.
+        let local = |address: IpAddr| self.own.contains_key(&address) || address.is_loopback();
+        let inside = local(caller) && local(called);
+        let decided = |side: usize, place: usize| {
+            decisions[side].filter(|_| place == 0).map(|words| Words(words.0, words.0).cell())
+        };
+        for (place, endpoint) in
+            groups[0].and_then(|number| self.groups.get(&number)).into_iter().flatten().enumerate()
+        {
+            let cell = if called.is_loopback() {
+                builtin(Builtin::SelfTraffic, Verdict::Allow)
+            } else {
+                agreed(decided(0, place), image.cell(endpoint.egress, called, key, source_port))
+            };
+            sides.push(Side {
+                attachment: endpoint.attachment,
+                direction: Direction::Egress,
+                cell,
+                peer: None,
+            });
+        }
+        for (place, endpoint) in
+            groups[1].and_then(|number| self.groups.get(&number)).into_iter().flatten().enumerate()
+        {
+            let named =
+                groups[0].and_then(|number| self.groups.get(&number)?.last()?.attachment.own_address());
+            let peer = inside.then(|| named.unwrap_or(schema::NO_PROCESS));
+            let cell = image.cell(endpoint.ingress, peer.unwrap_or(caller), key, source_port);
+            let cell = agreed(decided(1, place), cell);
+            let cell = if inside && named.is_none() { from_host(cell) } else { cell };
+            sides.push(Side { attachment: endpoint.attachment, direction: Direction::Ingress, cell, peer });
+        }
         sides
     }
 
@@ -145,21 +199,28 @@ impl Judge {
         &self,
         image: &Image,
         (caller, called): (IpAddr, IpAddr),
-        (kind, direction): (Kind, Direction),
+        (endpoint, direction): (Option<&Endpoint>, Direction),
         key: PortKey,
         source_port: u16,
     ) -> Option<Cell> {
-        let (own, peer) = if direction == Direction::Egress { (caller, called) } else { (called, caller) };
-        let endpoint = self.refused_by(kind, own)?;
+        let peer = if direction == Direction::Egress { called } else { caller };
+        let endpoint = endpoint?;
         let compiled = if direction == Direction::Egress { endpoint.egress } else { endpoint.ingress };
         image.cell(compiled, peer, key, source_port)
     }
+}
+
+/// What the packet path has decided, with the audit rule of tables that still say so.
+fn agreed(decided: Option<Cell>, table: Option<Cell>) -> Cell {
+    let table = table.unwrap_or(builtin(Builtin::Unprogrammed, Verdict::Deny));
+    decided.filter(|cell| cell.rule != table.rule).unwrap_or(table)
 }
 
 /// A connection that has been told.
 #[derive(Debug, Clone)]
 struct Told {
     sides: Vec<Side>,
+    groups: [Option<u32>; 2],
     counters: Counters,
     reversed: bool,
     closed: bool,
@@ -211,6 +272,7 @@ impl Flows {
             return;
         }
         let Some(told) = self.told.get_mut(connection) else { return };
+        told.hear_of_processes(report, (judge, image), sink);
         if report.over && !told.closed {
             told.count(count(connection), now_ns);
             told.closed = true;
@@ -225,6 +287,7 @@ impl Flows {
         }
         let told = Told {
             sides,
+            groups: report.groups,
             counters: report.counters.unwrap_or(Counters { packets_forward: 1, ..Counters::default() }),
             reversed: report.reversed,
             closed: report.over,
@@ -297,6 +360,7 @@ impl Flows {
                 over: false,
                 counters: None,
                 decisions: [None; 2],
+                groups: told.groups,
                 reversed,
             };
             let sides = judge.sides(image, &report);
@@ -324,6 +388,21 @@ fn differs(old: &Cell, new: &Cell) -> bool {
 }
 
 impl Told {
+    /// What comes back to this host by the loopback interface has been told before anybody knew who gets it.
+    fn hear_of_processes(&mut self, report: &Report, (judge, image): (&Judge, &Image), sink: Sink<'_>) {
+        if report.groups == self.groups || report.groups == [None; 2] {
+            return;
+        }
+        self.groups = report.groups;
+        for side in judge.sides(image, report) {
+            let known = |old: &Side| (old.attachment, old.direction) == (side.attachment, side.direction);
+            if !self.sides.iter().any(known) {
+                sink(self.flow(FlowEvent::Open, &report.connection, &side));
+                self.sides.push(side);
+            }
+        }
+    }
+
     fn count(&mut self, counters: Option<Counters>, now_ns: u64) {
         if let Some(counters) = counters
             && counters != self.counters
@@ -352,7 +431,7 @@ impl Told {
         };
         let denied = side.cell.verdict == Verdict::Deny;
         let mut key = key(connection.is_icmp(), connection.protocol, side, caller, called);
-        let (peer, peer_port) = (key.peer, key.peer_port);
+        let (peer, peer_port) = (side.peer.unwrap_or(key.peer), key.peer_port);
         (key.peer, key.peer_port) = connection.seen_by(side.direction == Direction::Egress, self.reversed);
         RawFlow {
             event,

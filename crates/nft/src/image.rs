@@ -11,6 +11,7 @@ use bulkhead_model::host_policy::{
 
 use crate::Capacities;
 use crate::elements;
+use crate::groups::Groups;
 use crate::message::Request;
 use crate::object::{Element, Set};
 use crate::rules::Shape;
@@ -77,6 +78,7 @@ impl Changes {
 pub(crate) struct Image {
     policy: HostPolicy,
     attached: BTreeSet<u32>,
+    groups: Groups,
     /// Number of every row: default rows under the class of their own.
     rows: HashMap<(CompiledId, u32), u32>,
     numbers: Numbers,
@@ -94,7 +96,8 @@ impl Image {
         blocks: [Segments; 2],
         endpoints: Content,
     ) -> Self {
-        Self { policy, attached, rows, numbers, blocks, endpoints }
+        let groups = endpoints::groups(&endpoints);
+        Self { policy, attached, groups, rows, numbers, blocks, endpoints }
     }
 
     /// Counts who holds which number.
@@ -130,7 +133,11 @@ impl Image {
     /// What the rules must be able to ask.
     pub(crate) fn shape(&self) -> Shape {
         let host = |binding: &EndpointBinding| matches!(binding.attachment, Attachment::Host(_));
-        Shape { variants: self.numbers.has_variants(), host: self.policy.endpoints.values().any(host) }
+        Shape {
+            variants: self.numbers.has_variants(),
+            host: self.policy.endpoints.values().any(host),
+            levels: self.groups.values().fold(0, |levels, group| levels | 1 << group.level),
+        }
     }
 
     /// The class of an address, as the maps have it.
@@ -151,6 +158,18 @@ impl Image {
         Some(self.policy.policies.get(&policy)?.cell(self.class_of(peer), key, source_port))
     }
 
+    pub(crate) fn groups(&self) -> &Groups {
+        &self.groups
+    }
+
+    /// Other control groups are in charge.
+    pub(crate) fn set_groups(&mut self, groups: Groups) -> Changes {
+        let mut changes = Changes::default();
+        self.groups = groups;
+        self.follow_endpoints(&mut changes);
+        changes
+    }
+
     /// Other interfaces are in charge.
     pub(crate) fn set_attached(&mut self, attached: BTreeSet<u32>) -> Changes {
         let mut changes = Changes::default();
@@ -160,8 +179,8 @@ impl Image {
     }
 
     /// Everything, into tables that hold nothing yet.
-    pub(crate) fn rebuild(policy: &HostPolicy, attached: BTreeSet<u32>) -> (Self, Changes) {
-        let mut image = Self { attached, ..Self::default() };
+    pub(crate) fn rebuild(policy: &HostPolicy, attached: BTreeSet<u32>, groups: Groups) -> (Self, Changes) {
+        let mut image = Self { attached, groups, ..Self::default() };
         let changes = image.replace(policy);
         (image, changes)
     }
@@ -326,7 +345,7 @@ impl Image {
     }
 
     fn follow_endpoints(&mut self, changes: &mut Changes) {
-        let new = endpoints::content(&self.policy, &self.attached);
+        let new = endpoints::content(&self.policy, &self.attached, &self.groups);
         for (set, elements) in &new {
             let nothing = BTreeMap::new();
             let old = self.endpoints.get(set).unwrap_or(&nothing);

@@ -9,7 +9,7 @@ use bulkhead_model::verdict::Direction;
 use crate::elements;
 use crate::message::{Attributes, Message, Request, SUBSYSTEM_LOG};
 use crate::rules;
-use crate::schema::Kind;
+use crate::schema::{Kind, Words};
 
 const PACKET: u16 = 0;
 const CONFIG: u16 = 1;
@@ -28,7 +28,7 @@ pub(crate) struct Refused {
     pub(crate) kind: Kind,
     pub(crate) reason: DropReason,
     pub(crate) direction: Direction,
-    /// First word of the decision.
+    /// First word of the decision; of a process, its control group's number.
     pub(crate) word: u32,
     /// Interface, where the chain was one at it.
     pub(crate) interface: Option<u32>,
@@ -41,6 +41,13 @@ pub(crate) struct Refused {
     pub(crate) destination_port: u16,
     /// From the network header on.
     pub(crate) bytes: u64,
+}
+
+impl Refused {
+    /// Number of the control group that has refused it.
+    pub(crate) fn group(&self) -> Option<u32> {
+        Words(0, self.word).group().filter(|_| self.kind == Kind::Group)
+    }
 }
 
 fn config(group: u16, attribute: u16, value: &[u8]) -> Request {

@@ -4,7 +4,8 @@
 //! forward, input, output ──► family ──► egress of the caller ──► ingress of the called ──► back
 //!  (after DNAT, before SNAT)   │             └──────────────┬────────────┘
 //!                              └─ nobody of ours: back      └─► refuse: count, tell once, drop
-//!          input, output ──► the host's own policy, if it is an endpoint ──► back, or refuse
+//!          input, output ──► the policies of the process's control groups ──► back, or refuse
+//!                        ──► the host's own policy, if it is an endpoint ──► back, or refuse
 //! ```
 //!
 //! Who is asked leaves the packet alone where it is allowed, so that the next is asked as well: what comes back to the
@@ -27,6 +28,7 @@ mod ask;
 pub(crate) mod edge;
 mod entry;
 mod host;
+mod process;
 
 use ask::{NOTHING, Outcome, Question, ask, refuse};
 
@@ -35,6 +37,8 @@ pub(crate) type Chains = Vec<(String, Vec<Vec<E>>)>;
 
 /// `IPS_CONFIRMED` (linux/netfilter/nf_conntrack_common.h), in the byte order of this machine.
 const CONFIRMED: u32 = 1 << 3;
+/// `IPS_SEEN_REPLY`, likewise.
+const SEEN_REPLY: u32 = 1 << 1;
 const TCP: u8 = 6;
 const UDP: u8 = 17;
 const ICMP: u8 = 1;
@@ -117,6 +121,16 @@ fn first_packet(first: bool) -> Vec<E> {
     ]
 }
 
+/// Whether somebody has answered in this connection.
+fn answered(answered: bool) -> Vec<E> {
+    let (mask, zero) = (SEEN_REPLY.to_ne_bytes().to_vec(), vec![0; 4]);
+    vec![
+        E::Ct(Ct::Status, None, SCRATCH),
+        E::Mask { from: SCRATCH, to: SCRATCH, mask },
+        if answered { E::NotEqual(SCRATCH, zero) } else { E::Equal(SCRATCH, zero) },
+    ]
+}
+
 fn has(bit: u32, word: Register) -> Vec<E> {
     let mask = bit.to_be_bytes().to_vec();
     vec![E::Mask { from: word, to: SCRATCH, mask }, E::NotEqual(SCRATCH, vec![0; 4])]
@@ -160,6 +174,10 @@ pub(crate) fn prefix(kind: Kind, reason: DropReason, direction: Direction) -> &'
         (Kind::Host, DropReason::Unprogrammed) => "bulkhead host ingress unprogrammed",
         (Kind::Host, _) if egress => "bulkhead host egress policy",
         (Kind::Host, _) => "bulkhead host ingress policy",
+        (Kind::Group, DropReason::Unprogrammed) if egress => "bulkhead process egress unprogrammed",
+        (Kind::Group, DropReason::Unprogrammed) => "bulkhead process ingress unprogrammed",
+        (Kind::Group, _) if egress => "bulkhead process egress policy",
+        (Kind::Group, _) => "bulkhead process ingress policy",
     }
 }
 
@@ -186,7 +204,7 @@ fn turned() -> Vec<E> {
 
 /// The chains that judge connections of workloads of one family.
 fn judging(family: &'static Family, log_group: u16, variants: bool, chains: &mut Chains) {
-    let question = |direction, roles| Question { subject: Subject::Workload, family, direction, roles };
+    let question = |direction, roles| Question::new(Subject::Workload, family, direction, roles);
     let mut label = vec![0; 4];
     label.extend(REVERSED.to_be_bytes());
     label.resize(16, 0);
@@ -257,12 +275,18 @@ pub(crate) struct Shape {
     pub(crate) variants: bool,
     /// Whether the host is an endpoint.
     pub(crate) host: bool,
+    /// Levels at which there are control groups in charge, as bits.
+    pub(crate) levels: u32,
 }
 
 impl Shape {
     /// Rules that can ask what either can.
     pub(crate) fn union(self, other: Self) -> Self {
-        Self { variants: self.variants || other.variants, host: self.host || other.host }
+        Self {
+            variants: self.variants || other.variants,
+            host: self.host || other.host,
+            levels: self.levels | other.levels,
+        }
     }
 }
 
@@ -282,9 +306,17 @@ pub(crate) fn judging_chains(log_group: u16, shape: Shape) -> Chains {
         if shape.host {
             host::chains(family, log_group, shape.variants, &mut chains);
         }
+        if shape.levels != 0 {
+            process::chains(family, log_group, (shape.variants, shape.levels), &mut chains);
+        }
     }
     chains.push(("packet".to_owned(), by_family("packet")));
+    if shape.levels != 0 {
+        process::by_families(shape.levels, &mut chains);
+    }
     for hook in host::Hook::BOTH {
+        let asked = if shape.levels == 0 { Vec::new() } else { process::entry(hook, shape.levels) };
+        chains.push((process::entry_name(hook).to_owned(), asked));
         chains.push((hook.chain().to_owned(), if shape.host { host::entry(hook) } else { Vec::new() }));
     }
     chains

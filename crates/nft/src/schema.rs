@@ -7,7 +7,6 @@ use bulkhead_model::flow::DropReason;
 use bulkhead_model::host_policy::{Cell, RuleId};
 use bulkhead_model::verdict::{Builtin, Direction, Verdict};
 
-use crate::expression::Expression;
 use crate::object::{INET, NETDEV, SET_DYNAMIC, SET_INTERVAL, SET_MAP, Set, Table};
 
 /// Version of everything in this file and of the rules.
@@ -149,6 +148,22 @@ pub(crate) const HOST_EGRESS: Set = map(JUDGE, "host_egress", (BYTES, 8), WORD, 
 /// Interface → policy of what the host is called for there.
 pub(crate) const HOST_INGRESS: Set = map(JUDGE, "host_ingress", (BYTES, 8), WORD, 0);
 
+/// Control groups in charge, by their ids.
+pub(crate) const GROUPS: Set = set(JUDGE, "groups", BYTES, 8);
+/// Control group → [`GROUP`] and its number, level.
+pub(crate) const GROUP_NUMBERS: Set = map(JUDGE, "group_numbers", (BYTES, 8), TWO_WORDS, 0);
+/// Control group → policy of what its processes begin.
+pub(crate) const GROUP_EGRESS: Set = map(JUDGE, "group_egress", (BYTES, 8), WORD, 0);
+/// Control group → policy of what its processes are called for.
+pub(crate) const GROUP_INGRESS: Set = map(JUDGE, "group_ingress", (BYTES, 8), WORD, 0);
+/// Numbers of control groups.
+pub(crate) const NAMED: Set = set(JUDGE, "named", MARK, 4);
+/// Number of a control group → last word of the address that stands for it where another process of the host is asked
+/// about it.
+pub(crate) const NAMES: Set = map(JUDGE, "names", WORD, WORD, 0);
+/// Number of a control group → policy of what its processes are called for.
+pub(crate) const NAMED_INGRESS: Set = map(JUDGE, "named_ingress", WORD, WORD, 0);
+
 /// All of a table.
 pub(crate) fn sets(table: Table) -> Vec<Set> {
     let single = [
@@ -165,6 +180,13 @@ pub(crate) fn sets(table: Table) -> Vec<Set> {
         HOST_INTERFACES,
         HOST_EGRESS,
         HOST_INGRESS,
+        GROUPS,
+        GROUP_NUMBERS,
+        GROUP_EGRESS,
+        GROUP_INGRESS,
+        NAMED,
+        NAMES,
+        NAMED_INGRESS,
     ];
     let by_family = FAMILIES.into_iter().flat_map(|f| {
         [
@@ -219,9 +241,19 @@ const WRITTEN: u32 = 1 << 28;
 const AUDIT_ALLOW: u32 = 1 << 31;
 /// In a label: the side that conntrack takes for the caller was called.
 pub(crate) const REVERSED: u32 = 1 << 30;
+/// In a label's second or fourth word: the rest of it is no audit rule but the number of the control group whose policy
+/// the word before it is from.
+pub(crate) const GROUP: u32 = 1 << 29;
 /// Rule ids are below this. The bit above is kept for one more thing that a decision may say.
 pub(crate) const RULE_END: u32 = 1 << 26;
 const RULE_MASK: u32 = RULE_END - 1;
+
+/// Bits of one side's decision in a label, or of whose it is.
+pub(crate) const DECISION_MASK: [u8; 8] = {
+    let first = (ALLOW | HOST_MAY | RULE_MASK).to_be_bytes();
+    let second = (AUDIT_ALLOW | GROUP | RULE_MASK).to_be_bytes();
+    [first[0], first[1], first[2], first[3], second[0], second[1], second[2], second[3]]
+};
 
 /// A decision as two words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -257,6 +289,16 @@ impl Words {
         }
     }
 
+    /// Whether a label's words say anything about a decision.
+    pub(crate) fn is_decision(self) -> bool {
+        self.0 & (ALLOW | HOST_MAY) != 0
+    }
+
+    /// The control group whose decision the first word of a label's two is.
+    pub(crate) fn group(self) -> Option<u32> {
+        (self.1 & GROUP != 0).then_some(self.1 & RULE_MASK)
+    }
+
     pub(crate) fn bytes(self) -> [u8; 8] {
         (u64::from(self.0) << 32 | u64::from(self.1)).to_be_bytes()
     }
@@ -289,6 +331,10 @@ pub(crate) enum Subject {
     HostAddress,
     /// The host, by the interface.
     HostInterface,
+    /// Processes, by the control group at this level above their socket.
+    Group(u32),
+    /// Processes that are called, by what the connection's label says of them: while there is no whole socket.
+    Labelled,
 }
 
 /// Kind of an endpoint, as keys have it.
@@ -296,10 +342,11 @@ pub(crate) enum Subject {
 pub(crate) enum Kind {
     Workload = 0,
     Host = 1,
+    Group = 2,
 }
 
 impl Kind {
-    pub(crate) const ALL: [Self; 2] = [Self::Workload, Self::Host];
+    pub(crate) const ALL: [Self; 3] = [Self::Workload, Self::Host, Self::Group];
 }
 
 impl Subject {
@@ -307,9 +354,15 @@ impl Subject {
         match self {
             Self::Workload => Kind::Workload,
             Self::HostAddress | Self::HostInterface => Kind::Host,
+            Self::Group(_) | Self::Labelled => Kind::Group,
         }
     }
 }
+
+/// The address of a host where a process of it is asked about somebody who is none that it knows: 100::/64 with no
+/// number (see [`bulkhead_model::host_policy::Attachment::own_address`]).
+pub(crate) const NO_PROCESS: std::net::IpAddr =
+    std::net::IpAddr::V6(std::net::Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 0));
 
 /// Where the host's interface stands in [`HOST_INTERFACES`] and the maps beside it: packets that come have no interface
 /// to leave by, and the other way round, so one key serves both ways.
@@ -318,9 +371,19 @@ pub(crate) fn host_interface(index: u32, incoming: bool) -> Vec<u8> {
     [from.to_ne_bytes(), to.to_ne_bytes()].concat()
 }
 
+/// A control group's id as the packet path has it.
+pub(crate) fn group_id(inode: u32) -> Vec<u8> {
+    u64::from(inode).to_ne_bytes().to_vec()
+}
+
+/// A control group's number, as labels have it. Two in charge must not have the same.
+pub(crate) fn group_number(inode: u32) -> u32 {
+    inode & RULE_MASK
+}
+
 /// Begins a refused connection's key with why, and whose policy.
-pub(crate) fn denied_begin(reason: DropReason, direction: Direction, kind: Kind) -> Expression {
-    Expression::Immediate(0, vec![reason as u8, u8::from(direction == Direction::Egress), kind as u8, 0])
+pub(crate) fn denied_begin(reason: DropReason, direction: Direction, kind: Kind) -> [u8; 4] {
+    [reason as u8, u8::from(direction == Direction::Egress), kind as u8, 0]
 }
 
 /// What an entry of the refused holds.

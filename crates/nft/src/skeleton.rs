@@ -14,9 +14,9 @@ use crate::schema::{self, COUNTERS, EDGE, FAMILIES, JUDGE, LAYOUT, LOG_GROUP, UN
 const PRIORITY: i32 = 50;
 /// `NF_INET_LOCAL_IN`, `NF_INET_FORWARD`, `NF_INET_LOCAL_OUT`, and what is asked there one after the other.
 const JUDGE_HOOKS: [(&str, u32, &[&str]); 3] = [
-    ("input", 1, &["packet", "host_input"]),
+    ("input", 1, &["packet", "process_input", "host_input"]),
     ("forward", 2, &["packet"]),
-    ("output", 3, &["packet", "host_output"]),
+    ("output", 3, &["packet", "process_output", "host_output"]),
 ];
 /// `NF_NETDEV_INGRESS`, `NF_NETDEV_EGRESS` and the chain that each leads to.
 const EDGE_HOOKS: [(&str, u32, &str); 2] = [("from", 0, "from_workload"), ("to", 1, "to_workload")];

@@ -280,6 +280,7 @@ fn what_is_read_back_is_what_was_put() {
         [End(eth0, &["10.0.1.1", "fd00:1::1"], &rules, &[]), End(Attachment::Host(0), &[], &[], &rules)];
     world.put(&ends);
     let expected = tables(&ends);
+    assert!(common::listing().contains("chain host_input4"), "nft can print it");
     for _ in 0..2 {
         let read = world.dataplane.read_back().unwrap();
         assert_eq!(read.addresses, expected.addresses);

@@ -8,6 +8,7 @@ use bulkhead_model::host_policy::HostPolicy;
 
 use super::{NftDataplane, failed};
 use crate::flows::Judge;
+use crate::groups::Groups;
 use crate::image::{Changes, Image};
 use crate::message::{Request, SUBSYSTEM_NFTABLES, messages};
 use crate::object::Element;
@@ -27,7 +28,11 @@ impl NftDataplane {
         if !self.ours {
             // Tables of another layout go on until the first replacement.
             self.generation = 1;
-            return if exists { Ok(()) } else { self.rebuild(&HostPolicy::default(), &BTreeSet::new()) };
+            return if exists {
+                Ok(())
+            } else {
+                self.rebuild(&HostPolicy::default(), &BTreeSet::new(), &Groups::new())
+            };
         }
         let before = self.fence()?.unwrap_or(0);
         self.generation = before + 1;
@@ -98,12 +103,13 @@ impl NftDataplane {
         &mut self,
         policy: &HostPolicy,
         attached: &BTreeSet<u32>,
+        groups: &Groups,
     ) -> Result<(), DataplaneError> {
         let context = failed("read the tables");
         for table in [JUDGE, EDGE] {
             kernel::counters(&mut self.talker, table, &mut self.counted).map_err(&context)?;
         }
-        let (image, changes) = Image::rebuild(policy, attached.clone());
+        let (image, changes) = Image::rebuild(policy, attached.clone(), groups.clone());
         let mut requests = Vec::new();
         for table in [JUDGE, EDGE] {
             if kernel::user_data(&mut self.talker, table).map_err(&context)?.is_some() {
@@ -182,14 +188,14 @@ impl NftDataplane {
     pub(super) fn replace_all(&mut self, policy: &HostPolicy) -> Result<Changes, DataplaneError> {
         self.check_fence()?;
         Image::check_policy(policy, &self.capacities)?;
-        let attached = self.image.attached().clone();
+        let (attached, groups) = (self.image.attached().clone(), self.image.groups().clone());
         let there =
             |table, talker: &mut Talker| kernel::user_data(talker, table).map_err(failed("read the tables"));
         let whole = there(JUDGE, &mut self.talker)?.is_some() && there(EDGE, &mut self.talker)?.is_some();
         if !self.ours || !whole || self.disturbed {
-            self.rebuild(policy, &attached)?;
+            self.rebuild(policy, &attached, &groups)?;
             self.replaced = true;
-            return Ok(Image::rebuild(policy, attached).1);
+            return Ok(Image::rebuild(policy, attached, groups).1);
         }
         if !self.replaced {
             self.image = readback::read(&mut self.talker)?.image();
@@ -199,6 +205,12 @@ impl NftDataplane {
         self.commit(&changes, before)?;
         self.replaced = true;
         Ok(changes)
+    }
+
+    pub(super) fn put_groups(&mut self, groups: Groups) -> Result<(), DataplaneError> {
+        let before = self.image.shape();
+        let changes = self.image.set_groups(groups);
+        self.commit(&changes, before)
     }
 
     pub(super) fn put_attached(
@@ -235,7 +247,8 @@ impl NftDataplane {
     pub(super) fn repair(&mut self) -> Result<(), DataplaneError> {
         self.check_fence()?;
         let (policy, attached) = (self.image.policy().clone(), self.image.attached().clone());
-        self.rebuild(&policy, &attached)
+        let groups = self.image.groups().clone();
+        self.rebuild(&policy, &attached, &groups)
     }
 
     /// Whether somebody else has changed a table of ours.

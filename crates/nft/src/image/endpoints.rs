@@ -7,10 +7,12 @@ use bulkhead_model::host_policy::{Attachment, CompiledId, CompiledPolicy, Endpoi
 use bulkhead_model::verdict::Verdict;
 
 use crate::elements::{self, octets};
+use crate::groups::{Group, Groups};
 use crate::object::{Element, Set};
 use crate::schema::{
-    self, BOUND, FAMILIES, Family, HOST_EGRESS, HOST_INGRESS, HOST_INTERFACES, OPEN_RECEIVERS, OPEN_SENDERS,
-    RECEIVERS, SENDERS,
+    self, BOUND, FAMILIES, Family, GROUP_EGRESS, GROUP_INGRESS, GROUP_NUMBERS, GROUPS, HOST_EGRESS,
+    HOST_INGRESS, HOST_INTERFACES, NAMED, NAMED_INGRESS, NAMES, OPEN_RECEIVERS, OPEN_SENDERS, RECEIVERS,
+    SENDERS,
 };
 
 /// Key of what holds for all others.
@@ -24,8 +26,23 @@ pub(crate) fn sets() -> Vec<Set> {
     let by_family = FAMILIES.iter().flat_map(|f| {
         [f.ours, f.selves, f.egress, f.ingress, f.own, f.host_own, f.host_egress, f.host_ingress, f.held]
     });
-    let single =
-        [BOUND, SENDERS, RECEIVERS, OPEN_SENDERS, OPEN_RECEIVERS, HOST_INTERFACES, HOST_EGRESS, HOST_INGRESS];
+    let single = [
+        BOUND,
+        SENDERS,
+        RECEIVERS,
+        OPEN_SENDERS,
+        OPEN_RECEIVERS,
+        HOST_INTERFACES,
+        HOST_EGRESS,
+        HOST_INGRESS,
+        GROUPS,
+        GROUP_NUMBERS,
+        GROUP_EGRESS,
+        GROUP_INGRESS,
+        NAMED,
+        NAMES,
+        NAMED_INGRESS,
+    ];
     by_family.chain(single).collect()
 }
 
@@ -39,7 +56,7 @@ fn is_open(policy: &CompiledPolicy) -> bool {
 }
 
 /// The content for the endpoints in charge: the host itself always is.
-pub(crate) fn content(policy: &HostPolicy, attached: &BTreeSet<u32>) -> Content {
+pub(crate) fn content(policy: &HostPolicy, attached: &BTreeSet<u32>, groups: &Groups) -> Content {
     let mut content: Content = sets().into_iter().map(|set| (set, BTreeMap::new())).collect();
     let mut open: BTreeMap<CompiledId, bool> = BTreeMap::new();
     let mut is_open =
@@ -47,6 +64,17 @@ pub(crate) fn content(policy: &HostPolicy, attached: &BTreeSet<u32>) -> Content 
     // By index: of two endpoints that claim one address, the newer has it.
     let mut bindings: Vec<&EndpointBinding> = policy.endpoints.values().collect();
     bindings.sort_unstable_by_key(|binding| binding.attachment);
+    for (inode, group) in groups {
+        let mut put = |set: Set, key: Vec<u8>, data: Vec<u8>| {
+            content.entry(set).or_default().insert(key, data);
+        };
+        let (id, number) = (schema::group_id(*inode), group_key(*inode));
+        let outermost = Group::line(*inode, groups).last().copied().unwrap_or(*inode);
+        put(GROUPS, id.clone(), Vec::new());
+        put(GROUP_NUMBERS, id, [&number[..], &group.level.to_be_bytes()].concat());
+        put(NAMED, number.clone(), Vec::new());
+        put(NAMES, number, outermost.to_be_bytes().to_vec());
+    }
     for binding in bindings {
         let mut put = |set: Set, key: Vec<u8>, data: Vec<u8>| {
             content.entry(set).or_default().insert(key, data);
@@ -56,6 +84,7 @@ pub(crate) fn content(policy: &HostPolicy, attached: &BTreeSet<u32>) -> Content 
                 put_workload(index, binding, &mut is_open, &mut put);
             }
             Attachment::Host(index) => put_host(index, binding, &mut put),
+            Attachment::Cgroup(inode) if groups.contains_key(&inode) => put_group(inode, binding, &mut put),
             Attachment::Interface(_) | Attachment::Cgroup(_) => continue,
         }
         let policies = [binding.ingress.0.to_be_bytes(), binding.egress.0.to_be_bytes()].concat();
@@ -94,6 +123,33 @@ fn put_workload(
             }
         }
     }
+}
+
+/// As labels and priorities have it.
+fn group_key(inode: u32) -> Vec<u8> {
+    (schema::GROUP | schema::group_number(inode)).to_be_bytes().to_vec()
+}
+
+fn put_group(inode: u32, binding: &EndpointBinding, put: &mut dyn FnMut(Set, Vec<u8>, Vec<u8>)) {
+    let id = schema::group_id(inode);
+    let ingress = binding.ingress.0.to_be_bytes().to_vec();
+    put(GROUP_EGRESS, id.clone(), binding.egress.0.to_be_bytes().to_vec());
+    put(GROUP_INGRESS, id, ingress.clone());
+    put(NAMED_INGRESS, group_key(inode), ingress);
+    for address in &binding.addresses {
+        let key = [&elements::attachment_key(binding.attachment)[..], &octets(*address)].concat();
+        put(family_of(*address).held, key, Vec::new());
+    }
+}
+
+/// The control groups that stand there.
+pub(crate) fn groups(content: &Content) -> Groups {
+    let read = |(id, data): (&Vec<u8>, &Vec<u8>)| {
+        let inode = u32::try_from(u64::from_ne_bytes(id.as_slice().try_into().ok()?)).ok()?;
+        let level = elements::number(data.get(4..)?)?;
+        Some((inode, Group::find(inode).unwrap_or(Group { level, around: Vec::new() })))
+    };
+    content.get(&GROUP_NUMBERS).into_iter().flatten().filter_map(read).collect()
 }
 
 /// `index` 0: every interface that no other endpoint has.

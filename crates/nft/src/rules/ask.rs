@@ -4,15 +4,20 @@ use bulkhead_model::flow::DropReason;
 use bulkhead_model::verdict::{Builtin, Direction, Verdict as Answer};
 
 use super::{
-    DECISION, DENIED, LABEL, Roles, SCRATCH, count_and_drop, first_packet, goto, handshake, has, joined,
-    lacks, prefix, turned,
+    DECISION, DENIED, LABEL, Roles, SCRATCH, answered, count_and_drop, first_packet, goto, handshake, has,
+    joined, lacks, prefix, turned,
 };
+use crate::elements;
 use crate::expression::{Ct, Expression as E, Meta, Register, Tuple, Verdict};
 use crate::object::Set;
 use crate::schema::{
-    self, ASK_BLOCKS, DEFAULT_ROW, Family, HOST_EGRESS, HOST_INGRESS, HOST_INTERFACES, ROWS, STEPS, Subject,
-    UNRECORDED, VARIANTS, Words,
+    self, ASK_BLOCKS, DEFAULT_ROW, FAMILIES, Family, GROUP, GROUP_EGRESS, GROUP_INGRESS, GROUP_NUMBERS,
+    GROUPS, HOST_EGRESS, HOST_INGRESS, HOST_INTERFACES, Kind, NAMED, NAMED_INGRESS, NAMES, ROWS, RULE_END,
+    STEPS, Subject, UNRECORDED, VARIANTS, Words,
 };
+
+/// Where the number of a control group goes, beside keys.
+const NUMBER: Register = 7;
 
 /// A chain without rules: whoever is led there goes back to where it was called.
 pub(super) const NOTHING: &str = "nothing";
@@ -51,6 +56,19 @@ fn rows(variants: bool) -> &'static [Row] {
     }
 }
 
+/// By what the other end is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Peer {
+    /// Its address.
+    Address,
+    /// It is a process of this host: what the packet's priority says of its sender.
+    Priority,
+    /// It is a process of this host: what the connection's label says of who began.
+    Label,
+    /// It is this host, and no process that anybody has named.
+    Host,
+}
+
 /// One question to the tables.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Question {
@@ -58,9 +76,14 @@ pub(super) struct Question {
     pub(super) family: &'static Family,
     pub(super) direction: Direction,
     pub(super) roles: Roles,
+    pub(super) peer: Peer,
 }
 
 impl Question {
+    pub(super) fn new(subject: Subject, family: &'static Family, direction: Direction, roles: Roles) -> Self {
+        Self { subject, family, direction, roles, peer: Peer::Address }
+    }
+
     /// Name of the chain that asks this.
     pub(super) fn name(&self) -> String {
         self.chain("")
@@ -81,14 +104,45 @@ impl Question {
             Subject::Workload => "",
             Subject::HostAddress => "host_",
             Subject::HostInterface => "host_interface_",
+            Subject::Group(level) => &format!("group{level}_"),
+            Subject::Labelled => "labelled_",
+        };
+        let peer = match self.peer {
+            Peer::Address => "",
+            Peer::Priority => "_by_sender",
+            Peer::Label => "_by_caller",
+            Peer::Host => "_by_host",
         };
         let direction = if self.direction == Direction::Egress { "egress" } else { "ingress" };
         let number = if self.family.v6 { 6 } else { 4 };
-        format!("{what}{subject}{direction}_{}{number}", self.roles.tag())
+        format!("{what}{subject}{direction}{peer}_{}{number}", self.roles.tag())
     }
 
     pub(super) fn address(&self, tuple: Tuple, to: Register) -> E {
         E::Ct(if self.family.v6 { Ct::Source6 } else { Ct::Source4 }, Some(tuple), to)
+    }
+
+    /// Whoever is at the other end, into registers from 2 on; the family of the maps that know it.
+    fn other(&self) -> (Vec<E>, &'static Family) {
+        let [_, v6] = &FAMILIES;
+        // The key written whole, whatever words of it are others': see `key_of`.
+        let host = vec![E::Immediate(2, elements::octets(schema::NO_PROCESS))];
+        let named = |number: Vec<E>| {
+            let last = E::Get { map: NAMES.name, key: NUMBER, to: 5 };
+            (joined([number, host.clone(), vec![last]]), v6)
+        };
+        match self.peer {
+            Peer::Address => (vec![self.address(self.peer_tuple(), 2)], self.family),
+            Peer::Priority => named(vec![E::Meta(Meta::Priority, NUMBER)]),
+            Peer::Label => named(caller_group(NUMBER)),
+            Peer::Host => (host, v6),
+        }
+    }
+
+    /// Whether a packet is one of those at which a connection is decided.
+    fn first(&self, first: bool) -> Vec<E> {
+        // What goes through the loopback interface has left the host before it comes back.
+        if self.peer == Peer::Address { first_packet(first) } else { answered(!first) }
     }
 
     fn own(&self) -> Tuple {
@@ -98,7 +152,7 @@ impl Question {
         }
     }
 
-    fn peer(&self) -> Tuple {
+    fn peer_tuple(&self) -> Tuple {
         match self.direction {
             Direction::Egress => self.roles.called(),
             Direction::Ingress => self.roles.caller(),
@@ -112,6 +166,8 @@ impl Question {
             Subject::Workload => (vec![self.address(self.own(), to)], family.ours),
             Subject::HostAddress => (vec![self.address(self.own(), to)], family.host_own),
             Subject::HostInterface => (interfaces(to), HOST_INTERFACES),
+            Subject::Group(level) => (vec![E::Group { level, to }], GROUPS),
+            Subject::Labelled => (called_group(to), NAMED),
         }
     }
 
@@ -122,6 +178,8 @@ impl Question {
             Subject::Workload => (family.egress, family.ingress),
             Subject::HostAddress => (family.host_egress, family.host_ingress),
             Subject::HostInterface => (HOST_EGRESS, HOST_INGRESS),
+            Subject::Group(_) => (GROUP_EGRESS, GROUP_INGRESS),
+            Subject::Labelled => (NAMED_INGRESS, NAMED_INGRESS),
         };
         let map = if self.direction == Direction::Egress { egress } else { ingress };
         joined([self.find(1).0, vec![E::Get { map: map.name, key: 1, to: 1 }]])
@@ -131,16 +189,17 @@ impl Question {
     fn find_row(&self, row: Row) -> Vec<E> {
         let mut rule = vec![key_of(STEPS)];
         rule.extend(self.find_policy());
+        let (other, family) = self.other();
         match row {
             Row::Own | Row::OwnVariant => {
-                rule.push(self.address(self.peer(), 2));
-                rule.push(E::Get { map: self.family.classes.name, key: 2, to: 2 });
+                rule.extend(other);
+                rule.push(E::Get { map: family.classes.name, key: 2, to: 2 });
             }
             Row::Block | Row::BlockVariant => {
-                rule.push(self.address(self.peer(), 2));
-                rule.push(E::Get { map: self.family.classes.name, key: 2, to: SCRATCH });
+                rule.extend(other);
+                rule.push(E::Get { map: family.classes.name, key: 2, to: SCRATCH });
                 rule.push(E::Equal(SCRATCH, ASK_BLOCKS.to_be_bytes().to_vec()));
-                rule.push(E::Get { map: self.family.blocks.name, key: 2, to: 2 });
+                rule.push(E::Get { map: family.blocks.name, key: 2, to: 2 });
             }
             Row::Default | Row::DefaultVariant => {
                 rule.push(E::Immediate(2, DEFAULT_ROW.to_be_bytes().to_vec()));
@@ -168,30 +227,70 @@ impl Question {
         let direction = match self.subject {
             // Both ends, the caller first.
             Subject::Workload => Direction::Egress,
-            Subject::HostAddress | Subject::HostInterface => match self.direction {
+            _ => match self.direction {
                 Direction::Egress => Direction::Ingress,
                 Direction::Ingress => Direction::Egress,
             },
         };
         let subject =
             if self.subject == Subject::HostInterface { Subject::HostAddress } else { self.subject };
-        Self { subject, direction, roles: Roles::Reversed, ..*self }
+        Self { subject, direction, roles: Roles::Reversed, peer: Peer::Address, ..*self }
     }
 
     /// What a refused connection is counted under, into registers 0 to 12 at most.
     fn denied_key(&self, reason: DropReason) -> Vec<E> {
         let width = if self.family.v6 { 4 } else { 1 };
         let id = E::Ct(Ct::SourcePort, Some(self.roles.caller()), 3 + 2 * width);
-        vec![
-            schema::denied_begin(reason, self.direction, self.subject.kind()),
-            E::Immediate(1, vec![0; 4]),
+        let begin = schema::denied_begin(reason, self.direction, self.subject.kind());
+        let whose = match self.subject {
+            Subject::Group(level) => group_number(level, 1),
+            Subject::Labelled => called_group(1),
+            _ => Vec::new(),
+        };
+        // As much as can be written at once: see `key_of`.
+        let begin = vec![E::Immediate(0, [&begin[..], &[0; 12]].concat())];
+        let key = vec![
             E::Ct(Ct::Protocol, Some(Tuple::Original), 2),
             self.address(self.roles.caller(), 3),
             self.address(self.roles.called(), 3 + width),
             id,
             self.roles.port(4 + 2 * width),
-        ]
+        ];
+        joined([begin, whose, key])
     }
+}
+
+/// Number of the control group at a level, with [`GROUP`], and something else behind it.
+pub(super) fn group_number(level: u32, to: Register) -> Vec<E> {
+    vec![E::Group { level, to }, E::Get { map: GROUP_NUMBERS.name, key: to, to }]
+}
+
+fn group_of_label(word: Register, to: Register) -> Vec<E> {
+    let mask = (GROUP | (RULE_END - 1)).to_be_bytes().to_vec();
+    vec![E::Ct(Ct::Labels, None, LABEL), E::Mask { from: LABEL + word, to, mask }]
+}
+
+/// Number of the control group that began a connection, as its label has it.
+pub(super) fn caller_group(to: Register) -> Vec<E> {
+    group_of_label(1, to)
+}
+
+/// Number of the control group that was called.
+pub(super) fn called_group(to: Register) -> Vec<E> {
+    group_of_label(3, to)
+}
+
+/// Whether nothing is known in a connection's label of one side's decision.
+pub(super) fn undecided(direction: Direction) -> Vec<E> {
+    let side = if direction == Direction::Egress { 0 } else { 8 };
+    let mut mask = vec![0; 16];
+    // But for bits that are about something else.
+    mask[side..side + 8].copy_from_slice(&schema::DECISION_MASK);
+    vec![
+        E::Ct(Ct::Labels, None, LABEL),
+        E::Mask { from: LABEL, to: LABEL, mask },
+        E::Equal(LABEL, vec![0; 16]),
+    ]
 }
 
 /// The interfaces that a packet comes and goes by, of which the host's own have one.
@@ -230,10 +329,20 @@ pub(super) fn ask(question: &Question, outcome: &Outcome, variants: bool) -> Vec
                 Direction::Egress => (LABEL, LABEL + 2),
                 Direction::Ingress => (LABEL + 2, LABEL),
             };
+            let (undecided, whose) = match question.subject {
+                Subject::Workload => (Vec::new(), Vec::new()),
+                Subject::Group(level) => (undecided(question.direction), group_number(level, 0)),
+                _ => (undecided(question.direction), Vec::new()),
+            };
+            // The number instead of the audit rule: conntrack does not know whose a socket is.
+            let copied = E::Mask { from: 0, to: to + 1, mask: vec![0xff; 4] };
+            let named = if whose.is_empty() { Vec::new() } else { joined([whose, vec![copied]]) };
             rules.push(joined([
-                first_packet(true),
+                question.first(true),
+                undecided,
                 question.decide(*row, to),
                 has(*bit, to),
+                named,
                 vec![E::Immediate(zeros, vec![0; 8]), E::SetCt(Ct::Labels, LABEL)],
                 then.clone(),
             ]));
@@ -252,12 +361,12 @@ pub(super) fn ask(question: &Question, outcome: &Outcome, variants: bool) -> Vec
 /// A chain that refuses: counted in the connection's entry, told when that is made.
 pub(super) fn refuse(question: &Question, log_group: u16, variants: bool) -> Vec<Vec<E>> {
     let mut rules = Vec::new();
-    if question.roles == Roles::Ports {
+    if question.roles == Roles::Ports && question.subject != Subject::Labelled {
         // Its entry may have been lost, or the tables came after it: whoever began, if that was allowed, it goes on.
         let again = vec![E::Verdict(Verdict::Jump(question.first_try().trying()))];
-        rules.push(joined([first_packet(true), handshake(false), again]));
+        rules.push(joined([question.first(true), handshake(false), again]));
         rules.push(joined([
-            first_packet(true),
+            question.first(true),
             handshake(false),
             turned(),
             vec![E::Verdict(Verdict::Return)],
@@ -267,21 +376,22 @@ pub(super) fn refuse(question: &Question, log_group: u16, variants: bool) -> Vec
     let seen = [(true, DropReason::Policy), (false, DropReason::Revoked)];
     for (first, reason) in seen.into_iter().chain([(true, DropReason::Unprogrammed)]) {
         rules.push(joined([
-            first_packet(first),
+            question.first(first),
             question.denied_key(reason),
             vec![E::Get { map: denied, key: 0, to: DENIED }],
             count_and_drop(reason),
         ]));
     }
     let add = E::Add { map: denied, key: 0, data: DENIED };
+    // The rule; of a process, who it is, which nothing else tells.
+    let told = if question.subject.kind() == Kind::Group { 1 } else { DENIED + 1 };
     let prefix = |reason| prefix(question.subject.kind(), reason, question.direction);
-    let tell = |reason| {
-        vec![E::SetMeta(Meta::Mark, DENIED + 1), E::Log { group: log_group, prefix: prefix(reason) }]
-    };
+    let tell =
+        |reason| vec![E::SetMeta(Meta::Mark, told), E::Log { group: log_group, prefix: prefix(reason) }];
     for (first, reason) in seen {
         for row in rows(variants) {
             rules.push(joined([
-                first_packet(first),
+                question.first(first),
                 vec![E::Immediate(DENIED, vec![0; 12])],
                 question.decide(*row, DENIED + 1),
                 question.denied_key(reason),
@@ -296,7 +406,7 @@ pub(super) fn refuse(question: &Question, log_group: u16, variants: bool) -> Vec
     for (first, reason) in seen {
         let full = vec![E::Count(UNRECORDED)];
         let row = question.find_row(Row::Default);
-        rules.push(joined([first_packet(first), row, full, count_and_drop(reason)]));
+        rules.push(joined([question.first(first), row, full, count_and_drop(reason)]));
     }
     rules.push(joined([
         question.denied_key(reason),

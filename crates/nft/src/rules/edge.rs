@@ -127,7 +127,10 @@ impl Side {
                 joined([
                     ethertype(family),
                     vec![
-                        schema::denied_begin(reason, self.direction, Kind::Workload),
+                        E::Immediate(
+                            0,
+                            schema::denied_begin(reason, self.direction, Kind::Workload).to_vec(),
+                        ),
                         E::Meta(self.interface, 1),
                         E::Meta(Meta::Transport, 2),
                         address(family, true, 3),

@@ -10,7 +10,7 @@ use crate::expression::{Ct, Expression as E, Tuple};
 use crate::schema::{Family, Subject};
 
 fn caller(family: &'static Family, roles: Roles) -> Question {
-    Question { subject: Subject::Workload, family, direction: Direction::Egress, roles }
+    Question::new(Subject::Workload, family, Direction::Egress, roles)
 }
 
 /// A connection of the family's own ICMP.

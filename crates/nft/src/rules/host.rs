@@ -47,8 +47,7 @@ impl Hook {
 
 /// What packets of the host enter: what it says to itself is its own business.
 pub(super) fn entry(hook: Hook) -> Vec<Vec<E>> {
-    let itself = vec![E::Meta(hook.interface(), SCRATCH), E::Equal(SCRATCH, LOOPBACK.to_ne_bytes().to_vec())];
-    let mut rules = vec![joined([itself, back()])];
+    let mut rules = vec![joined([loops(hook), back()])];
     rules.extend(by_family(hook.chain()));
     rules
 }
@@ -56,7 +55,7 @@ pub(super) fn entry(hook: Hook) -> Vec<Vec<E>> {
 /// Every chain of one family.
 pub(super) fn chains(family: &'static Family, log_group: u16, variants: bool, chains: &mut Chains) {
     for direction in Direction::BOTH {
-        let question = |subject, roles| Question { subject, family, direction, roles };
+        let question = |subject, roles| Question::new(subject, family, direction, roles);
         // Taken the other way round, the other end is asked as well.
         let both = question(Subject::Workload, Roles::Reversed);
         let both = Question { direction: Direction::Egress, ..both }.trying();
@@ -88,15 +87,7 @@ pub(super) fn chains(family: &'static Family, log_group: u16, variants: bool, ch
 /// Whose connection it is, and who began.
 fn judge(family: &'static Family, hook: Hook) -> Vec<Vec<E>> {
     let output = hook == Hook::Output;
-    let name = |roles, sent_by_caller| {
-        let direction = hook.direction(sent_by_caller);
-        Question { subject: Subject::HostAddress, family, direction, roles }.name()
-    };
-    // What no policy can take away: the host asks for addresses, and looks for its neighbours.
-    let mut rules = vec![joined([edge::dhcp(family.v6, !output, output), back()])];
-    if family.v6 {
-        rules.extend(edge::discovery().into_iter().map(|rule| joined([rule, back()])));
-    }
+    let mut rules = infrastructure(family, hook);
     if output {
         // Errors about what it forwards, or refuses: nobody else tells how large a packet may be.
         let error = vec![
@@ -107,8 +98,32 @@ fn judge(family: &'static Family, hook: Hook) -> Vec<Vec<E>> {
         ];
         rules.push(joined([error, back()]));
     }
+    rules.extend(by_roles(family, hook, Subject::HostAddress));
+    // Conntrack cannot tell what it belongs to, or was told not to look.
+    let address = vec![edge::address(family, output, 0), E::Contains { set: family.host_own.name, key: 0 }];
+    let interface = joined([ask::interfaces(0), vec![E::Contains { set: HOST_INTERFACES.name, key: 0 }]]);
+    for ours in [address, interface] {
+        rules.push(joined([ours, count_and_drop(DropReason::Malformed)]));
+    }
+    rules
+}
+
+/// What no policy can take away: who asks for addresses, and looks for neighbours.
+pub(super) fn infrastructure(family: &'static Family, hook: Hook) -> Vec<Vec<E>> {
+    let output = hook == Hook::Output;
+    let mut rules = vec![joined([edge::dhcp(family.v6, !output, output), back()])];
+    if family.v6 {
+        rules.extend(edge::discovery().into_iter().map(|rule| joined([rule, back()])));
+    }
+    rules
+}
+
+/// Leads to the question that a packet is, by who has begun its connection.
+pub(super) fn by_roles(family: &'static Family, hook: Hook, subject: Subject) -> Vec<Vec<E>> {
+    let name =
+        |roles, sent_by_caller| Question::new(subject, family, hook.direction(sent_by_caller), roles).name();
     // Whoever sends a SYN begins, whatever was between the two before.
-    rules.push(joined([handshake(true), way(Tuple::Reply), goto(name(Roles::Reversed, true))]));
+    let mut rules = vec![joined([handshake(true), way(Tuple::Reply), goto(name(Roles::Reversed, true))])];
     for (condition, roles) in
         [(turned(), Roles::Reversed), (entry::icmp(family), Roles::Icmp), (Vec::new(), Roles::Ports)]
     {
@@ -117,11 +132,10 @@ fn judge(family: &'static Family, hook: Hook) -> Vec<Vec<E>> {
             rules.push(joined([condition.clone(), way(tuple), goto(chain)]));
         }
     }
-    // Conntrack cannot tell what it belongs to, or was told not to look.
-    let address = vec![edge::address(family, output, 0), E::Contains { set: family.host_own.name, key: 0 }];
-    let interface = joined([ask::interfaces(0), vec![E::Contains { set: HOST_INTERFACES.name, key: 0 }]]);
-    for ours in [address, interface] {
-        rules.push(joined([ours, count_and_drop(DropReason::Malformed)]));
-    }
     rules
+}
+
+/// What goes through the loopback interface.
+pub(super) fn loops(hook: Hook) -> Vec<E> {
+    vec![E::Meta(hook.interface(), SCRATCH), E::Equal(SCRATCH, LOOPBACK.to_ne_bytes().to_vec())]
 }
