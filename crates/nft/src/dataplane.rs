@@ -13,6 +13,7 @@ use bulkhead_model::host_policy::{Attachment, Cell, HostDelta, HostPolicy};
 use bulkhead_model::ports::PortKey;
 
 use crate::flows::{Denials, Flows, Judge};
+use crate::fresh::Epochs;
 use crate::groups::Group;
 use crate::image::{Changes, Image};
 use crate::rules::Shape;
@@ -21,6 +22,7 @@ use crate::skeleton::{self, Counted};
 use crate::socket::{Listener, Talker};
 use crate::{Capacities, conntrack, kernel, readback, requirements};
 
+mod epochs;
 mod hearing;
 mod tables;
 
@@ -58,6 +60,10 @@ pub struct NftDataplane {
     judge: Judge,
     /// Whether connections have to be judged again.
     unsettled: bool,
+    /// In which judged connections are not judged again; `None`: to be read.
+    epochs: Option<Epochs>,
+    /// When tables changed last.
+    changed: Instant,
     flows: Flows,
     denials: Denials,
     lost_events: u64,
@@ -102,6 +108,8 @@ impl NftDataplane {
             bridged: false,
             judge: Judge::default(),
             unsettled: true,
+            epochs: None,
+            changed: Instant::now(),
             flows: Flows::default(),
             denials: Denials::default(),
             lost_events: 0,
@@ -229,7 +237,7 @@ impl Dataplane for NftDataplane {
         if std::mem::take(&mut self.unsettled) {
             self.flows.judge_again(&self.judge, &self.image, sink);
         }
-        Ok(())
+        self.begin_epoch()
     }
 
     fn event_fd(&self) -> Option<BorrowedFd<'_>> {
@@ -313,6 +321,7 @@ impl Dataplane for NftDataplane {
         kernel::settings::restore(&self.settings);
         self.image = Image::default();
         self.replaced = false;
+        self.epochs = None;
         Ok(())
     }
 }

@@ -362,6 +362,8 @@ impl Flows {
                 decisions: [None; 2],
                 groups: told.groups,
                 reversed,
+                epochs: 0,
+                zone: None,
             };
             let sides = judge.sides(image, &report);
             if sides == told.sides {

@@ -133,9 +133,11 @@ impl Image {
     /// What the rules must be able to ask.
     pub(crate) fn shape(&self) -> Shape {
         let host = |binding: &EndpointBinding| matches!(binding.attachment, Attachment::Host(_));
+        let by_interface = |binding: &EndpointBinding| matches!(binding.attachment, Attachment::Host(1..));
         Shape {
             variants: self.numbers.has_variants(),
             host: self.policy.endpoints.values().any(host),
+            by_interface: self.policy.endpoints.values().any(by_interface),
             levels: self.groups.values().fold(0, |levels, group| levels | 1 << group.level),
         }
     }

@@ -132,6 +132,11 @@ pub(crate) fn connections_max() -> u64 {
     text.trim().parse().unwrap_or(0)
 }
 
+/// Size of conntrack's table; empty if it does not say.
+pub(crate) fn conntrack_buckets() -> String {
+    std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_buckets").unwrap_or_default()
+}
+
 /// Addresses of this host's own interfaces, each with its interface.
 pub(crate) fn own_addresses() -> BTreeMap<std::net::IpAddr, u32> {
     let mut all = BTreeMap::new();

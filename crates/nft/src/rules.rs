@@ -13,7 +13,8 @@
 //!
 //! Every packet is judged, those of established connections too, and always as its connection: by the addresses and
 //! ports that conntrack keeps, as the caller uses its own and the called is really reached. So a policy that
-//! changes cuts at the next packet, in both directions, and nothing has to be marked or forgotten.
+//! changes cuts at the next packet, in both directions. Until it changes, a connection that has been judged passes by one
+//! look-up ([`crate::fresh`]).
 //!
 //! A register does not outlive its rule (the kernel refuses to read one that the same rule has not written), so
 //! what a rule must know it looks up itself, and a question with a fallback is several rules.
@@ -22,6 +23,7 @@ use bulkhead_model::flow::DropReason;
 use bulkhead_model::verdict::Direction;
 
 use crate::expression::{Base, Ct, Expression as E, Meta, Register, Tuple, Verdict};
+use crate::fresh::Place;
 use crate::schema::{self, ALLOW, FAMILIES, Family, HOST_MAY, Kind, REVERSED, Subject};
 
 mod ask;
@@ -256,6 +258,29 @@ pub(crate) fn jump(chain: &str) -> Vec<E> {
     vec![E::Verdict(Verdict::Jump(chain.to_owned()))]
 }
 
+/// Lets packets pass whose connection has been judged since tables last changed; but for those that begin one.
+pub(crate) fn pass_fresh(place: Place) -> Vec<Vec<E>> {
+    let fresh = vec![
+        E::Ct(Ct::Labels, None, LABEL),
+        E::Mask { from: LABEL, to: LABEL, mask: place.mask().to_vec() },
+        E::Contains { set: schema::FRESH.name, key: LABEL },
+        E::Verdict(Verdict::Accept),
+    ];
+    let other = vec![E::Meta(Meta::Transport, SCRATCH), E::NotEqual(SCRATCH, vec![TCP])];
+    vec![joined([handshake(false), fresh.clone()]), joined([other, fresh])]
+}
+
+/// What comes here, all have let through: that is noted. Not of a connection's first packet: until it is confirmed, nobody
+/// finds a connection whose bits are to be cleared.
+pub(crate) fn note_fresh(place: Place) -> Vec<E> {
+    let note = vec![
+        E::Immediate(0, place.key()),
+        E::Get { map: schema::CURRENT.name, key: 0, to: LABEL },
+        E::SetCt(Ct::Labels, LABEL),
+    ];
+    joined([first_packet(false), note])
+}
+
 /// Leads packets of each family to a chain of their own.
 fn by_family(chain: &str) -> Vec<Vec<E>> {
     // NFPROTO_IPV4, NFPROTO_IPV6.
@@ -275,16 +300,24 @@ pub(crate) struct Shape {
     pub(crate) variants: bool,
     /// Whether the host is an endpoint.
     pub(crate) host: bool,
+    /// Whether it is another endpoint behind some of its interfaces.
+    pub(crate) by_interface: bool,
     /// Levels at which there are control groups in charge, as bits.
     pub(crate) levels: u32,
 }
 
 impl Shape {
+    /// Whether what passes at the host depends on nothing but the connection's addresses and ports.
+    pub(crate) fn by_address(self) -> bool {
+        !self.by_interface && self.levels == 0
+    }
+
     /// Rules that can ask what either can.
     pub(crate) fn union(self, other: Self) -> Self {
         Self {
             variants: self.variants || other.variants,
             host: self.host || other.host,
+            by_interface: self.by_interface || other.by_interface,
             levels: self.levels | other.levels,
         }
     }

@@ -164,6 +164,12 @@ pub(crate) const NAMES: Set = map(JUDGE, "names", WORD, WORD, 0);
 /// Number of a control group → policy of what its processes are called for.
 pub(crate) const NAMED_INGRESS: Set = map(JUDGE, "named_ingress", WORD, WORD, 0);
 
+/// Place ([`crate::fresh::Place`]) → bit that a connection's label gets when all have let it through. Empty while tables
+/// change.
+pub(crate) const CURRENT: Set = map(JUDGE, "current", WORD, (BYTES, 16), 0);
+/// What the labels' bits of that kind are, of connections that have been judged since tables last changed.
+pub(crate) const FRESH: Set = set(JUDGE, "fresh", BYTES, 16);
+
 /// All of a table.
 pub(crate) fn sets(table: Table) -> Vec<Set> {
     let single = [
@@ -187,6 +193,8 @@ pub(crate) fn sets(table: Table) -> Vec<Set> {
         NAMED,
         NAMES,
         NAMED_INGRESS,
+        CURRENT,
+        FRESH,
     ];
     let by_family = FAMILIES.into_iter().flat_map(|f| {
         [

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use bulkhead_model::host_policy::ClassId;
 
+use crate::fresh::Place;
 use crate::message::Request;
 use crate::object::{Element, Table};
 use crate::rules::{self, Chains, Shape};
@@ -69,7 +70,10 @@ pub(crate) fn create(user_data: &[u8], counted: &Counted, shape: Shape) -> Vec<R
     put_chains(EDGE, &rules::edge::chains(LOG_GROUP), &mut requests);
     for (name, hook, asked) in JUDGE_HOOKS {
         requests.push(JUDGE.base_chain(name, hook, PRIORITY, None));
+        let place = if name == "forward" { Place::Forward } else { Place::Local };
+        requests.extend(rules::pass_fresh(place).iter().map(|rule| JUDGE.rule(name, rule)));
         requests.extend(asked.iter().map(|chain| JUDGE.rule(name, &rules::jump(chain))));
+        requests.push(JUDGE.rule(name, &rules::note_fresh(place)));
     }
     requests
 }

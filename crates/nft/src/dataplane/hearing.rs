@@ -70,10 +70,7 @@ impl NftDataplane {
         now_ns: u64,
         sink: &mut dyn FnMut(RawFlow),
     ) -> Result<SweepStats, DataplaneError> {
-        let reports = self
-            .talker
-            .dump(&conntrack::dump(), |message, all| all.extend(conntrack::read(message)))
-            .map_err(failed("read connections"))?;
+        let reports = self.walk_connections()?;
         Ok(self.flows.sweep(reports, (&self.judge, &self.image), now_ns, sink))
     }
 

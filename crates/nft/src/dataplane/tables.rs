@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::time::Instant;
 
 use bulkhead_dataplane::{DataplaneError, grace_period};
 use bulkhead_model::host_policy::HostPolicy;
@@ -126,6 +127,11 @@ impl NftDataplane {
         requests.extend(changes.requests().into_iter().flatten());
         self.transact(&requests)?;
         (self.shape, self.ours, self.disturbed) = (Some(image.shape()), true, false);
+        // What labels say stays, and may be of tables of another layout.
+        let mut epochs = self.epochs.take().unwrap_or_default();
+        epochs.end();
+        self.epochs = Some(epochs);
+        self.changed = Instant::now();
         self.set_image(image);
         Ok(())
     }
@@ -141,48 +147,45 @@ impl NftDataplane {
         self.unsettled = true;
     }
 
-    fn rewrite(&mut self, shape: Shape) -> Result<Vec<Request>, DataplaneError> {
-        let chains = kernel::chains(&mut self.talker, JUDGE).map_err(failed("list chains"))?;
-        Ok(skeleton::rewrite(shape, &chains))
-    }
-
     /// Writes what the image has become; `before`: what the rules had to be able to ask until now.
     pub(super) fn commit(&mut self, changes: &Changes, before: Shape) -> Result<(), DataplaneError> {
-        let [mut first, second, mut last] = changes.requests();
+        let replaced = std::mem::take(&mut self.replaced);
+        let written = self.write_changes(changes, before);
+        self.know_endpoints();
+        if written.is_ok() {
+            self.replaced = replaced;
+        } else {
+            // What is there is not what we take it for, until a replacement has read it.
+            (self.shape, self.epochs) = (None, None);
+        }
+        written
+    }
+
+    fn write_changes(&mut self, changes: &Changes, before: Shape) -> Result<(), DataplaneError> {
+        let mut all = changes.requests();
         let wanted = self.image.shape();
         // Packets on their way meet rules that can ask what either state needs.
         let meanwhile = self.shape.map_or(wanted.union(before), |shape| shape.union(wanted));
         if self.shape != Some(meanwhile) {
-            first.extend(self.rewrite(meanwhile)?);
+            let chains = kernel::chains(&mut self.talker, JUDGE).map_err(failed("list chains"))?;
+            all[0].extend(skeleton::rewrite(meanwhile, &chains));
         }
         if wanted != meanwhile {
-            let chains = rules::names(meanwhile);
-            last.extend(skeleton::rewrite(wanted, &chains));
+            all[2].extend(skeleton::rewrite(wanted, &rules::names(meanwhile)));
         }
-        let written = [first, second]
-            .into_iter()
-            .try_for_each(|requests| self.write(requests))
-            .and_then(|()| {
-                // A packet that has read the old half of something must still find what it leads to.
-                if last.is_empty() {
-                    return Ok(());
-                }
-                grace_period().map_err(|error| DataplaneError::io("wait for packets on their way", error))
-            })
-            .and_then(|()| self.write(last));
-        self.know_endpoints();
-        match written {
-            Ok(()) => {
-                self.shape = Some(wanted);
-                Ok(())
-            }
-            Err(error) => {
-                // What is there is not what we take it for, until a replacement has read it.
-                self.replaced = false;
-                self.shape = None;
-                Err(error)
-            }
+        if let Some(earliest) = all.iter_mut().find(|requests| !requests.is_empty()) {
+            earliest.splice(0..0, self.end_epoch()?);
         }
+        let [first, second, last] = all;
+        self.write(first)?;
+        self.write(second)?;
+        if !last.is_empty() {
+            // A packet that has read the old half of something must still find what it leads to.
+            grace_period().map_err(|error| DataplaneError::io("wait for packets on their way", error))?;
+            self.write(last)?;
+        }
+        self.shape = Some(wanted);
+        Ok(())
     }
 
     pub(super) fn replace_all(&mut self, policy: &HostPolicy) -> Result<Changes, DataplaneError> {
@@ -220,9 +223,13 @@ impl NftDataplane {
     ) -> Result<(), DataplaneError> {
         let changes = self.image.set_attached(attached);
         requests.extend(changes.requests().into_iter().flatten());
-        self.write(requests)?;
+        requests.splice(0..0, self.end_epoch()?);
+        let written = self.write(requests);
+        if written.is_err() {
+            self.epochs = None;
+        }
         self.know_endpoints();
-        Ok(())
+        written
     }
 
     /// Has the kernel show us what bridges carry, once an interface in charge is a port of one. It may have become one
