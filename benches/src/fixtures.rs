@@ -76,7 +76,7 @@ pub(crate) fn rules_per_peer(
 
 fn cell(verdict: Verdict, rule: u32) -> Cell {
     let rule = RuleId(FIRST_FREE_RULE_ID + rule);
-    Cell { verdict, rule, audit_verdict: verdict, audit_rule: rule, log: false, written: true }
+    Cell { verdict, rule, audit_verdict: verdict, audit_rule: rule, log: false, reject: false, written: true }
 }
 
 /// Reads a selector.

@@ -282,6 +282,7 @@ fn policy() -> anyhow::Result<HostPolicy> {
         audit_verdict: verdict,
         audit_rule: RuleId(rule),
         log: false,
+        reject: false,
         written: true,
     };
     let policies = [(EVERYTHING, Verdict::Allow), (NOTHING, Verdict::Deny)].map(|(id, verdict)| {

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use bulkhead_dataplane::Dataplane;
 use bulkhead_discover::links;
+use bulkhead_ebpf::bench::EmptyHooks;
 use bulkhead_ebpf::{Capacities, EbpfDataplane};
 use bulkhead_nft::NftDataplane;
 
@@ -40,6 +41,8 @@ const SPEEDUP_MIN: f64 = 7.0;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Variant {
     None,
+    EmptyAtInterfaces,
+    EmptyEverywhere,
     Ours10,
     Ours100k,
     OverNft10,
@@ -49,8 +52,10 @@ enum Variant {
 }
 
 impl Variant {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 9] = [
         Self::None,
+        Self::EmptyAtInterfaces,
+        Self::EmptyEverywhere,
         Self::Ours10,
         Self::Ours100k,
         Self::OverNft10,
@@ -62,6 +67,8 @@ impl Variant {
     fn name(self) -> String {
         match self {
             Self::None => "no policy".into(),
+            Self::EmptyAtInterfaces => "empty programs at the interfaces".into(),
+            Self::EmptyEverywhere => "empty programs at the same hooks".into(),
             Self::Ours10 => "bulkhead, 10 rules".into(),
             Self::Ours100k => "bulkhead, 100 000 rules".into(),
             Self::OverNft10 => "bulkhead over nftables, 10 rules".into(),
@@ -97,9 +104,11 @@ fn sample(effort: Effort) -> anyhow::Result<Samples> {
             order.reverse();
         }
         for variant in order {
-            let mut ours = None;
+            let (mut ours, mut empty) = (None, None);
             match variant {
                 Variant::None => {}
+                Variant::EmptyAtInterfaces => empty = Some(EmptyHooks::attach(&interfaces()?, false)?),
+                Variant::EmptyEverywhere => empty = Some(EmptyHooks::attach(&interfaces()?, true)?),
                 Variant::Ours10 => ours = Some(Ours::over_ebpf(10)?),
                 Variant::Ours100k => ours = Some(Ours::over_ebpf(100_000)?),
                 Variant::OverNft10 => ours = Some(Ours::over_nft(10)?),
@@ -111,8 +120,9 @@ fn sample(effort: Effort) -> anyhow::Result<Samples> {
                 let value = client.exec(move || load::measure(test, SERVER, time))??;
                 samples.entry((test, variant)).or_default().push(value);
             }
+            drop(empty);
             match variant {
-                Variant::None => {}
+                Variant::None | Variant::EmptyAtInterfaces | Variant::EmptyEverywhere => {}
                 // Removed whole: programs at netfilter's hooks would cost the others, too, and somebody flushes below.
                 Variant::Ours10 | Variant::Ours100k | Variant::OverNft10 | Variant::OverNft100k => drop(ours),
                 // iptables' tables are nftables' too, so that nothing of either stays.
@@ -121,6 +131,10 @@ fn sample(effort: Effort) -> anyhow::Result<Samples> {
         }
     }
     Ok(samples)
+}
+
+fn interfaces() -> anyhow::Result<Vec<u32>> {
+    Ok(INTERFACES.iter().map(|name| links::interface(name)).collect::<Result<_, _>>()?)
 }
 
 /// A dataplane with a policy of some size, and the part of an agent that reads its events.
@@ -141,8 +155,7 @@ impl Ours {
     }
 
     fn attached(mut dataplane: Box<dyn Dataplane>, rules: u32) -> anyhow::Result<Self> {
-        let interfaces =
-            INTERFACES.iter().map(|name| links::interface(name)).collect::<Result<Vec<_>, _>>()?;
+        let interfaces = interfaces()?;
         let endpoints = [(interfaces[0], CLIENT), (interfaces[1], SERVER)];
         dataplane.replace(&fixtures::one_rule_per_peer(rules, &endpoints, (7001, 7002))?)?;
         for ifindex in interfaces {
@@ -215,7 +228,15 @@ fn lines(samples: &Samples) -> Vec<Line> {
         ];
         for (ours, over_nft, rules) in both {
             let mut line = Line::new(format!("{what}: {rules} rules"), unit, median(values(test, ours)));
-            for other in [over_nft, Variant::None, Variant::NftSet, Variant::Iptables] {
+            let others = [
+                over_nft,
+                Variant::None,
+                Variant::EmptyAtInterfaces,
+                Variant::EmptyEverywhere,
+                Variant::NftSet,
+                Variant::Iptables,
+            ];
+            for other in others {
                 line = line.beside(&other.name(), median(values(test, other)));
             }
             let ratio = paired_ratio(values(test, ours), values(test, Variant::None));

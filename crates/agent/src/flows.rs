@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use bulkhead_engine::LocalEndpoint;
 use bulkhead_model::flow::{Decision, FlowEnd, FlowRecord, RawFlow};
-use bulkhead_model::host_policy::{HostPolicy, RuleId};
+use bulkhead_model::host_policy::{Attachment, HostPolicy, RuleId};
 use bulkhead_model::{Direction, Labels, RuleRef};
 use bulkhead_wire::proto::FlowBatch;
 use bulkhead_wire::proto::distribution_client::DistributionClient;
@@ -68,25 +68,33 @@ pub(crate) fn monotonic_ns() -> u64 {
 pub(crate) fn record(context: &Context<'_>, raw: &RawFlow) -> FlowRecord {
     let Context { host, policy, local, book, clock } = context;
     let rule = |id: RuleId| policy.rules.get(&id).cloned().unwrap_or(RuleRef::DefaultPosture);
-    let own = FlowEnd {
-        address: raw.key.local,
-        port: raw.key.local_port,
-        workload: local.map(|local| display_name(&local.entity.name)),
-        host: Some((*host).to_owned()),
-        seen_as: None,
-        labels: local.map(|local| local.entity.labels.clone()).unwrap_or_default(),
+    let by_address = |address, port| {
+        let owner = book.owner(address);
+        FlowEnd {
+            address,
+            port,
+            seen_as: None,
+            workload: owner.map(|Owner { entity, .. }| display_name(entity)),
+            host: owner.and_then(|owner| owner.host.as_ref().map(ToString::to_string)),
+            // Labels of others are the controller's to add: it knows them as of now, this host may not.
+            labels: Labels::new(),
+        }
     };
-    let owner = book.owner(raw.peer);
+    let own = match raw.key.attachment {
+        // Neither end is the host's.
+        Attachment::Forwarded(_) => by_address(raw.key.local, raw.key.local_port),
+        _ => FlowEnd {
+            address: raw.key.local,
+            port: raw.key.local_port,
+            workload: local.map(|local| display_name(&local.entity.name)),
+            host: Some((*host).to_owned()),
+            seen_as: None,
+            labels: local.map(|local| local.entity.labels.clone()).unwrap_or_default(),
+        },
+    };
     let seen = SocketAddr::new(raw.key.peer, raw.key.peer_port);
-    let peer = FlowEnd {
-        address: raw.peer,
-        port: raw.peer_port,
-        seen_as: (seen != SocketAddr::new(raw.peer, raw.peer_port)).then_some(seen),
-        workload: owner.map(|Owner { entity, .. }| display_name(entity)),
-        host: owner.and_then(|owner| owner.host.as_ref().map(ToString::to_string)),
-        // Labels of others are the controller's to add: it knows them as of now, this host may not.
-        labels: Labels::new(),
-    };
+    let really = SocketAddr::new(raw.peer, raw.peer_port);
+    let peer = FlowEnd { seen_as: (seen != really).then_some(seen), ..by_address(raw.peer, raw.peer_port) };
     let (source, destination) = match raw.direction {
         Direction::Egress => (own, peer),
         Direction::Ingress => (peer, own),

@@ -51,6 +51,9 @@ pub(crate) fn resolve<'a>(
         }
         taken.insert(attachment, &entity.name);
         found.push(LocalEndpoint { entity: entity.clone(), attachment });
+        if let Attachment::Host(index) = attachment {
+            found.push(LocalEndpoint::forwarding(entity, index));
+        }
     }
     (found, not_managed)
 }
@@ -105,7 +108,9 @@ mod tests {
             &here,
         );
         let attachments: Vec<_> = found.iter().map(|local| local.attachment).collect();
-        assert_eq!(attachments, [Attachment::Host(2), Attachment::Host(3), Attachment::Host(0)]);
+        let expected = [2, 3, 0].map(|index| [Attachment::Host(index), Attachment::Forwarded(index)]);
+        assert_eq!(attachments, expected.concat());
+        assert_eq!((&*found[1].entity.name, found[1].entity.prefixes.len()), ("a#forwarded", 0));
         let reasons: Vec<_> = not_managed.iter().map(|entry| entry.reason.as_str()).collect();
         assert_eq!(
             reasons,

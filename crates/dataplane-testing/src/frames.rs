@@ -89,8 +89,7 @@ pub fn numbered(packet: &Packet, from: [u8; 6], to: [u8; 6], number: u16) -> Vec
         _ => None,
     };
     if packet.protocol == Protocol::SCTP {
-        let sum = crc32c(&frame[l4..]);
-        frame[l4 + 8..l4 + 12].copy_from_slice(&sum.to_le_bytes());
+        sctp_checksum(&mut frame[l4..]);
     }
     if let Some(at) = at {
         let pseudo = if packet.protocol == Protocol::ICMP { 0 } else { pseudo_header(packet) };
@@ -117,6 +116,13 @@ pub fn sctp_init(src: IpAddr, sport: u16, dst: IpAddr, dport: u16) -> Packet {
     // INIT of 20 bytes: tag, window, streams, sequence number.
     l4.extend([1, 0, 0, 20, 0, 0, 0, 9, 0, 1, 0, 0, 0, 1, 0, 1, 0, 0, 0, 1]);
     Packet::new(src, dst, Protocol::SCTP, l4)
+}
+
+/// Writes the checksum of an SCTP packet, which begins with its header.
+pub fn sctp_checksum(packet: &mut [u8]) {
+    packet[8..12].fill(0);
+    let sum = crc32c(packet);
+    packet[8..12].copy_from_slice(&sum.to_le_bytes());
 }
 
 fn pseudo_header(packet: &Packet) -> u32 {

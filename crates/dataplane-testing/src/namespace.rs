@@ -1,8 +1,9 @@
 //! Threads in network namespaces of their own, joined by veths through a routing host.
 
 use std::ffi::CString;
+use std::io::Write;
 use std::os::fd::AsRawFd;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 
@@ -102,6 +103,19 @@ pub fn run(command: &str) {
     let mut words = command.split_whitespace();
     let output = Command::new(words.next().unwrap()).args(words).output().unwrap();
     assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Runs many commands of `ip` at once, in the namespace of this thread.
+///
+/// # Panics
+/// If one of them fails.
+pub fn ip(commands: &[String]) {
+    let mut ip = Command::new("ip");
+    let ip = ip.args(["-batch", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut ip = ip.spawn().unwrap();
+    ip.stdin.take().unwrap().write_all(commands.join("\n").as_bytes()).unwrap();
+    let output = ip.wait_with_output().unwrap();
+    assert!(output.status.success(), "{commands:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 pub fn ifindex(name: &str) -> u32 {

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use bulkhead_model::Prefix;
 use bulkhead_model::host_policy::{
     Attachment, Cell, ClassId, Column, CompiledId, CompiledPolicy, EndpointBinding, HostPolicy, Row, RuleId,
+    Variant,
 };
 use bulkhead_model::ports::PortMatch;
 use bulkhead_model::verdict::Verdict;
@@ -26,6 +27,7 @@ pub fn cell(verdict: Verdict, rule: u32, written: bool) -> Cell {
         audit_verdict: verdict,
         audit_rule: RuleId(rule),
         log: false,
+        reject: false,
         written,
     }
 }
@@ -53,6 +55,26 @@ pub fn compile(id: CompiledId, prefixes: &[Prefix], rules: &[Rule], default: Cel
         (ClassId(class), row(&matching, default))
     });
     CompiledPolicy { id, default_row: Arc::new(Row::uniform(default)), rows: rows.collect() }
+}
+
+/// Whoever is refused by any rule is told.
+pub fn reject(policy: &mut HostPolicy) {
+    let rejecting = |row: &Arc<Row>| {
+        let variants = row.variants().map(|(first, columns)| {
+            let columns = columns.iter().map(|column| {
+                let reject = column.cell.verdict == Verdict::Deny;
+                Column { cell: Cell { reject, ..column.cell }, ..*column }
+            });
+            Variant { first, columns: columns.collect() }
+        });
+        Arc::new(Row::by_source_port(variants))
+    };
+    for compiled in policy.policies.values_mut() {
+        compiled.default_row = rejecting(&compiled.default_row);
+        for row in compiled.rows.values_mut() {
+            *row = rejecting(row);
+        }
+    }
 }
 
 /// One endpoint "w" with two rule lists, default deny unless said otherwise.

@@ -67,6 +67,7 @@ impl Random {
             rule: RuleId(16 + self.below(40) as u32),
             audit_rule: RuleId(16 + self.below(40) as u32),
             log: self.one_in(2),
+            reject: verdict == Verdict::Deny && self.one_in(2),
             written: self.one_in(2),
         }
     }

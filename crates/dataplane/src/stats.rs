@@ -51,6 +51,9 @@ pub struct DataplaneStats {
     /// Events lost because nobody read them in time. The connections are still in the table, and the
     /// next sweep reports them.
     pub lost_events: u64,
+    /// Packets refused by a rule with `reject` whose sender was not told: more than 1000 a second of one endpoint, or
+    /// nothing could be sent to them.
+    pub untold_refusals: u64,
     /// Tables, in a fixed order.
     pub tables: Vec<TableUse>,
 }

@@ -33,7 +33,7 @@ enum builtin_rule {
 enum direction { DIR_INGRESS = 0, DIR_EGRESS = 1 };
 
 /* bulkhead_model::flow::FlowEvent, as far as the kernel makes them. */
-enum event_kind { EVENT_OPEN = 0, EVENT_CLOSE = 2, EVENT_CHANGE = 3, EVENT_DENY = 4 };
+enum event_kind { EVENT_OPEN = 0, EVENT_CLOSE = 2, EVENT_CHANGE = 3, EVENT_DENY = 4, EVENT_REFUSE = 5 };
 
 /* Idle times after which a connection's entry counts as absent. Also in src/layout.rs. */
 #define SECOND_NS 1000000000ULL
@@ -46,6 +46,10 @@ enum event_kind { EVENT_OPEN = 0, EVENT_CLOSE = 2, EVENT_CHANGE = 3, EVENT_DENY 
 #define TIMEOUT_OTHER (300 * SECOND_NS)
 /* How long one that nobody answers counts against its endpoint. */
 #define HALF_OPEN_SPAN (60 * SECOND_NS)
+/* Refusals of an endpoint that are told: so many at once, and one more for each part of the span that has passed, so
+ * 1000 a second. */
+#define REFUSAL_SPAN (SECOND_NS / 5)
+#define REFUSALS_AT_ONCE 200
 /* How long a revoked connection stays refused in both orientations. Refreshed by TCP packets only. */
 #define TIMEOUT_REVOKED_TCP (300 * SECOND_NS)
 #define TIMEOUT_REVOKED_OTHER (60 * SECOND_NS)
@@ -55,10 +59,12 @@ struct addr {
 	__u32 w[4];
 };
 
-/* Who an endpoint is: the number of its interface; or with one of these, the host behind that interface (0: behind
- * any that has no endpoint of its own), or the inode of a control group. */
-#define SUBJECT_HOST (1U << 31)
+/* Who an endpoint is: the number of its interface; or with one of these, the host behind that interface or what it
+ * forwards through it (0: of any that has no endpoint of its own), or the inode of a control group. */
+#define SUBJECT_FORWARDED (1U << 30)
+#define SUBJECT_HOST (2U << 30)
 #define SUBJECT_CGROUP (3U << 30)
+#define SUBJECT_KIND (3U << 30)
 
 /* A connection as its endpoint sees it; ports in host order. Where the host rewrites addresses, the peer is not who
  * it seems: see conn.peer. */
@@ -82,6 +88,7 @@ struct conn_key {
 #define CONN_CLOSE_REPORTED (1U << 6)
 #define CONN_FROM_HOST (1U << 7)       /* began on this host: rule 3 may allow it */
 #define CONN_REVOKED (1U << 8)	       /* tombstone: refused until the revision changes or it is idle */
+#define CONN_REJECT (1U << 9)	       /* and whoever goes on with it is told */
 
 struct conn {
 	__u32 rule;
@@ -159,6 +166,18 @@ struct event {
 	__u64 bytes[2];
 };
 
+/* Somebody is refused and is to be told: in the ring buffer, as events are. Addresses and ports are those that the
+ * sender used. */
+struct refusal {
+	struct conn_key key;
+	__u8 kind;
+	__u8 direction; /* of the packet */
+	__u8 live;	/* of a connection that was allowed: its other end is told, too */
+	__u8 pad;
+	__u32 len;	/* of what follows the IP headers */
+	__u8 l4[20];	/* its first bytes */
+};
+
 /* Tables of a bank. */
 struct class_entry {
 	__u32 class;
@@ -201,6 +220,7 @@ struct step {
 
 #define CELL_LOG 1
 #define CELL_WRITTEN 2
+#define CELL_REJECT 4
 
 struct cell {
 	__u32 rule;
@@ -229,7 +249,13 @@ struct config {
 	__u64 generation;
 	__u32 revision;
 	__u32 hosts; /* endpoints that are the host itself */
+	__u64 refusers[2]; /* cookies of the sockets that tell whoever is refused */
+	__u32 forwarded;   /* endpoints that are about forwarded traffic */
+	__u32 pad;
 };
+
+/* Of packets of these sockets to processes of this host: on the loopback interface they lose their socket. */
+#define PRIORITY_REFUSAL 0x42756c6bU
 
 /* Two are in use while endpoints are switched. More, so that a process that died in the middle of that
  * (even repeatedly) leaves a free one to its successor. */
@@ -245,10 +271,11 @@ struct config {
 #define PASSED_COUNTED (1U << 14) /* judged by the addresses that it had, and counted */
 #define PASSED_FROM 0x3fffU	  /* number of the workload's interface, if it is that small */
 
-/* Counters: drops by reason, then drops without a denial entry by reason, then lost events. */
+/* Counters: drops by reason, then drops without a denial entry by reason, then lost events, refusals untold. */
 #define COUNTER_UNRECORDED REASONS
 #define COUNTER_LOST_EVENTS (2 * REASONS)
-#define COUNTERS (2 * REASONS + 1)
+#define COUNTER_UNTOLD (2 * REASONS + 1)
+#define COUNTERS (2 * REASONS + 2)
 
 _Static_assert(sizeof(struct conn_key) == 44, "conn_key");
 _Static_assert(sizeof(struct conn) == 88, "conn");
@@ -257,10 +284,12 @@ _Static_assert(sizeof(struct denial) == 72, "denial");
 _Static_assert(sizeof(struct frag_key) == 44, "frag_key");
 _Static_assert(sizeof(struct frag) == 8, "frag");
 _Static_assert(sizeof(struct event) == 128, "event");
+_Static_assert(sizeof(struct refusal) == 72, "refusal");
+_Static_assert(__builtin_offsetof(struct refusal, kind) == __builtin_offsetof(struct event, kind), "kind");
 _Static_assert(sizeof(struct variant) == 16, "variant");
 _Static_assert(sizeof(struct cell) == 16, "cell");
 _Static_assert(sizeof(struct endpoint_addr_key) == 20, "endpoint_addr_key");
-_Static_assert(sizeof(struct config) == 16, "config");
+_Static_assert(sizeof(struct config) == 40, "config");
 _Static_assert(__builtin_offsetof(struct conn, opened_ns) == 40, "conn.opened_ns");
 _Static_assert(__builtin_offsetof(struct denial, packets) == 40, "denial.packets");
 _Static_assert(__builtin_offsetof(struct event, rule) == 48, "event.rule");

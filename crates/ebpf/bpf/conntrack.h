@@ -58,13 +58,6 @@ static __always_inline __u32 state_bits(const struct flow *f, __u8 direction)
 	return bits;
 }
 
-static __always_inline __u64 *half_open_of(__u32 subject)
-{
-	__u32 *slot = bpf_map_lookup_elem(&endpoints, &subject);
-
-	return slot ? bpf_map_lookup_elem(&half_open, slot) : NULL;
-}
-
 static __always_inline __u64 half_open_cost(void)
 {
 	__u32 zero = 0;
@@ -78,24 +71,13 @@ static __always_inline __u64 half_open_cost(void)
  * anybody keeping count: each takes its share of HALF_OPEN_SPAN, which passes by itself. */
 __noinline int may_be_half_open(__u32 subject, __u64 now)
 {
-	__u64 *until = half_open_of(subject), was;
-
-	if (!until)
-		return 1;
-	was = *until;
-	if (was < now)
-		/* Another CPU may have been here meanwhile: then one more than allowed is no harm. */
-		__sync_val_compare_and_swap(until, was, now);
-	else if (was - now > HALF_OPEN_SPAN)
-		return 0;
-	__sync_fetch_and_add(until, half_open_cost());
-	return 1;
+	return within_budget(budget_of(&half_open, subject), now, half_open_cost(), HALF_OPEN_SPAN);
 }
 
 /* Somebody has answered. */
 __noinline int was_answered(__u32 subject, __u64 now)
 {
-	__u64 *until = half_open_of(subject);
+	__u64 *until = budget_of(&half_open, subject);
 
 	if (until && *until > now)
 		__sync_fetch_and_add(until, -half_open_cost());

@@ -33,6 +33,10 @@
 #define STAGE_BRIDGED 1 /* it may not, unless somebody plays with hardware addresses: to be looked at again */
 #define STAGE_FINAL 2
 
+/* flow.reject */
+#define REJECT_NEW 1
+#define REJECT_LIVE 2 /* of a connection that was allowed */
+
 struct flow {
 	struct packet p;     /* addresses and ports as they really are, where that is known */
 	struct conn_key key; /* as the endpoint sees them */
@@ -46,6 +50,7 @@ struct flow {
 	__u8 local_own; /* the local address is one of the endpoint's */
 	__u8 stage;
 	__u8 counted; /* at an earlier hook */
+	__u8 reject;  /* its sender is to be told that it is refused */
 };
 
 static __always_inline int is_pure_syn(const struct flow *f)

@@ -3,7 +3,8 @@
  * (kube-proxy, Docker's published ports, nftables), and the kernel still knows who sent it.
  *
  * At FORWARD and LOCAL_IN they judge what a workload of this host sends, as its exit left it to them; at LOCAL_IN and
- * LOCAL_OUT, what comes to and goes from the host itself, if it is an endpoint. Priorities are the loader's. */
+ * LOCAL_OUT, what comes to and goes from the host itself, and at FORWARD what it forwards, if there are endpoints for
+ * that. Priorities are the loader's. */
 #define BULKHEAD_NETFILTER
 #include "translation.h"
 #include "verdict.h"
@@ -17,12 +18,22 @@
  * below, which jump to these. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
-	__uint(max_entries, 4);
+	__uint(max_entries, 4); /* pinned by agents of all layouts, so it keeps its size */
 	__type(key, __u32);
 	__type(value, __u32);
 } gates SEC(".maps");
 
-enum gate { GATE_FORWARD = 0, GATE_LOCAL_IN = 1, GATE_LOCAL_OUT = 2, GATE_HOST_IN = 3 };
+enum gate { GATE_FORWARD = 0, GATE_LOCAL_IN = 1, GATE_LOCAL_OUT = 2 };
+
+/* What these go on with: there is no room on one stack for two questions. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
+	__uint(max_entries, 3);
+	__type(key, __u32);
+	__type(value, __u32);
+} inner_gates SEC(".maps");
+
+enum inner_gate { INNER_HOST_IN = 0, INNER_FORWARDED_IN = 1, INNER_FORWARDED_OUT = 2 };
 
 /* Fails closed for what workloads send; a host must not lose itself. */
 static __always_inline int enter(struct bpf_nf_ctx *context, __u32 gate)
@@ -150,9 +161,63 @@ static __always_inline int judge_sender(struct bpf_nf_ctx *context, struct flow 
 SEC("netfilter")
 int forward(struct bpf_nf_ctx *context)
 {
+	struct config *configured = configuration();
 	struct flow f = {};
 
-	return judge_sender(context, &f) == DROP ? NF_DROP : NF_ACCEPT;
+	if (judge_sender(context, &f) == DROP)
+		return NF_DROP;
+	if (configured && configured->forwarded) {
+		bpf_tail_call(context, &inner_gates, INNER_FORWARDED_IN);
+		return NF_DROP;
+	}
+	return NF_ACCEPT;
+}
+
+/* The endpoint for what is forwarded through an interface; 0: none. One for all interfaces is not about workloads, which
+ * have endpoints of their own, whatever interfaces their packets take. */
+static __always_inline __u32 forwarded_subject(const struct flow *f, __u32 ifindex)
+{
+	__u32 subject = SUBJECT_FORWARDED | ifindex, *owner;
+
+	if (binding_of(subject))
+		return subject;
+	owner = bpf_map_lookup_elem(&owners, real_peer(f));
+	return owner && !(*owner & SUBJECT_KIND) ? 0 : SUBJECT_FORWARDED;
+}
+
+/* What comes in through one interface and goes out through another, which are asked one after the other. */
+static __always_inline int judge_forwarded(struct bpf_nf_ctx *context, __u8 direction)
+{
+	struct net_device *through = direction == DIR_EGRESS ? context->state->out : context->state->in;
+	__u32 ifindex = through ? through->ifindex : 0, subject;
+	struct flow f = {};
+
+	if (!binding_of(SUBJECT_FORWARDED | ifindex) && !binding_of(SUBJECT_FORWARDED))
+		return PASS;
+	if (!take_in(context, &f))
+		return deny_without_entry(REASON_MALFORMED);
+	f.direction = direction;
+	subject = forwarded_subject(&f, ifindex);
+	if (!binding_of(subject))
+		return PASS;
+	if (follow(&f, subject) == DROP)
+		return DROP;
+	return fast_path(&f) ? PASS : slow_path(context, &f);
+}
+
+SEC("netfilter")
+int forwarded_in(struct bpf_nf_ctx *context)
+{
+	if (judge_forwarded(context, DIR_INGRESS) == DROP)
+		return NF_DROP;
+	bpf_tail_call(context, &inner_gates, INNER_FORWARDED_OUT);
+	return NF_DROP;
+}
+
+SEC("netfilter")
+int forwarded_out(struct bpf_nf_ctx *context)
+{
+	return judge_forwarded(context, DIR_EGRESS) == DROP ? NF_DROP : NF_ACCEPT;
 }
 
 /* The endpoint that the host is for packets with this own address through this interface; 0: none. */
@@ -160,7 +225,7 @@ static __always_inline __u32 host_subject(const struct addr *own, __u32 ifindex)
 {
 	__u32 *owner = bpf_map_lookup_elem(&owners, own), subject = SUBJECT_HOST | ifindex;
 
-	if (owner && (*owner & SUBJECT_CGROUP) == SUBJECT_HOST)
+	if (owner && (*owner & SUBJECT_KIND) == SUBJECT_HOST)
 		return *owner;
 	if (binding_of(subject))
 		return subject;
@@ -198,9 +263,8 @@ int local_in(struct bpf_nf_ctx *context)
 		return NF_ACCEPT;
 	if (judge_sender(context, &f) == DROP)
 		return NF_DROP;
-	/* There is no room on one stack for both questions. */
 	if (configured && configured->hosts) {
-		bpf_tail_call(context, &gates, GATE_HOST_IN);
+		bpf_tail_call(context, &inner_gates, INNER_HOST_IN);
 		return NF_DROP;
 	}
 	return NF_ACCEPT;

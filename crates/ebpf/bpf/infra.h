@@ -47,7 +47,7 @@ static __always_inline int infrastructure_source_ok(const struct flow *f)
 static __always_inline int source_ok(struct flow *f)
 {
 	/* The host may use whatever it routes, and its processes what the kernel lets them bind to. */
-	if (f->key.subject & SUBJECT_HOST) {
+	if (f->key.subject & SUBJECT_KIND) {
 		f->local_own = 1;
 		return 1;
 	}

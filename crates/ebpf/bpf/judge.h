@@ -30,7 +30,7 @@ struct answer {
 	__u8 allow;
 	__u8 audit;
 	__u8 reason;
-	__u8 pad;
+	__u8 reject;
 };
 
 /* Ties an entry of addr_exact to its key. An overwritten element is recycled at once for another key
@@ -159,6 +159,7 @@ static __always_inline void answer_builtin(struct answer *a, __u32 rule, int all
 	a->allow = allow;
 	a->audit = allow;
 	a->reason = reason;
+	a->reject = 0;
 }
 
 /* What the tables say. A global function: verified once, whoever calls. */
@@ -196,6 +197,7 @@ __noinline int judge(const struct question *q, struct answer *a)
 	a->allow = cell->verdict;
 	a->audit = cell->audit;
 	a->reason = a->allow ? REASON_NONE : REASON_POLICY;
+	a->reject = !a->allow && cell->flags & CELL_REJECT;
 	if (!a->allow && q->flags & QUESTION_FROM_HOST && !(cell->flags & CELL_WRITTEN)) {
 		/* The host reaches its workloads unless a written rule forbids it (DESIGN 4.10). */
 		if (a->audit_rule == a->rule) {

@@ -37,7 +37,19 @@ struct skb_shared_info {
 	unsigned short gso_segs;
 } FROM_BTF;
 
+/* include/net/sock.h */
+struct sock_common {
+	struct {
+		__s64 counter;
+	} skc_cookie;
+} FROM_BTF;
+
+struct sock {
+	struct sock_common __sk_common;
+} FROM_BTF;
+
 struct sk_buff {
+	struct sock *sk;
 	unsigned int len;
 	int skb_iif;
 	__u16 tc_index;
@@ -57,6 +69,7 @@ struct dst_entry {
 struct nf_hook_state {
 	__u8 pf;
 	struct net_device *in;
+	struct net_device *out;
 } FROM_BTF;
 
 struct bpf_nf_ctx {
@@ -103,6 +116,14 @@ struct nf_conn {
 
 extern void *bpf_cast_to_kern_ctx(void *context) __ksym;
 extern int bpf_dynptr_from_skb(struct __sk_buff *skb, __u64 flags, struct bpf_dynptr *bytes) __ksym;
+
+/* Of the socket that sent a packet, as SO_COOKIE has it; 0: none. */
+static __always_inline __u64 cookie_of(struct sk_buff *skb)
+{
+	struct sock *socket = skb->sk;
+
+	return socket ? BPF_CORE_READ(socket, __sk_common.skc_cookie.counter) : 0;
+}
 
 /* What the connection tracking of the kernel says of this packet; 0: nothing. */
 static __always_inline unsigned long tracking_of(struct sk_buff *skb)

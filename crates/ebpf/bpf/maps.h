@@ -89,6 +89,14 @@ struct {
 	__type(value, __u64);
 } half_open_ns SEC(".maps");
 
+/* By index into bindings: the same of refusals that were told, each of which costs its part of REFUSAL_SPAN. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} refusals SEC(".maps");
+
 /* Not LRU: refused packets are counted exactly, and a flood of them evicts nothing. */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -138,6 +146,32 @@ static __always_inline void count(__u32 index)
 
 	if (counter)
 		__sync_fetch_and_add(counter, 1);
+}
+
+/* An endpoint's element of an array by index into bindings. */
+static __always_inline __u64 *budget_of(void *budgets, __u32 subject)
+{
+	__u32 *slot = bpf_map_lookup_elem(&endpoints, &subject);
+
+	return slot ? bpf_map_lookup_elem(budgets, slot) : NULL;
+}
+
+/* Whether one more thing fits into a budget: each puts off the time until which the budget is in use by its cost, and
+ * that may be this far ahead. Nobody keeps count; time itself gives back. No budget: no bound. */
+static __always_inline int within_budget(__u64 *until, __u64 now, __u64 cost, __u64 span)
+{
+	__u64 was;
+
+	if (!until)
+		return 1;
+	was = *until;
+	if (was < now)
+		/* Another CPU may have been here meanwhile: then one more than allowed is no harm. */
+		__sync_val_compare_and_swap(until, was, now);
+	else if (was - now > span)
+		return 0;
+	__sync_fetch_and_add(until, cost);
+	return 1;
 }
 
 #endif

@@ -45,6 +45,7 @@ static __always_inline int parse_usual(struct __sk_buff *skb, struct packet *p)
 		p->protocol = v4->protocol;
 		map_v4(&p->src, v4->saddr);
 		map_v4(&p->dst, v4->daddr);
+		p->l4 = ETH_HLEN + sizeof(*v4);
 		return parse_usual_l4(p, data + ETH_HLEN + sizeof(*v4), end);
 	}
 	if (eth->h_proto != bpf_htons(ETH_P_IPV6) || data + ETH_HLEN + sizeof(*v6) + 8 > end || v6->version != 6 ||
@@ -56,6 +57,7 @@ static __always_inline int parse_usual(struct __sk_buff *skb, struct packet *p)
 	__builtin_memcpy(&p->dst, &v6->daddr, sizeof(p->dst));
 	if (is_v4_mapped(&p->src) || is_v4_mapped(&p->dst))
 		return 0;
+	p->l4 = ETH_HLEN + sizeof(*v6);
 	return parse_usual_l4(p, data + ETH_HLEN + sizeof(*v6), end);
 }
 

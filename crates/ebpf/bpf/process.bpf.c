@@ -21,7 +21,7 @@ static __always_inline void name_process(struct addr *name, __u32 subject)
 	name->w[0] = bpf_htonl(0x01000000);
 	name->w[1] = 0;
 	name->w[2] = 0;
-	name->w[3] = bpf_htonl(subject & ~SUBJECT_CGROUP);
+	name->w[3] = bpf_htonl(subject & ~SUBJECT_KIND);
 }
 
 /* A packet from another process of this host. */
@@ -35,7 +35,7 @@ static __always_inline int from_neighbour(struct __sk_buff *skb, struct flow *f)
 		f->stage = STAGE_BRIDGED;
 		return slow_path(skb, f);
 	}
-	if ((sender & SUBJECT_CGROUP) != SUBJECT_CGROUP || !binding_of(sender)) {
+	if ((sender & SUBJECT_KIND) != SUBJECT_CGROUP || !binding_of(sender)) {
 		/* One that is no workload: the host. */
 		sender = 0;
 		f->from_host = 1;
@@ -70,6 +70,8 @@ static __always_inline int handle(struct __sk_buff *skb, __u8 direction)
 	}
 	if (loops && direction == DIR_EGRESS)
 		skb->priority = *subject;
+	if (loops && direction == DIR_INGRESS && skb->priority == PRIORITY_REFUSAL && ends_something(&f))
+		return PASS;
 	if (loops && direction == DIR_INGRESS)
 		return from_neighbour(skb, &f);
 	if (!is_new_to_kernel(packet_of(skb)) && fast_path(&f))

@@ -52,7 +52,10 @@ __noinline int is_related(CONTEXT *context, const struct flow *f)
 		return 0;
 	/* The quoted packet went the other way. */
 	icmp = make_key(&quoted->key, &quoted->p, f->key.subject, !f->direction);
-	if (icmp == ICMP_IS_ERROR || !same_addr(&quoted->key.local, &f->key.local))
+	if (icmp == ICMP_IS_ERROR)
+		return 0;
+	/* Of what is forwarded neither end is the endpoint's own, and any router may be the one who complains. */
+	if ((f->key.subject & SUBJECT_KIND) != SUBJECT_FORWARDED && !same_addr(&quoted->key.local, &f->key.local))
 		return 0;
 	c = bpf_map_lookup_elem(&conns, &quoted->key);
 	if (c && !(c->flags & CONN_REVOKED) && !is_expired(c, quoted->key.protocol, f->now)) {

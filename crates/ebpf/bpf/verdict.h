@@ -7,6 +7,7 @@
 #include "conntrack.h"
 #include "fragment.h"
 #include "infra.h"
+#include "refusal.h"
 #include "related.h"
 
 __noinline int ask(const struct flow *f, int direction, struct answer *answer)
@@ -16,7 +17,7 @@ __noinline int ask(const struct flow *f, int direction, struct answer *answer)
 	if (!f || !answer)
 		return 0;
 	/* What a process asks of the loopback addresses, whoever receives it decides. */
-	if ((f->key.subject & SUBJECT_CGROUP) == SUBJECT_CGROUP && direction == DIR_EGRESS && is_loopback(real_peer(f))) {
+	if ((f->key.subject & SUBJECT_KIND) == SUBJECT_CGROUP && direction == DIR_EGRESS && is_loopback(real_peer(f))) {
 		answer_builtin(answer, RULE_SELF_TRAFFIC, 1, REASON_NONE);
 		return 0;
 	}
@@ -60,7 +61,7 @@ __noinline int judge_again(struct flow *f)
 		c->rule = answer.rule;
 		c->audit_rule = answer.audit_rule;
 		c->audit = answer.audit;
-		__sync_fetch_and_and(&c->flags, ~CONN_REVOKED);
+		__sync_fetch_and_and(&c->flags, ~(CONN_REVOKED | CONN_REJECT));
 		if (f->local_own)
 			__sync_fetch_and_or(&c->flags, CONN_LOCAL_OWN);
 		else
@@ -80,14 +81,19 @@ __noinline int judge_again(struct flow *f)
 		__sync_fetch_and_or(&c->flags, CONN_REVOKED);
 		report_conn(&f->key, c, EVENT_CHANGE, REASON_REVOKED);
 	}
+	if (answer.reject)
+		__sync_fetch_and_or(&c->flags, CONN_REJECT);
+	else
+		__sync_fetch_and_and(&c->flags, ~CONN_REJECT);
 	c->last_ns = f->now;
 	c->revision = f->revision;
+	f->reject = answer.reject ? REJECT_LIVE : 0;
 	answer.reason = REASON_REVOKED;
 	return deny(f, &answer, direction, 1);
 }
 
 /* A packet of a revoked connection, under the revision that revoked it. */
-static __always_inline int refuse_revoked(const struct flow *f, struct conn *c)
+static __always_inline int refuse_revoked(struct flow *f, struct conn *c)
 {
 	struct answer answer = {};
 
@@ -97,6 +103,7 @@ static __always_inline int refuse_revoked(const struct flow *f, struct conn *c)
 	answer.audit_rule = c->audit_rule;
 	answer.audit = c->audit;
 	answer.reason = REASON_REVOKED;
+	f->reject = c->flags & CONN_REJECT ? REJECT_LIVE : 0;
 	return deny(f, &answer, c->direction, 1);
 }
 
@@ -130,6 +137,7 @@ static __always_inline int judge_new(CONTEXT *context, struct flow *f, int exist
 	/* Again, rather than a second answer on the stack. */
 	if (as_sender && as_receiver)
 		ask(f, sender, &answer);
+	f->reject = answer.reject ? REJECT_NEW : 0;
 	return deny(f, &answer, as_sender ? sender : receiver, 0);
 }
 
@@ -180,19 +188,17 @@ static __always_inline int follow(struct flow *f, __u32 subject)
 		       deny_builtin(f, RULE_UNPROGRAMMED, REASON_UNPROGRAMMED);
 }
 
-/* Everything but a current connection. Answers PASS, DROP or DEFER. */
-__noinline int slow_path(CONTEXT *context, struct flow *f)
+static __always_inline int judge_packet(CONTEXT *context, struct flow *f)
 {
 	int live, moved = 0, syn, result;
 	struct conn *c;
 
-	if (!f)
-		return DROP;
 	f->now = bpf_ktime_get_ns();
 	f->binding = binding_of(f->key.subject);
-	if (!(f->key.subject & SUBJECT_HOST))
+	if (!(f->key.subject & SUBJECT_KIND))
 		f->from_host = f->direction == DIR_INGRESS && !ingress_ifindex(context);
-	if (is_infrastructure(&f->p, f->direction)) {
+	/* None of that is forwarded. */
+	if ((f->key.subject & SUBJECT_KIND) != SUBJECT_FORWARDED && is_infrastructure(&f->p, f->direction)) {
 		if (!is_programmed(f->binding, f->direction))
 			return deny_without_entry(REASON_UNPROGRAMMED);
 		if (infrastructure_source_ok(f))
@@ -222,6 +228,21 @@ __noinline int slow_path(CONTEXT *context, struct flow *f)
 	/* Or its next packet would pass as one of the connection that was allowed. */
 	if (moved && result == DROP)
 		bpf_map_delete_elem(&conns, &f->key);
+	return result;
+}
+
+/* Everything but a current connection. Answers PASS, DROP or DEFER. */
+__noinline int slow_path(CONTEXT *context, struct flow *f)
+{
+	int result;
+
+	if (!f)
+		return DROP;
+	if (is_refusal(context, f))
+		return PASS;
+	result = judge_packet(context, f);
+	if (result == DROP && f->reject)
+		tell_refused(context, f);
 	return result;
 }
 

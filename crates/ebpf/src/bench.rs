@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,13 +15,17 @@ use bulkhead_model::host_policy::{
 };
 use bulkhead_model::ports::Protocol;
 use bulkhead_model::verdict::{Direction, FIRST_FREE_RULE_ID, Verdict};
-use libbpf_rs::{ObjectBuilder, ProgramInput};
+use libbpf_rs::{Object, ObjectBuilder, ProgramInput};
 
-use crate::loader::libbpf_error;
+use crate::loader::{Hook, libbpf_error, named};
+use crate::sys::{self, NetfilterHook};
 use crate::test_run::TestPacket;
 use crate::{Capacities, EbpfDataplane};
 
 static EMPTY: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/empty.bpf.o"));
+
+/// `NF_INET_FORWARD` of `NFPROTO_IPV4`, where `gates` links.
+const FORWARD_V4: NetfilterHook = NetfilterHook { family: 2, hook: 2, priority: 99 };
 
 /// The loopback interface, for which the kernel runs test packets in every namespace.
 const LOOPBACK: u32 = 1;
@@ -87,15 +92,41 @@ fn measure(dataplane: &mut EbpfDataplane, peers: u32, repeat: u32) -> Result<Pac
     Ok(PacketCost { peers, empty, established, judged, denied, opened, replace, apply })
 }
 
+fn load_empty() -> Result<Object, DataplaneError> {
+    let loaded = ObjectBuilder::default().open_memory(EMPTY).and_then(|open| open.load());
+    loaded.map_err(|error| libbpf_error("load the empty programs", &error))
+}
+
 fn run_empty(frame: &[u8], repeat: u32) -> Result<Duration, DataplaneError> {
-    let failed = |error: libbpf_rs::Error| libbpf_error("run the empty program", &error);
-    let object = ObjectBuilder::default().open_memory(EMPTY).and_then(|open| open.load()).map_err(failed)?;
+    let object = load_empty()?;
     let input = ProgramInput { data_in: Some(frame), repeat, ..ProgramInput::default() };
-    let program = object
-        .progs_mut()
-        .next()
-        .ok_or_else(|| DataplaneError::Inconsistent("no program in the empty object".to_owned()))?;
-    program.test_run(input).map(|output| output.duration).map_err(failed)
+    let output = named(&object, "empty")?.test_run(input);
+    output.map(|output| output.duration).map_err(|error| libbpf_error("run the empty program", &error))
+}
+
+/// Programs that do nothing where those of a dataplane stand on the way between two workloads: what its hooks cost
+/// whatever is done there. Gone when it is dropped.
+#[derive(Debug)]
+pub struct EmptyHooks {
+    _links: Vec<OwnedFd>,
+}
+
+impl EmptyHooks {
+    /// At both hooks of these interfaces and, if asked for, where packets are forwarded.
+    pub fn attach(interfaces: &[u32], forward: bool) -> Result<Self, DataplaneError> {
+        let failed = |error| DataplaneError::io("attach empty programs", error);
+        let object = load_empty()?;
+        let mut links = Vec::new();
+        for (ifindex, hook) in interfaces.iter().flat_map(|index| Hook::BOTH.map(|hook| (*index, hook))) {
+            let program = named(&object, "empty")?;
+            links.push(sys::link_create(program.as_fd(), ifindex, hook.attach_type()).map_err(failed)?);
+        }
+        if forward {
+            let program = named(&object, "empty_gate")?;
+            links.push(sys::netfilter_link_create(program.as_fd(), FORWARD_V4).map_err(failed)?);
+        }
+        Ok(Self { _links: links })
+    }
 }
 
 fn peer(number: u32) -> Ipv4Addr {
@@ -110,6 +141,7 @@ fn policy(peers: u32) -> HostPolicy {
         audit_verdict: verdict,
         audit_rule: RuleId(rule),
         log: false,
+        reject: false,
         written: true,
     };
     let refused = cell(Verdict::Deny, FIRST_FREE_RULE_ID);

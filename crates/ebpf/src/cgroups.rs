@@ -19,6 +19,9 @@ const HOOKS: [(&str, u32, &str); 2] = [
     ("from_process", libbpf_sys::BPF_CGROUP_INET_EGRESS, "from"),
 ];
 
+/// Where they are pinned, under the directory of a layout.
+const DIRECTORY: &str = "group-links";
+
 /// The links pinned in one directory.
 #[derive(Debug)]
 pub(crate) struct Groups {
@@ -27,7 +30,12 @@ pub(crate) struct Groups {
 
 impl Groups {
     pub(crate) fn open(dir: &Path) -> Result<Self, DataplaneError> {
-        Ok(Self { pins: Pins::open(dir.join("group-links"))? })
+        Ok(Self { pins: Pins::open(dir.join(DIRECTORY))? })
+    }
+
+    /// Those of an agent of another layout.
+    pub(crate) fn of_another(dir: &Path) -> Self {
+        Self { pins: Pins::of(dir.join(DIRECTORY)) }
     }
 
     /// Attaches both programs, or replaces those that are attached. Until the group has been named to them they refuse

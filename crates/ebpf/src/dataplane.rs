@@ -23,11 +23,14 @@ use crate::endpoints::{Endpoints, Targets};
 use crate::events::Events;
 use crate::gates::Gates;
 use crate::grace::Grace;
-use crate::layout::{ABI_VERSION, COUNTER_LOST_EVENTS, COUNTER_UNRECORDED, HALF_OPEN_SPAN, subject_of};
+use crate::layout::{
+    ABI_VERSION, COUNTER_LOST_EVENTS, COUNTER_UNRECORDED, COUNTER_UNTOLD, HALF_OPEN_SPAN, subject_of,
+};
 use crate::loader::{self, Loaded, libbpf_error};
 use crate::lookup::Reader;
 use crate::mapping::Mapping;
 use crate::readback;
+use crate::refusal::Refuser;
 use crate::sweep::Sweeper;
 use crate::tcx::Links;
 use crate::{requirements, sys};
@@ -49,6 +52,7 @@ pub struct EbpfDataplane {
     endpoints: Endpoints,
     grace: Grace,
     events: Events,
+    refuser: Refuser,
     sweeper: Sweeper,
     counters: OwnedFd,
     config: Mapping<u64>,
@@ -56,11 +60,14 @@ pub struct EbpfDataplane {
     generation: u64,
 }
 
-/// Word of `struct config` with the generation, and half words with the revision and the number of host endpoints.
+/// Words of `struct config` with the generation and the two cookies, half words with the revision, the number of host
+/// endpoints and the number of those that are about forwarded traffic.
 const CONFIG_GENERATION: u32 = 0;
 const CONFIG_REVISION: u32 = 2;
 const CONFIG_HOSTS: u32 = 3;
-const CONFIG_WORDS: u32 = 2;
+const CONFIG_REFUSERS: u32 = 2;
+const CONFIG_FORWARDED: u32 = 8;
+const CONFIG_WORDS: u32 = 5;
 
 impl EbpfDataplane {
     /// Takes charge of what is pinned under `root`, for instance `/sys/fs/bpf/bulkhead/default`, or begins
@@ -75,6 +82,10 @@ impl EbpfDataplane {
         let config = Mapping::<u64>::new(config_map.as_fd(), CONFIG_WORDS)
             .map_err(|error| DataplaneError::io("map the configuration into memory", error))?;
         let generation = config.word(CONFIG_GENERATION).fetch_add(1, Ordering::SeqCst) + 1;
+        let refuser = Refuser::open();
+        for (index, cookie) in (CONFIG_REFUSERS..).zip(refuser.cookies()) {
+            config.word(index).store(cookie, Ordering::SeqCst);
+        }
         let gates = Gates::open(root, &loaded)?;
         let cost = HALF_OPEN_SPAN / u64::from(capacities.half_open_max());
         let costs = loaded.table::<u32, u64>("half_open_ns")?;
@@ -101,6 +112,7 @@ impl EbpfDataplane {
             gates,
             groups,
             events,
+            refuser,
             config,
             cpus,
             generation,
@@ -129,9 +141,13 @@ impl EbpfDataplane {
         self.config.half(CONFIG_REVISION).fetch_add(1, Ordering::SeqCst);
     }
 
-    /// Tells the programs whether the host itself is an endpoint.
+    /// Tells the programs whether the host itself is an endpoint, and whether what it forwards is somebody's.
     fn count_hosts(&self) {
-        self.config.half(CONFIG_HOSTS).store(self.endpoints.hosts(), Ordering::SeqCst);
+        let bound = |of: fn(Attachment) -> bool| self.endpoints.count(of);
+        let hosts = bound(|attachment| matches!(attachment, Attachment::Host(_)));
+        self.config.half(CONFIG_HOSTS).store(hosts, Ordering::SeqCst);
+        let forwarded = bound(|attachment| matches!(attachment, Attachment::Forwarded(_)));
+        self.config.half(CONFIG_FORWARDED).store(forwarded, Ordering::SeqCst);
     }
 
     fn grace_period() -> Result<(), DataplaneError> {
@@ -176,12 +192,31 @@ impl EbpfDataplane {
         self.remove_other_versions()
     }
 
-    /// Programs of another layout, left by another version of the agent, have judged up to now.
+    /// Programs of another layout, left by another version of the agent, have judged up to now. Ours come to stand beside
+    /// them first: no packet passes unjudged.
     fn remove_other_versions(&self) -> Result<(), DataplaneError> {
-        self.versions()?
-            .iter()
-            .filter(|path| **path != self.dir)
-            .try_for_each(|path| loader::remove_pins(path))
+        let there = |attached: Result<(), DataplaneError>| match attached {
+            // An interface or a group that has gone meanwhile.
+            Err(DataplaneError::Gone { .. }) => Ok(()),
+            other => other,
+        };
+        for path in self.other_versions()? {
+            let (links, groups) = (Links::of_another(&path), Groups::of_another(&path));
+            for ifindex in links.attached()? {
+                there(self.links.attach(&self.loaded, ifindex))?;
+                links.detach(ifindex)?;
+            }
+            for inode in groups.attached()? {
+                there(self.groups.attach(&self.loaded, inode))?;
+                groups.detach(inode)?;
+            }
+            loader::remove_pins(&path)?;
+        }
+        Ok(())
+    }
+
+    fn other_versions(&self) -> Result<Vec<PathBuf>, DataplaneError> {
+        Ok(self.versions()?.into_iter().filter(|path| *path != self.dir).collect())
     }
 
     /// Pin directories of all layouts. Nothing else under the root is ours.
@@ -244,7 +279,7 @@ impl Dataplane for EbpfDataplane {
         match attachment {
             Attachment::Interface(ifindex) => self.links.attach(&self.loaded, ifindex),
             // The netfilter programs are always there.
-            Attachment::Host(_) => Ok(()),
+            Attachment::Host(_) | Attachment::Forwarded(_) => Ok(()),
             Attachment::Cgroup(inode) => self.groups.attach(&self.loaded, inode),
         }
     }
@@ -252,15 +287,29 @@ impl Dataplane for EbpfDataplane {
     fn detach(&mut self, attachment: Attachment) -> Result<(), DataplaneError> {
         self.check_fence()?;
         match attachment {
-            Attachment::Interface(ifindex) => self.links.detach(ifindex),
-            Attachment::Host(_) => Ok(()),
-            Attachment::Cgroup(inode) => self.groups.detach(inode),
+            Attachment::Interface(ifindex) => {
+                let others = self.other_versions()?;
+                others.iter().try_for_each(|path| Links::of_another(path).detach(ifindex))?;
+                self.links.detach(ifindex)
+            }
+            Attachment::Host(_) | Attachment::Forwarded(_) => Ok(()),
+            Attachment::Cgroup(inode) => {
+                let others = self.other_versions()?;
+                others.iter().try_for_each(|path| Groups::of_another(path).detach(inode))?;
+                self.groups.detach(inode)
+            }
         }
     }
 
+    /// Also where programs of another layout are, until the first [`Self::replace`] puts ours there.
     fn attached(&self) -> Result<BTreeSet<Attachment>, DataplaneError> {
-        let interfaces = self.links.attached()?.into_iter().map(Attachment::Interface);
-        Ok(interfaces.chain(self.groups.attached()?.into_iter().map(Attachment::Cgroup)).collect())
+        let mut attached = BTreeSet::new();
+        for path in self.versions()? {
+            let interfaces = Links::of_another(&path).attached()?;
+            attached.extend(interfaces.into_iter().map(Attachment::Interface));
+            attached.extend(Groups::of_another(&path).attached()?.into_iter().map(Attachment::Cgroup));
+        }
+        Ok(attached)
     }
 
     fn replace(&mut self, policy: &HostPolicy) -> Result<Applied, DataplaneError> {
@@ -282,7 +331,9 @@ impl Dataplane for EbpfDataplane {
     fn poll(&mut self, sink: &mut dyn FnMut(RawFlow)) -> Result<(), DataplaneError> {
         // Two readers of one ring would take each other's events.
         self.check_fence()?;
-        self.events.drain(sink).map_err(|error| DataplaneError::io("read the ring buffer", error))
+        let refuser = &mut self.refuser;
+        let drained = self.events.drain(sink, &mut |refusal| refuser.tell(refusal));
+        drained.map_err(|error| DataplaneError::io("read the ring buffer", error))
     }
 
     fn event_fd(&self) -> Option<BorrowedFd<'_>> {
@@ -317,6 +368,7 @@ impl Dataplane for EbpfDataplane {
             drops,
             unrecorded_denials,
             lost_events: self.counter(COUNTER_LOST_EVENTS)?,
+            untold_refusals: self.counter(COUNTER_UNTOLD)? + self.refuser.untold,
             tables,
         })
     }

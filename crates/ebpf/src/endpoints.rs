@@ -241,10 +241,10 @@ impl Endpoints {
         }
     }
 
-    /// Endpoints that are the host itself.
-    pub(crate) fn hosts(&self) -> u32 {
-        let is_host = |subject: &&u32| matches!(attachment_of(**subject), Attachment::Host(_));
-        u32::try_from(self.bound.keys().filter(is_host).count()).unwrap_or(u32::MAX)
+    /// How many are of a kind.
+    pub(crate) fn count(&self, of: fn(Attachment) -> bool) -> u32 {
+        let counted = self.bound.keys().filter(|subject| of(attachment_of(**subject)));
+        u32::try_from(counted.count()).unwrap_or(u32::MAX)
     }
 
     fn new_slot(&mut self, subject: u32) -> io::Result<u32> {

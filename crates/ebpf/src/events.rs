@@ -10,10 +10,17 @@ use bulkhead_model::host_policy::RuleId;
 use bulkhead_model::ports::Protocol;
 use bulkhead_model::verdict::{Direction, Verdict};
 
-use crate::layout::{ConnKey, Event, attachment_of};
+use crate::layout::{ConnKey, EVENT_REFUSE, Event, Refusal, attachment_of};
 
 /// Events taken per call of [`Events::drain`] at most, so that it ends even under a flood.
 const EVENTS_PER_DRAIN: usize = 65_536;
+
+/// What was in the ring buffer.
+#[derive(Debug, Default)]
+struct Received {
+    events: Vec<Event>,
+    refusals: Vec<Refusal>,
+}
 
 /// The consumer's end of the ring buffer.
 ///
@@ -21,7 +28,7 @@ const EVENTS_PER_DRAIN: usize = 65_536;
 #[derive(Debug)]
 pub(crate) struct Events {
     ring: NonNull<libbpf_sys::ring_buffer>,
-    received: NonNull<Vec<Event>>,
+    received: NonNull<Received>,
     epoll: OwnedFd,
     _map: OwnedFd,
 }
@@ -32,7 +39,7 @@ unsafe impl Send for Events {}
 
 impl Events {
     pub(crate) fn open(map: OwnedFd) -> io::Result<Self> {
-        let received = NonNull::from(Box::leak(Box::<Vec<Event>>::default()));
+        let received = NonNull::from(Box::leak(Box::<Received>::default()));
         #[expect(unsafe_code, reason = "libbpf call")]
         // SAFETY: the context is boxed, so its address stays valid until `Drop`, and the callback is
         // called only from `drain`.
@@ -66,7 +73,11 @@ impl Events {
     }
 
     /// Hands over what is there, without waiting.
-    pub(crate) fn drain(&mut self, sink: &mut dyn FnMut(RawFlow)) -> io::Result<()> {
+    pub(crate) fn drain(
+        &mut self,
+        sink: &mut dyn FnMut(RawFlow),
+        refuse: &mut dyn FnMut(&Refusal),
+    ) -> io::Result<()> {
         #[expect(unsafe_code, reason = "libbpf call")]
         // SAFETY: the ring is alive; its callback writes to `received` while nobody else borrows it.
         let result = unsafe {
@@ -75,7 +86,9 @@ impl Events {
         #[expect(unsafe_code, reason = "takes what the callback left")]
         // SAFETY: from a box that lives as long as `self`; the ring is not consumed now.
         let received = std::mem::take(unsafe { self.received.as_mut() });
-        received.into_iter().filter_map(|event| event.flow()).for_each(sink);
+        // Somebody waits for these.
+        received.refusals.iter().for_each(refuse);
+        received.events.into_iter().filter_map(|event| event.flow()).for_each(sink);
         if result < 0 { Err(io::Error::from_raw_os_error(-result)) } else { Ok(()) }
     }
 }
@@ -87,7 +100,7 @@ impl Drop for Events {
 }
 
 /// Frees a ring and then its context, neither of which is used again.
-fn free(ring: NonNull<libbpf_sys::ring_buffer>, received: NonNull<Vec<Event>>) {
+fn free(ring: NonNull<libbpf_sys::ring_buffer>, received: NonNull<Received>) {
     #[expect(unsafe_code, reason = "libbpf call")]
     // SAFETY: made by `Events::open` and given up by the caller.
     unsafe {
@@ -96,7 +109,7 @@ fn free(ring: NonNull<libbpf_sys::ring_buffer>, received: NonNull<Vec<Event>>) {
     free_received(received);
 }
 
-fn free_received(received: NonNull<Vec<Event>>) {
+fn free_received(received: NonNull<Received>) {
     #[expect(unsafe_code, reason = "takes back what was leaked")]
     // SAFETY: leaked from a box by `Events::open`, and no ring refers to it any more.
     drop(unsafe { Box::from_raw(received.as_ptr()) });
@@ -104,12 +117,15 @@ fn free_received(received: NonNull<Vec<Event>>) {
 
 #[expect(unsafe_code, reason = "a C callback gets untyped pointers")]
 unsafe extern "C" fn receive(context: *mut c_void, data: *mut c_void, size: libbpf_sys::size_t) -> c_int {
-    if size as usize >= size_of::<Event>() {
-        // SAFETY: the context is the boxed vector given to `ring_buffer__new`; the data are `size`
-        // bytes, which is an event; ring buffer records are aligned to 8.
-        unsafe {
-            let received = &mut *context.cast::<Vec<Event>>();
-            received.push(data.cast::<Event>().read_unaligned());
+    // SAFETY: the context is the box given to `ring_buffer__new`; the data are `size` bytes, of which no more are read
+    // than there are.
+    unsafe {
+        let received = &mut *context.cast::<Received>();
+        if size as usize >= size_of::<Event>() {
+            received.events.push(data.cast::<Event>().read_unaligned());
+        } else if size as usize >= size_of::<Refusal>() {
+            let refusal = data.cast::<Refusal>().read_unaligned();
+            received.refusals.extend((refusal.kind == EVENT_REFUSE).then_some(refusal));
         }
     }
     0

@@ -24,7 +24,9 @@ const FAMILIES: [(u32, &str); 2] = [(2, "v4"), (10, "v6")];
 /// Number of the hook in `enum nf_inet_hooks`, what is linked there, and what that jumps to at which index.
 const HOOKS: [(u32, &str); 3] = [(1, "enter_local_in"), (2, "enter_forward"), (3, "enter_local_out")];
 /// `enum gate` of `bpf/gate.bpf.c`, by index.
-const PROGRAMS: [&str; 4] = ["forward", "local_in", "local_out", "host_in"];
+const PROGRAMS: [&str; 3] = ["forward", "local_in", "local_out"];
+/// `enum inner_gate`, by index: what those go on with.
+const INNER_PROGRAMS: [&str; 3] = ["host_in", "forwarded_in", "forwarded_out"];
 
 /// How often and how long to wait for a place at a hook.
 const BUSY_TRIES: u32 = 200;
@@ -124,10 +126,14 @@ fn create(program: BorrowedFd<'_>, at: NetfilterHook) -> io::Result<OwnedFd> {
     }
 }
 
+/// What programs go on with first.
 fn write(array: &Table<u32, u32>, loaded: &Loaded) -> io::Result<()> {
-    for (index, name) in (0..).zip(PROGRAMS) {
-        let program = loaded.gate_program(name).map_err(io::Error::other)?;
-        array.put(&index, &program.as_fd().as_raw_fd().cast_unsigned())?;
+    let inner = loaded.inner_gates().map_err(io::Error::other)?;
+    for (array, programs) in [(&inner, INNER_PROGRAMS), (array, PROGRAMS)] {
+        for (index, name) in (0..).zip(programs) {
+            let program = loaded.gate_program(name).map_err(io::Error::other)?;
+            array.put(&index, &program.as_fd().as_raw_fd().cast_unsigned())?;
+        }
     }
     Ok(())
 }

@@ -10,7 +10,7 @@ use bulkhead_model::verdict::Verdict;
 
 use crate::capacities::Capacities;
 use crate::extent::Extents;
-use crate::layout::{CELL_LOG, CELL_WRITTEN, CellEntry, RowEntry, Step, VariantEntry};
+use crate::layout::{CELL_LOG, CELL_REJECT, CELL_WRITTEN, CellEntry, RowEntry, Step, VariantEntry};
 use crate::mapping::Mapping;
 
 /// Elements of an array, one after the other.
@@ -244,7 +244,7 @@ fn cell_entry(cell: Cell) -> CellEntry {
         audit_rule: cell.audit_rule.0,
         verdict: u8::from(cell.verdict == Verdict::Allow),
         audit: u8::from(cell.audit_verdict == Verdict::Allow),
-        flags: bit(cell.log, CELL_LOG) | bit(cell.written, CELL_WRITTEN),
+        flags: bit(cell.log, CELL_LOG) | bit(cell.written, CELL_WRITTEN) | bit(cell.reject, CELL_REJECT),
         pad: [0; 5],
     }
 }

@@ -9,7 +9,7 @@ use bulkhead_model::address::address_bits;
 use bulkhead_model::host_policy::{Attachment, CompiledId};
 
 /// Part of the pin path, so that programs of one layout never meet maps of another.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// Slots in each map of maps.
 pub(crate) const BANKS: u32 = 8;
@@ -17,6 +17,12 @@ pub(crate) const BANKS: u32 = 8;
 pub(crate) const COUNTER_UNRECORDED: u32 = 8;
 /// `COUNTER_LOST_EVENTS` of `abi.h`.
 pub(crate) const COUNTER_LOST_EVENTS: u32 = 16;
+/// `COUNTER_UNTOLD` of `abi.h`.
+pub(crate) const COUNTER_UNTOLD: u32 = 17;
+/// `EVENT_REFUSE` of `abi.h`.
+pub(crate) const EVENT_REFUSE: u8 = 5;
+/// `PRIORITY_REFUSAL` of `abi.h`.
+pub(crate) const PRIORITY_REFUSAL: u32 = 0x4275_6c6b;
 /// Key of a compiled policy's default row.
 pub(crate) const CLASS_DEFAULT_ROW: u32 = u32::MAX;
 
@@ -25,6 +31,7 @@ const ROW_BY_SOURCE_PORT: u32 = 1 << 31;
 
 pub(crate) const CELL_LOG: u8 = 1;
 pub(crate) const CELL_WRITTEN: u8 = 2;
+pub(crate) const CELL_REJECT: u8 = 4;
 
 pub(crate) const CONN_REPLIED: u32 = 1;
 pub(crate) const CONN_FIN_FORWARD: u32 = 1 << 1;
@@ -134,6 +141,16 @@ plain! {
         packets: [u64; 2],
         bytes: [u64; 2],
     }
+    /// `struct refusal`.
+    struct Refusal(72) {
+        key: ConnKey,
+        kind: u8,
+        direction: u8,
+        live: u8,
+        pad: u8,
+        len: u32,
+        l4: [u8; 20],
+    }
     /// `struct bpf_cgroup_storage_key` of linux/bpf.h.
     struct StorageKey(16) { cgroup: u64, attach_type: u32, pad: u32, }
     /// `struct class_entry`.
@@ -158,6 +175,8 @@ const _: () = assert!(offset_of!(Conn, opened_ns) == 40);
 const _: () = assert!(offset_of!(Denial, packets) == 40);
 const _: () = assert!(offset_of!(Event, rule) == 48);
 const _: () = assert!(offset_of!(Event, opened_ns) == 80);
+
+const _: () = assert!(offset_of!(Event, kind) == offset_of!(Refusal, kind));
 
 macro_rules! plain_number {
     ($($type:ty),*) => {$(
@@ -208,6 +227,8 @@ impl RowEntry {
 
 /// `SUBJECT_HOST` of `abi.h`.
 const SUBJECT_HOST: u32 = 1 << 31;
+/// `SUBJECT_FORWARDED` of `abi.h`.
+const SUBJECT_FORWARDED: u32 = 1 << 30;
 /// `SUBJECT_CGROUP` of `abi.h`.
 const SUBJECT_CGROUP: u32 = 3 << 30;
 /// What is left for the number of an interface or control group.
@@ -218,6 +239,7 @@ pub(crate) fn subject_of(attachment: Attachment) -> u32 {
     match attachment {
         Attachment::Interface(index) => index,
         Attachment::Host(index) => SUBJECT_HOST | index,
+        Attachment::Forwarded(index) => SUBJECT_FORWARDED | index,
         Attachment::Cgroup(inode) => SUBJECT_CGROUP | inode,
     }
 }
@@ -228,6 +250,7 @@ pub(crate) fn attachment_of(subject: u32) -> Attachment {
     match subject & SUBJECT_CGROUP {
         SUBJECT_CGROUP => Attachment::Cgroup(number),
         SUBJECT_HOST => Attachment::Host(number),
+        SUBJECT_FORWARDED => Attachment::Forwarded(number),
         _ => Attachment::Interface(number),
     }
 }

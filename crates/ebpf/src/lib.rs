@@ -22,6 +22,7 @@ mod lookup;
 mod mapping;
 mod pins;
 mod readback;
+mod refusal;
 pub mod requirements;
 mod sweep;
 mod sys;

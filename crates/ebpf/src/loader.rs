@@ -110,6 +110,11 @@ impl Loaded {
         own_map(&self.gate, GATES_MAP).map(Table::from_fd)
     }
 
+    /// The array of programs that those go on with.
+    pub(crate) fn inner_gates(&self) -> Result<Table<u32, u32>, DataplaneError> {
+        own_map(&self.gate, "inner_gates").map(Table::from_fd)
+    }
+
     /// An own descriptor of a map.
     pub(crate) fn map(&self, name: &'static str) -> Result<OwnedFd, DataplaneError> {
         own_map(&self.policy, name)
@@ -150,7 +155,7 @@ fn load(object: &[u8], dir: &Path, capacities: &mut Capacities) -> Result<Object
     })
 }
 
-fn named<'a>(object: &'a Object, name: &str) -> Result<libbpf_rs::ProgramMut<'a>, DataplaneError> {
+pub(crate) fn named<'a>(object: &'a Object, name: &str) -> Result<libbpf_rs::ProgramMut<'a>, DataplaneError> {
     object
         .progs_mut()
         .find(|program| program.name() == name)
@@ -172,7 +177,7 @@ fn own_map(object: &Object, name: &str) -> Result<OwnedFd, DataplaneError> {
 /// Where the size of a map that is not in a bank comes from.
 fn size_slot<'a>(capacities: &'a mut Capacities, map: &str) -> Option<&'a mut u32> {
     Some(match map {
-        "endpoints" | "bindings" | "half_open" => &mut capacities.endpoints,
+        "endpoints" | "bindings" | "half_open" | "refusals" => &mut capacities.endpoints,
         "endpoint_addrs" | "owners" => &mut capacities.endpoint_addrs,
         "conns" => &mut capacities.conns,
         "denials" => &mut capacities.denials,

@@ -18,11 +18,16 @@ pub(crate) struct Pins {
 }
 
 impl Pins {
+    /// Those in a directory, which may not be there.
+    pub(crate) fn of(dir: PathBuf) -> Self {
+        Self { dir }
+    }
+
     /// Opens the directory, made if it is not there.
     pub(crate) fn open(dir: PathBuf) -> Result<Self, DataplaneError> {
         fs::create_dir_all(&dir)
             .map_err(|error| DataplaneError::io(format!("make pin directory {}", dir.display()), error))?;
-        Ok(Self { dir })
+        Ok(Self::of(dir))
     }
 
     /// Where the link of a number is pinned.
@@ -50,7 +55,11 @@ impl Pins {
 
     /// Numbers with at least one link.
     pub(crate) fn attached(&self) -> Result<BTreeSet<u32>, DataplaneError> {
-        let entries = fs::read_dir(&self.dir)
+        let entries = match fs::read_dir(&self.dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeSet::new()),
+            entries => entries,
+        };
+        let entries = entries
             .map_err(|error| DataplaneError::io(format!("list links in {}", self.dir.display()), error))?;
         Ok(entries
             .filter_map(Result::ok)

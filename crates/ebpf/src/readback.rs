@@ -15,8 +15,8 @@ use crate::bank::Outer;
 use crate::endpoints::Endpoints;
 use crate::events::verdict;
 use crate::layout::{
-    Addr, CELL_LOG, CELL_WRITTEN, CLASS_DEFAULT_ROW, CellEntry, ClassEntry, LpmKey, Plain, RowEntry, RowKey,
-    Step, VariantEntry, attachment_of,
+    Addr, CELL_LOG, CELL_REJECT, CELL_WRITTEN, CLASS_DEFAULT_ROW, CellEntry, ClassEntry, LpmKey, Plain,
+    RowEntry, RowKey, Step, VariantEntry, attachment_of,
 };
 use crate::sys::Table;
 
@@ -143,6 +143,7 @@ pub(crate) fn meaning(cell: CellEntry) -> Cell {
         audit_verdict: verdict(cell.audit),
         audit_rule: RuleId(cell.audit_rule),
         log: cell.flags & CELL_LOG != 0,
+        reject: cell.flags & CELL_REJECT != 0,
         written: cell.flags & CELL_WRITTEN != 0,
     }
 }

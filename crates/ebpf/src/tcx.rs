@@ -14,7 +14,7 @@ use crate::sys;
 impl Hook {
     /// Number of the attach type. The programs are loaded with none expected: the kernel compares it
     /// only for program arrays, and libbpf would refuse to pass it on.
-    fn attach_type(self) -> u32 {
+    pub(crate) fn attach_type(self) -> u32 {
         match self {
             Self::FromWorkload => libbpf_sys::BPF_TCX_INGRESS,
             Self::ToWorkload => libbpf_sys::BPF_TCX_EGRESS,
@@ -30,6 +30,9 @@ impl Hook {
     }
 }
 
+/// Where they are pinned, under the directory of a layout.
+const DIRECTORY: &str = "links";
+
 /// The links pinned in one directory.
 #[derive(Debug)]
 pub(crate) struct Links {
@@ -38,7 +41,12 @@ pub(crate) struct Links {
 
 impl Links {
     pub(crate) fn open(dir: &Path) -> Result<Self, DataplaneError> {
-        Ok(Self { pins: Pins::open(dir.join("links"))? })
+        Ok(Self { pins: Pins::open(dir.join(DIRECTORY))? })
+    }
+
+    /// Those of an agent of another layout.
+    pub(crate) fn of_another(dir: &Path) -> Self {
+        Self { pins: Pins::of(dir.join(DIRECTORY)) }
     }
 
     /// Attaches both programs, or replaces those that are attached: each switch is one atomic store in

@@ -3,6 +3,8 @@
 
 mod common;
 
+use std::process::Command;
+
 use bulkhead_dataplane::{Dataplane, DataplaneError};
 use bulkhead_dataplane_testing::processes::{CLIENT, Group, answered, python};
 use bulkhead_model::flow::{DropReason, FlowEvent};
@@ -114,4 +116,47 @@ fn a_process_that_calls_a_service_is_judged_by_the_backend() {
         "{calls:?}"
     );
     assert_eq!(calls.len(), 2);
+}
+
+/// Says how a connection and a datagram end.
+const TRIES: &str = "
+import errno, socket, sys
+to = (sys.argv[1], int(sys.argv[2]))
+def one(kind):
+    s = socket.socket(socket.AF_INET, kind); s.settimeout(0.4)
+    try:
+        s.connect(to)
+        if kind == socket.SOCK_DGRAM: s.send(b'?')
+        s.recv(64)
+        return 'answered'
+    except TimeoutError: return 'silent'
+    except OSError as e: return errno.errorcode[e.errno]
+print(one(socket.SOCK_STREAM), one(socket.SOCK_DGRAM))
+";
+
+#[test]
+fn a_process_is_told_and_tells() {
+    let mut world = World::new();
+    let outside = Namespace::workload("eth0", 1);
+    let (p, mut q) = (Group::new("p"), Group::new("q"));
+    q.serve(9001);
+    let own = [&p, &q].map(|group| group.attachment().own_address().unwrap().to_string());
+    let (own_p, own_q) = ([own[0].as_str()], [own[1].as_str()]);
+    let tries = |mut command: Command| String::from_utf8(command.output().unwrap().stdout).unwrap();
+    let ends =
+        |egress| [End(p.attachment(), &own_p, &[], egress), End(q.attachment(), &own_q, &[], EVERYTHING)];
+    let calls = |to: &str| tries(p.command(TRIES, &[to, "9001"]));
+    // The kernel answers a refused datagram of one's own by itself.
+    world.put_rejecting(&ends(&[]));
+    assert_eq!(world.polled(|| calls("10.0.1.2")), "ECONNREFUSED EPERM\n");
+    assert_eq!(world.polled(|| calls("10.0.1.1")), "ECONNREFUSED EPERM\n");
+    // Refused by the other one.
+    world.put_rejecting(&ends(EVERYTHING));
+    for to in ["10.0.1.1", "127.0.0.1"] {
+        assert_eq!(world.polled(|| calls(to)), "ECONNREFUSED EHOSTUNREACH\n", "{to}");
+    }
+    let from_outside = || outside.exec(move || tries(python(None, TRIES, &["10.0.1.1", "9001"])));
+    assert_eq!(world.polled(from_outside), "ECONNREFUSED EHOSTUNREACH\n");
+    world.put(&ends(EVERYTHING));
+    assert_eq!(world.polled(|| calls("10.0.1.1")), "silent silent\n");
 }

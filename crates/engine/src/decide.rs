@@ -59,13 +59,20 @@ pub fn judge(
     key: PortKey,
     source_port: u16,
 ) -> Judgement {
-    let mut trace = Vec::new();
-    let query = Query { world, endpoint, direction, peer, key, source_port };
-    let (verdict, rule, log) = query.walk(false, &mut Vec::new());
-    // 4.9: as if every Audit policy were Enforce. Its trace holds all that the first walk saw and more.
-    let (audit_verdict, audit_rule, audit_log) = query.walk(true, &mut trace);
-    let log = log || audit_log;
-    Judgement { workload: Arc::clone(&endpoint.name), verdict, rule, audit_verdict, audit_rule, log, trace }
+    Query { world, endpoint, direction, peer, key, source_port, forwarded: false }.judge()
+}
+
+/// Judges a new connection that a host forwards through the interface of one of its endpoints: `peer` is who sends it,
+/// where it comes in (ingress), or whom it is for, where it goes out (egress). It passes where no policy is for that.
+pub fn judge_forwarded(
+    world: &World,
+    endpoint: &Entity,
+    direction: Direction,
+    peer: IpAddr,
+    key: PortKey,
+    source_port: u16,
+) -> Judgement {
+    Query { world, endpoint, direction, peer, key, source_port, forwarded: true }.judge()
 }
 
 fn own_traffic(endpoint: &Entity) -> Judgement {
@@ -77,6 +84,7 @@ fn own_traffic(endpoint: &Entity) -> Judgement {
         audit_verdict: Verdict::Allow,
         audit_rule: rule,
         log: false,
+        reject: false,
         trace: Vec::new(),
     }
 }
@@ -100,7 +108,7 @@ pub(crate) fn matched_by(
         // Of services one port is enough: any that the other end serves on.
         let mut keys = other.ports.iter().map(|port| port.key()).chain([0]);
         keys.any(|key| {
-            let query = Query { world, endpoint, direction, peer, key, source_port: 0 };
+            let query = Query { world, endpoint, direction, peer, key, source_port: 0, forwarded: false };
             rule.peers.iter().any(|one| query.peer(policy, one))
         })
     })
@@ -113,14 +121,42 @@ struct Query<'a> {
     peer: IpAddr,
     key: PortKey,
     source_port: u16,
+    forwarded: bool,
+}
+
+/// Where a walk through the rules ended.
+struct Decided {
+    verdict: Verdict,
+    rule: RuleRef,
+    log: bool,
+    reject: bool,
 }
 
 impl Query<'_> {
-    fn walk(&self, with_audit: bool, trace: &mut Vec<Step>) -> (Verdict, RuleRef, bool) {
+    fn judge(&self) -> Judgement {
+        let mut trace = Vec::new();
+        let enforced = self.walk(false, &mut Vec::new());
+        // 4.9: as if every Audit policy were Enforce. Its trace holds all that the first walk saw and more.
+        let audit = self.walk(true, &mut trace);
+        Judgement {
+            workload: Arc::clone(&self.endpoint.name),
+            verdict: enforced.verdict,
+            rule: enforced.rule,
+            audit_verdict: audit.verdict,
+            audit_rule: audit.rule,
+            log: enforced.log || audit.log,
+            reject: enforced.reject,
+            trace,
+        }
+    }
+
+    fn walk(&self, with_audit: bool, trace: &mut Vec<Step>) -> Decided {
+        let decided = |verdict, rule, log| Decided { verdict, rule, log, reject: false };
         // 4.11: no policy locks anybody out of a host.
         let fail_safe = self.world.settings.fail_safe.ports(self.direction);
-        if self.endpoint.is_host_endpoint() && fail_safe.iter().any(|ports| ports.matches(self.key, &[])) {
-            return (Verdict::Allow, RuleRef::Builtin { builtin: Builtin::FailSafe }, false);
+        let has_fail_safe = self.endpoint.is_host_endpoint() && !self.forwarded;
+        if has_fail_safe && fail_safe.iter().any(|ports| ports.matches(self.key, &[])) {
+            return decided(Verdict::Allow, RuleRef::Builtin { builtin: Builtin::FailSafe }, false);
         }
         let mut log = false;
         let mut tiers: Vec<_> = self.world.tiers.iter().collect();
@@ -143,8 +179,11 @@ impl Query<'_> {
                     trace.push(Step { rule: author.clone(), audit: policy.mode == Mode::Audit, outcome });
                     // 4.2: first Allow or Deny decides, Pass goes to the next tier, Log continues.
                     match outcome {
-                        Outcome::Allow => return (Verdict::Allow, author, log || rule.log),
-                        Outcome::Deny => return (Verdict::Deny, author, log || rule.log),
+                        Outcome::Allow => return decided(Verdict::Allow, author, log || rule.log),
+                        Outcome::Deny => {
+                            let refused = decided(Verdict::Deny, author, log || rule.log);
+                            return Decided { reject: rule.reject, ..refused };
+                        }
                         Outcome::Pass => continue 'tiers,
                         Outcome::Log => log = true,
                         Outcome::OtherEndpoint
@@ -161,12 +200,15 @@ impl Query<'_> {
             };
             trace.push(Step { rule: author.clone(), audit: false, outcome });
             if spec.default_action == DefaultAction::Deny {
-                return (Verdict::Deny, author, log);
+                return decided(Verdict::Deny, author, log);
             }
         }
         // 4.4
-        let posture = self.endpoint.posture.unwrap_or(self.world.settings.default_posture);
-        (posture, RuleRef::DefaultPosture, log)
+        let posture = match self.forwarded {
+            true => Verdict::Allow,
+            false => self.endpoint.posture.unwrap_or(self.world.settings.default_posture),
+        };
+        decided(posture, RuleRef::DefaultPosture, log)
     }
 
     /// 4.2: the policies of a tier that select the endpoint and speak of this direction, in order.
@@ -176,6 +218,7 @@ impl Query<'_> {
             .policies
             .iter()
             .filter(|(_, policy)| policy.tier == tier)
+            .filter(|(_, policy)| policy.apply_on_forward || !self.forwarded)
             .filter(|(_, policy)| with_audit || policy.mode == Mode::Enforce)
             .filter(|(_, policy)| policy.is_valid_at(self.world.now))
             .filter(|(_, policy)| policy.rules(self.direction).is_some())

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use bulkhead_model::host_policy::{Attachment, Cell, HostPolicy, RuleId};
+use bulkhead_model::host_policy::{Attachment, Cell, HostDelta, HostPolicy, RuleId};
 use bulkhead_model::labels::HOST_LABEL;
 use bulkhead_model::policy::{PolicySpec, TierSpec};
 use bulkhead_model::settings::SettingsSpec;
@@ -60,7 +60,7 @@ impl Fleet {
     }
 
     /// A fleet of which only what runs on one host gets tables.
-    pub(crate) fn of_host(host: &str) -> Self {
+    pub fn of_host(host: &str) -> Self {
         Self { host: Some(host.to_owned()), ..Self::new() }
     }
 
@@ -164,8 +164,13 @@ impl Fleet {
 
     /// Brings the tables up to date.
     pub fn settle(&mut self) {
+        self.settle_by(&mut |_delta| ());
+    }
+
+    /// Brings the tables up to date and hands over each difference on the way, as a dataplane gets them.
+    pub fn settle_by(&mut self, apply: &mut dyn FnMut(&HostDelta)) {
         loop {
-            self.engine.flush();
+            apply(&self.engine.flush());
             let waiting = self.engine.waiting();
             for selector in &waiting {
                 let id = match self.subscribed.get(selector) {
@@ -223,17 +228,15 @@ impl Fleet {
         let policy = self.engine.policy();
         let builtin = |builtin| RuleRef::Builtin { builtin };
         let rule = |id: RuleId| policy.rules.get(&id).cloned().unwrap_or(RuleRef::DefaultPosture);
-        let (verdict, author, audit_verdict, audit_author, log) = match cell {
+        let (verdict, author, audit_verdict, audit_author) = match cell {
             _ if own => {
                 let author = builtin(Builtin::SelfTraffic);
-                (Verdict::Allow, author.clone(), Verdict::Allow, author, false)
+                (Verdict::Allow, author.clone(), Verdict::Allow, author)
             }
-            Some(cell) => {
-                (cell.verdict, rule(cell.rule), cell.audit_verdict, rule(cell.audit_rule), cell.log)
-            }
+            Some(cell) => (cell.verdict, rule(cell.rule), cell.audit_verdict, rule(cell.audit_rule)),
             None => {
                 let author = builtin(Builtin::Unprogrammed);
-                (Verdict::Deny, author.clone(), Verdict::Deny, author, false)
+                (Verdict::Deny, author.clone(), Verdict::Deny, author)
             }
         };
         Judgement {
@@ -242,7 +245,8 @@ impl Fleet {
             rule: author,
             audit_verdict,
             audit_rule: audit_author,
-            log,
+            log: cell.is_some_and(|cell| cell.log && !own),
+            reject: cell.is_some_and(|cell| cell.reject && !own),
             trace: Vec::new(),
         }
     }

@@ -32,6 +32,7 @@ use crate::world::predefined_tiers;
 mod atoms;
 mod bind;
 mod choose;
+mod forwarded;
 mod naming;
 mod not_ready;
 mod own;
@@ -412,8 +413,11 @@ impl HostEngine {
             let [ingress, egress] = local.current.map(|id| id.unwrap_or(CompiledId::NONE));
             // A workload without tables is closed. A host would lose itself, and the repository with it: it is bound
             // once both directions are known.
-            let is_host = matches!(local.endpoint.attachment, Attachment::Host(_));
-            if is_host && [ingress, egress].contains(&CompiledId::NONE) {
+            if local.endpoint.attachment.is_of_host() && [ingress, egress].contains(&CompiledId::NONE) {
+                // No policy is for what it forwards any more.
+                if local.desired == [None; 2] && self.policy.endpoints.contains_key(name) {
+                    delta.endpoints.insert(Arc::clone(name), None);
+                }
                 continue;
             }
             let mut addresses: Vec<IpAddr> =

@@ -61,6 +61,8 @@ pub struct Judgement {
     pub audit_rule: RuleRef,
     /// Whether a rule on the way asked for the connection to be logged.
     pub log: bool,
+    /// Whether whoever is refused is told so, instead of waiting in vain.
+    pub reject: bool,
     /// Everything that was looked at, in order. Audit policies are among it, marked.
     pub trace: Vec<Step>,
 }

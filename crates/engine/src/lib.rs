@@ -29,7 +29,7 @@ mod selector_index;
 mod world;
 
 pub use assembly::{Assembly, Changes, Heritage};
-pub use decide::{decide, judge};
+pub use decide::{decide, judge, judge_forwarded};
 pub use explain::{
     COST_HOSTS_MAX, HostCost, Isolation, PolicyExplanation, PolicyUse, RuleExplanation, TierExplanation,
     WorkloadExplanation, explain_policy, explain_workload,

@@ -18,6 +18,7 @@ pub(crate) struct BoundRule {
     pub(crate) action: Action,
     pub(crate) audit: bool,
     pub(crate) log: bool,
+    pub(crate) reject: bool,
     /// Port key intervals.
     pub(crate) ports: Vec<(PortKey, PortKey)>,
     /// Intervals of source ports; `None` means any, or that there is none.
@@ -65,7 +66,15 @@ struct Paint {
     verdict: Verdict,
     rule: RuleId,
     log: bool,
+    reject: bool,
     written: bool,
+}
+
+impl Paint {
+    /// Of what no rule decides: the end of a tier, or the posture.
+    fn unwritten(verdict: Verdict, rule: RuleId) -> Self {
+        Self { verdict, rule, log: false, reject: false, written: false }
+    }
 }
 
 impl Program {
@@ -205,6 +214,7 @@ impl Program {
                 audit_verdict: audit.verdict,
                 audit_rule: audit.rule,
                 log: enforced.log || audit.log,
+                reject: enforced.reject,
                 written: enforced.written,
             };
             Some(Column { first, cell })
@@ -234,8 +244,7 @@ impl Program {
                 apply(rule, &mut open, &mut blank, &mut painted, &mut logged);
             }
             if tier.default_action == DefaultAction::Deny {
-                let paint =
-                    Paint { verdict: Verdict::Deny, rule: tier.default_rule, log: false, written: false };
+                let paint = Paint::unwritten(Verdict::Deny, tier.default_rule);
                 for (first, last) in open.iter() {
                     blank.take(first, last);
                     painted.push((first, paint));
@@ -243,7 +252,7 @@ impl Program {
             }
         }
         let (verdict, rule) = self.posture;
-        let paint = Paint { verdict, rule, log: false, written: false };
+        let paint = Paint::unwritten(verdict, rule);
         painted.extend(blank.iter().map(|(first, _)| (first, paint)));
         painted.sort_unstable_by_key(|(first, _)| *first);
         mark_logged(painted, &logged)
@@ -272,7 +281,8 @@ fn apply(
         };
         for (first, last) in open.take(*first, *last) {
             blank.take(first, last);
-            painted.push((first, Paint { verdict, rule: rule.id, log: rule.log, written: true }));
+            let paint = Paint { verdict, rule: rule.id, log: rule.log, reject: rule.reject, written: true };
+            painted.push((first, paint));
         }
     }
 }

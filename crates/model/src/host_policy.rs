@@ -66,6 +66,8 @@ pub struct Cell {
     pub audit_rule: RuleId,
     /// Whether a matching rule asked for the connection to be logged.
     pub log: bool,
+    /// Whether whoever is refused is told so (`reject` of the rule that refuses).
+    pub reject: bool,
     /// Whether `rule` is a written rule, not a tier's default action or the default posture.
     /// The host may reach its own workloads unless a written rule forbids it (DESIGN 4.10).
     pub written: bool,
@@ -224,11 +226,20 @@ pub enum Attachment {
     Interface(u32),
     /// The host itself behind one of its interfaces, by index; 0: behind every one that has no binding of its own.
     Host(u32),
+    /// What the host forwards through one of its interfaces, by index; 0: through every one that has no binding of its
+    /// own and is no workload's.
+    Forwarded(u32),
     /// The processes of a control group and of those below it, by the inode of its directory in the unified hierarchy.
     Cgroup(u32),
 }
 
 impl Attachment {
+    /// Whether it is the host that is met there, itself or as the one who forwards: bound only when both directions are
+    /// known, lest it loses itself or its network.
+    pub fn is_of_host(self) -> bool {
+        matches!(self, Self::Host(_) | Self::Forwarded(_))
+    }
+
     /// The address that stands for a process workload and nothing else, so that two on one host can be told apart though
     /// they share its addresses: 100::/64 of RFC 6666, which is never on a wire, with the inode.
     pub fn own_address(self) -> Option<IpAddr> {
@@ -243,6 +254,8 @@ impl std::fmt::Display for Attachment {
             Self::Interface(index) => write!(f, "interface {index}"),
             Self::Host(0) => f.write_str("the host"),
             Self::Host(index) => write!(f, "the host behind interface {index}"),
+            Self::Forwarded(0) => f.write_str("what the host forwards"),
+            Self::Forwarded(index) => write!(f, "what the host forwards through interface {index}"),
             Self::Cgroup(id) => write!(f, "control group {id}"),
         }
     }

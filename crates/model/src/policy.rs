@@ -3,7 +3,7 @@
 use serde_json::{Map, Value as Json, json};
 
 use crate::address::Prefix;
-use crate::document::{Decoder, Node, Value};
+use crate::document::{Decoder, Node, Position, Value};
 use crate::labels::is_label_key;
 use crate::ports::PortMatch;
 use crate::selector::Selector;
@@ -13,6 +13,7 @@ use crate::verdict::Direction;
 mod order;
 mod peer;
 mod source_ports;
+mod tier;
 
 pub use order::Order;
 pub(crate) use peer::domains;
@@ -20,6 +21,10 @@ use peer::peers;
 pub use peer::{Own, Peer, ServiceName, ServiceNameError};
 pub(crate) use source_ports::bounded as bounded_source_ports;
 pub use source_ports::{SOURCE_PORT_PARTS_MAX, SOURCE_PORTS_MAX, SourcePorts, source_port_parts};
+pub use tier::{
+    CALICO_PROFILES_TIER, DEFAULT_TIER, DefaultAction, KUBERNETES_ADMIN_TIER, KUBERNETES_BASELINE_TIER,
+    PREDEFINED_TIERS, TierSpec,
+};
 
 /// Most rules in one direction of one policy.
 pub const RULES_MAX: usize = 200_000;
@@ -27,46 +32,6 @@ pub const RULES_MAX: usize = 200_000;
 pub const PEERS_MAX: usize = 10_000;
 /// Most entries in one list of ports, blocks or label keys.
 pub const LIST_MAX: usize = 100_000;
-
-/// The tier of policies that name none.
-pub const DEFAULT_TIER: &str = "application";
-
-/// Tier of Kubernetes' cluster-wide policies that come before a namespace's own (C1).
-pub const KUBERNETES_ADMIN_TIER: &str = "kubernetes-admin";
-/// Tier of Kubernetes' cluster-wide policies that come after a namespace's own (C1).
-pub const KUBERNETES_BASELINE_TIER: &str = "kubernetes-baseline";
-/// Tier of the rules of Calico's profiles, which come after every tier of Calico.
-pub const CALICO_PROFILES_TIER: &str = "calico-profiles";
-
-/// Tiers that exist without being written (DESIGN 4.5): name, order, default action. Those of Kubernetes stand where
-/// Calico has them, and end in Pass (C4).
-pub const PREDEFINED_TIERS: [(&str, f64, DefaultAction); 7] = [
-    ("quarantine", 0.0, DefaultAction::Deny),
-    ("admin", 1_000.0, DefaultAction::Deny),
-    (KUBERNETES_ADMIN_TIER, 1_000.0, DefaultAction::Pass),
-    (DEFAULT_TIER, 1_000_000.0, DefaultAction::Deny),
-    ("baseline", 10_000_000.0, DefaultAction::Deny),
-    (KUBERNETES_BASELINE_TIER, 10_000_000.0, DefaultAction::Pass),
-    (CALICO_PROFILES_TIER, f64::INFINITY, DefaultAction::Pass),
-];
-
-/// What ends a tier that applied and in which no rule decided.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum DefaultAction {
-    /// The connection is refused.
-    Deny,
-    /// The next tier is asked.
-    Pass,
-}
-
-/// `spec` of a Tier.
-#[derive(Debug, Clone, PartialEq)]
-pub struct TierSpec {
-    /// Lower is asked first; ties by name.
-    pub order: Order,
-    /// What ends it.
-    pub default_action: DefaultAction,
-}
 
 /// Whether a policy acts or is only watched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -123,6 +88,8 @@ pub struct PolicySpec {
     pub valid_from: Option<Timestamp>,
     /// Until when it exists, that second excluded; absent: for good.
     pub valid_until: Option<Timestamp>,
+    /// Whether it is also for what the host forwards through the interfaces of the host endpoints that it is for.
+    pub apply_on_forward: bool,
     /// The endpoints it is for.
     pub applies_to: Selector,
     /// Rules for connections towards them. An empty list allows nothing; absent says nothing about ingress.
@@ -150,6 +117,8 @@ pub struct Rule {
     pub own: Option<Box<Own>>,
     /// Whether a connection that this rule decides is always reported, however many there are.
     pub log: bool,
+    /// Of a Deny rule: whoever is refused is told (TCP by a reset, others by an ICMP error) instead of waiting in vain.
+    pub reject: bool,
 }
 
 impl PolicySpec {
@@ -161,6 +130,7 @@ impl PolicySpec {
             mode: Mode::Enforce,
             valid_from: None,
             valid_until: None,
+            apply_on_forward: false,
             applies_to,
             ingress: None,
             egress: None,
@@ -202,6 +172,7 @@ impl PolicySpec {
             }
             Some(until)
         });
+        let apply_on_forward = fields.optional(decoder, "applyOnForward", boolean).unwrap_or_default();
         let applies_to = fields.required(decoder, "appliesTo", selector);
         let ingress = fields.optional(decoder, "ingress", |decoder, node| {
             let rules = decoder
@@ -219,21 +190,47 @@ impl PolicySpec {
         if absent("ingress") && absent("egress") {
             decoder.problem(node, "a policy needs \"ingress\", \"egress\" or both; [] allows nothing");
         }
+        let at = fields.position();
         fields.finish(decoder);
-        Some(Self {
+        let spec = Self {
             tier: tier.unwrap_or_else(|| DEFAULT_TIER.into()),
             order,
             mode: mode.unwrap_or_default(),
             valid_from,
             valid_until,
+            apply_on_forward,
             applies_to: applies_to?,
             ingress,
             egress,
-        })
+        };
+        spec.can_be_forwarded(decoder, at)?;
+        Some(spec)
+    }
+
+    /// What is forwarded has no end that is the endpoint's own, so no rule may ask for one.
+    pub(crate) fn can_be_forwarded(&self, decoder: &mut Decoder, at: Position) -> Option<()> {
+        let mut rules = self.ingress.iter().chain(&self.egress).flatten();
+        if self.apply_on_forward && rules.any(|rule| rule.own.is_some()) {
+            let why = "applyOnForward: what a host forwards comes from elsewhere and goes elsewhere, so no rule may ask \
+                       about the endpoint's own side; use two policies";
+            decoder.problem_at(at, why, None);
+            return None;
+        }
+        Some(())
     }
 
     pub(crate) fn to_json(&self) -> Json {
-        let Self { tier, order, mode, valid_from, valid_until, applies_to, ingress, egress } = self;
+        let Self {
+            tier,
+            order,
+            mode,
+            valid_from,
+            valid_until,
+            apply_on_forward,
+            applies_to,
+            ingress,
+            egress,
+        } = self;
         let mut spec = Map::new();
         spec.insert("tier".into(), json!(tier));
         if order.number().is_some() {
@@ -246,6 +243,9 @@ impl PolicySpec {
             if let Some(time) = time {
                 spec.insert(name.into(), json!(time.to_string()));
             }
+        }
+        if *apply_on_forward {
+            spec.insert("applyOnForward".into(), json!(true));
         }
         spec.insert("appliesTo".into(), json!(applies_to));
         for (name, rules) in [("ingress", ingress), ("egress", egress)] {
@@ -271,6 +271,7 @@ impl Rule {
             ip_version: None,
             own: None,
             log: false,
+            reject: false,
         }
     }
 
@@ -317,7 +318,14 @@ impl Rule {
         });
         let own = fields.optional(decoder, "endpoint", Own::decode);
         let log = fields.optional(decoder, "log", boolean);
-        for unsupported in ["http", "tls", "reject"] {
+        let reject = fields.optional(decoder, "reject", |decoder, node| {
+            let reject = boolean(decoder, node)?;
+            if reject && action.is_some_and(|action| action != Action::Deny) {
+                decoder.problem(node, "only what a rule denies can be rejected: use it with `action: Deny`");
+            }
+            Some(reject)
+        });
+        for unsupported in ["http", "tls"] {
             fields.refuse(decoder, unsupported, "this field is not supported yet");
         }
         fields.finish(decoder);
@@ -334,13 +342,14 @@ impl Rule {
             ip_version,
             own: own.map(Box::new),
             log: log.unwrap_or_default(),
+            reject: reject.unwrap_or_default(),
         };
         source_ports::possible(decoder, node, &rule)?;
         Some(rule)
     }
 
     fn to_json(&self, peers_name: &str) -> Json {
-        let Self { action, peers, ports, not_ports, source_ports, ip_version, own, log } = self;
+        let Self { action, peers, ports, not_ports, source_ports, ip_version, own, log, reject } = self;
         let mut rule = Map::new();
         let action = match action {
             Action::Allow => "Allow",
@@ -372,36 +381,12 @@ impl Rule {
         if let Some(own) = own {
             rule.insert("endpoint".into(), own.to_json());
         }
-        if *log {
-            rule.insert("log".into(), json!(true));
+        for (name, set) in [("log", log), ("reject", reject)] {
+            if *set {
+                rule.insert(name.into(), json!(true));
+            }
         }
         Json::Object(rule)
-    }
-}
-
-impl TierSpec {
-    pub(crate) fn decode(decoder: &mut Decoder, node: &Node) -> Option<Self> {
-        let mut fields = decoder.fields(node, "the tier")?;
-        let order = fields.optional(decoder, "order", order).unwrap_or(Order::LAST);
-        let default_action = fields.optional(decoder, "defaultAction", |decoder, node| {
-            decoder.word(node, &[("Deny", DefaultAction::Deny), ("Pass", DefaultAction::Pass)])
-        });
-        fields.finish(decoder);
-        Some(Self { order, default_action: default_action.unwrap_or(DefaultAction::Deny) })
-    }
-
-    pub(crate) fn to_json(&self) -> Json {
-        let Self { order, default_action } = self;
-        let mut spec = Map::new();
-        if order.number().is_some() {
-            spec.insert("order".into(), order.to_json());
-        }
-        let action = match default_action {
-            DefaultAction::Deny => "Deny",
-            DefaultAction::Pass => "Pass",
-        };
-        spec.insert("defaultAction".into(), json!(action));
-        Json::Object(spec)
     }
 }
 
@@ -421,7 +406,7 @@ fn order(decoder: &mut Decoder, node: &Node) -> Option<Order> {
     decoder.number::<f64>(node, "a number").map(Order::new)
 }
 
-fn boolean(decoder: &mut Decoder, node: &Node) -> Option<bool> {
+pub(crate) fn boolean(decoder: &mut Decoder, node: &Node) -> Option<bool> {
     match node.value {
         Value::Bool(value) => Some(value),
         _ => decoder.expected(node, "true or false"),

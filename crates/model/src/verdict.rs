@@ -32,7 +32,7 @@ impl fmt::Display for Direction {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
-    /// Silently refused.
+    /// Refused, silently unless the rule rejects.
     Deny,
     /// Let through.
     Allow,

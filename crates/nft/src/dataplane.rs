@@ -139,9 +139,18 @@ fn applied(started: Instant, changes: &Changes) -> Applied {
     Applied { entries_written, entries_deleted, duration: started.elapsed() }
 }
 
+/// What this backend does not know.
+fn no_forwarding(attachment: Attachment) -> DataplaneError {
+    requirements::missing("eBPF", format!("the nftables dataplane cannot enforce at {attachment}"))
+}
+
 impl Dataplane for NftDataplane {
     fn name(&self) -> &'static str {
         "nftables"
+    }
+
+    fn cannot_enforce(&self, attachment: Attachment) -> Option<String> {
+        matches!(attachment, Attachment::Forwarded(_)).then(|| no_forwarding(attachment).to_string())
     }
 
     fn attach(&mut self, attachment: Attachment) -> Result<(), DataplaneError> {
@@ -150,6 +159,7 @@ impl Dataplane for NftDataplane {
             Attachment::Interface(ifindex) => ifindex,
             // It is judged wherever it is bound.
             Attachment::Host(_) => return Ok(()),
+            Attachment::Forwarded(_) => return Err(no_forwarding(attachment)),
             Attachment::Cgroup(inode) => {
                 let groups = Group::add(inode, self.image.groups())?;
                 return if groups == *self.image.groups() { Ok(()) } else { self.put_groups(groups) };
@@ -172,6 +182,7 @@ impl Dataplane for NftDataplane {
         let ifindex = match attachment {
             Attachment::Interface(ifindex) => ifindex,
             Attachment::Host(_) => return Ok(()),
+            Attachment::Forwarded(_) => return Err(no_forwarding(attachment)),
             Attachment::Cgroup(inode) => {
                 let mut groups = self.image.groups().clone();
                 return if groups.remove(&inode).is_some() { self.put_groups(groups) } else { Ok(()) };
@@ -276,7 +287,14 @@ impl Dataplane for NftDataplane {
             used: self.flows.connections(),
             capacity: kernel::connections_max(),
         });
-        Ok(DataplaneStats { drops, unrecorded_denials, lost_events: self.lost_events, tables })
+        Ok(DataplaneStats {
+            drops,
+            unrecorded_denials,
+            lost_events: self.lost_events,
+            // The kernel's own, which keeps no count of those that it leaves out.
+            untold_refusals: 0,
+            tables,
+        })
     }
 
     fn lookup(

@@ -20,6 +20,7 @@ pub(crate) fn attachment_key(attachment: Attachment) -> Vec<u8> {
         Attachment::Interface(index) => (0, index),
         Attachment::Host(index) => (1, index),
         Attachment::Cgroup(inode) => (2, inode),
+        Attachment::Forwarded(index) => (3, index),
     };
     words(&[kind, number])
 }
@@ -30,6 +31,7 @@ pub(crate) fn read_attachment(key: &[u8]) -> Option<Attachment> {
         0 => Some(Attachment::Interface(index)),
         1 => Some(Attachment::Host(index)),
         2 => Some(Attachment::Cgroup(index)),
+        3 => Some(Attachment::Forwarded(index)),
         _ => None,
     }
 }

@@ -74,7 +74,7 @@ impl Judge {
                 Attachment::Cgroup(inode) => {
                     bound.insert(*inode, endpoint);
                 }
-                Attachment::Interface(_) => {}
+                Attachment::Interface(_) | Attachment::Forwarded(_) => {}
             }
         }
         for inode in image.groups().keys() {

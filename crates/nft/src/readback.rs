@@ -125,7 +125,9 @@ fn read_variants(
 fn addresses_of(attachment: Attachment, content: &Content) -> Vec<IpAddr> {
     let begin = match attachment {
         Attachment::Interface(index) => index.to_ne_bytes().to_vec(),
-        Attachment::Host(_) | Attachment::Cgroup(_) => elements::attachment_key(attachment),
+        Attachment::Host(_) | Attachment::Forwarded(_) | Attachment::Cgroup(_) => {
+            elements::attachment_key(attachment)
+        }
     };
     let set = |family: &Family| if begin.len() == 4 { family.own } else { family.held };
     let all = FAMILIES.iter().flat_map(|family| content.get(&set(family)).into_iter().flatten());

@@ -245,6 +245,8 @@ pub(crate) const ALLOW: u32 = 1 << 31;
 pub(crate) const HOST_MAY: u32 = 1 << 30;
 const LOG: u32 = 1 << 29;
 const WRITTEN: u32 = 1 << 28;
+/// Of a refusal: it is told to whoever is refused.
+pub(crate) const REJECT: u32 = 1 << 27;
 /// Bits of the second word.
 const AUDIT_ALLOW: u32 = 1 << 31;
 /// In a label: the side that conntrack takes for the caller was called.
@@ -252,7 +254,7 @@ pub(crate) const REVERSED: u32 = 1 << 30;
 /// In a label's second or fourth word: the rest of it is no audit rule but the number of the control group whose policy
 /// the word before it is from.
 pub(crate) const GROUP: u32 = 1 << 29;
-/// Rule ids are below this. The bit above is kept for one more thing that a decision may say.
+/// Rule ids are below this.
 pub(crate) const RULE_END: u32 = 1 << 26;
 const RULE_MASK: u32 = RULE_END - 1;
 
@@ -274,7 +276,8 @@ impl Words {
         let first = flag(allowed, ALLOW)
             | flag(allowed || !cell.written, HOST_MAY)
             | flag(cell.log, LOG)
-            | flag(cell.written, WRITTEN);
+            | flag(cell.written, WRITTEN)
+            | flag(cell.reject, REJECT);
         let audit = flag(cell.audit_verdict == Verdict::Allow, AUDIT_ALLOW);
         Self(first | (cell.rule.0 & RULE_MASK), audit | (cell.audit_rule.0 & RULE_MASK))
     }
@@ -293,6 +296,7 @@ impl Words {
             audit_verdict: verdict(self.1 & AUDIT_ALLOW != 0),
             audit_rule: RuleId(self.1 & RULE_MASK),
             log: self.0 & LOG != 0,
+            reject: self.0 & REJECT != 0,
             written: self.0 & WRITTEN != 0,
         }
     }
@@ -405,7 +409,7 @@ mod tests {
 
     #[test]
     fn a_decision_survives_its_words() {
-        for bits in 0..16u32 {
+        for bits in 0..32u32 {
             let verdict = |bit: u32| if bits & bit != 0 { Verdict::Allow } else { Verdict::Deny };
             let cell = Cell {
                 verdict: verdict(1),
@@ -413,6 +417,7 @@ mod tests {
                 audit_verdict: verdict(2),
                 audit_rule: RuleId(RULE_MASK),
                 log: bits & 4 != 0,
+                reject: bits & 16 != 0,
                 written: bits & 8 != 0,
             };
             assert_eq!(Words::of(&cell).cell(), cell);

@@ -91,3 +91,57 @@ fn a_host_is_guarded_and_keeps_its_controller() {
     wait(client, 9001, Outcome::Reached);
     drop(server);
 }
+
+const FORWARDED: &str = "
+apiVersion: bulkhead.dev/v1
+kind: HostEndpoint
+metadata: {name: host-1-uplink, labels: {role: gateway}}
+spec: {host: host-1, interface: uplink, addresses: [10.200.0.10]}
+---
+apiVersion: bulkhead.dev/v1
+kind: Policy
+metadata: {name: gateways}
+spec:
+  appliesTo: role == 'gateway'
+  applyOnForward: true
+  ingress:
+  - action: Allow
+    from: {selector: role == 'client'}
+  - action: Deny
+    reject: true
+";
+
+#[test]
+fn what_a_host_forwards_is_judged_at_its_interface() {
+    let bulkhead = start("bt-fwd", &["host-1", "host-2"]);
+    let server = member(&bulkhead, "host-1", "server", &[("role", "server")], &[5000]);
+    let neighbour = member(&bulkhead, "host-1", "neighbour", &[("role", "other")], &[5000]);
+    let client = member(&bulkhead, "host-2", "client", &[("role", "client")], &[5000]);
+    let other = member(&bulkhead, "host-2", "other", &[("role", "other")], &[5000]);
+    let wait = |from: &Workload, to: &Workload, wanted| {
+        wait_address(from, to.v4.into(), Protocol::Tcp(5000), wanted);
+    };
+    let (server, neighbour, client, other) =
+        (&server.workload, &neighbour.workload, &client.workload, &other.workload);
+    wait(other, server, Outcome::Reached);
+    bulkhead.apply_text("gateways.yaml", FORWARDED).unwrap();
+    // Told, as the rule says, and nothing but what comes in through that interface.
+    wait(other, server, Outcome::Refused);
+    wait(client, server, Outcome::Reached);
+    wait(neighbour, server, Outcome::Reached);
+    wait(server, other, Outcome::Reached);
+    eventually("the flow of the refused one is told with the names of both ends", || {
+        let flows = bulkhead.ok(&["flows", "--verdict", "deny", "--limit", "500", "-o", "json"])?;
+        let rule = flows.contains("gateways") && flows.contains("other.host-2");
+        ensure!(rule && flows.contains("server.host-1"), "{flows}");
+        Ok(())
+    })
+    .unwrap();
+    // Who is a client is a matter of labels here as well.
+    bulkhead.register(other, &[("role", "client")]).unwrap();
+    wait(other, server, Outcome::Reached);
+    bulkhead.register(other, &[("role", "other")]).unwrap();
+    wait(other, server, Outcome::Refused);
+    bulkhead.ok(&["delete", "policy", "gateways"]).unwrap();
+    wait(other, server, Outcome::Reached);
+}

@@ -56,6 +56,7 @@ mod tests {
             audit_verdict: Verdict::Allow,
             audit_rule: RuleId(rule),
             log: false,
+            reject: false,
             written: true,
         };
         let column = |first, rule| Column { first, cell: cell(rule) };

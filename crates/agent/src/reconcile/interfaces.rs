@@ -101,7 +101,7 @@ impl Agent {
         let bindings = self.engine.policy().endpoints.values();
         let missing: Vec<_> = bindings
             .map(|binding| binding.attachment)
-            .filter(|one| !matches!(one, Attachment::Host(_)) && !self.attached.contains(one))
+            .filter(|one| !one.is_of_host() && !self.attached.contains(one))
             .collect();
         if !missing.is_empty() {
             self.failed = None;

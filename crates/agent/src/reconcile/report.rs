@@ -110,6 +110,9 @@ fn row(row: &Row, rules: &BTreeMap<RuleId, RuleRef>) -> Vec<Value> {
                 "auditVerdict": column.cell.audit_verdict,
                 "auditRule": rule(column.cell.audit_rule),
             });
+            if column.cell.reject {
+                step["reject"] = json!(true);
+            }
             if row.reads_source_port() {
                 step["fromSourcePort"] = json!(source_port);
             }

@@ -199,7 +199,8 @@ pub(crate) fn side(page: &mut String, name: &str, who: &str, side: &Value) {
     }
     let workload = text(side, "/workload");
     let workload = workload.strip_prefix("Workload/").unwrap_or(&workload);
-    let decision = format!("{} by {}", verdict(&text(side, "/verdict")), rule(&side["rule"]));
+    let told = if side["reject"] == true { ", telling so," } else { "" };
+    let decision = format!("{}{told} by {}", verdict(&text(side, "/verdict")), rule(&side["rule"]));
     let _ = writeln!(page, "\n{title}, {workload}: {decision}");
     if side["auditRule"] != side["rule"] {
         let audit = verdict(&text(side, "/auditVerdict"));

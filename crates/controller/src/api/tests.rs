@@ -81,8 +81,8 @@ fn every_field_of_every_kind_is_described() {
         (Kind::NameTable, "{names: {example.org: [192.0.2.1]}}"),
         (
             Kind::Policy,
-            "{tier: admin, order: 1, mode: Audit, validFrom: 2026-01-01T00:00:00Z, validUntil: 2027-01-01T00:00:00Z, \
-             appliesTo: all(), ingress: [{action: Allow, from: {selector: all(), notSelector: has(x), \
+            "{tier: admin, order: 1, mode: Audit, validFrom: 2026-01-01T00:00:00Z, validUntil: 2027-01-01T00:00:00Z, applyOnForward: false, \
+             appliesTo: all(), ingress: [{action: Deny, reject: true, from: {selector: all(), notSelector: has(x), \
              namespaceSelector: has(y), serviceAccounts: [a], sameLabels: [x], notSameLabels: [y], \
              cidrs: [10.0.0.0/8], notCidrs: [10.0.0.0/9], networkSets: has(y), hosts: all(), services: [a/b]}, \
              ports: [tcp/1], notPorts: udp, sourcePorts: [53, 1-9], notSourcePorts: 7, ipVersion: 4, endpoint: \

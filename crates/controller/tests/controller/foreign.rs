@@ -95,9 +95,16 @@ async fn what_cannot_be_honoured_is_refused_by_name_and_place() {
     let twice = format!(
         "{MIX}---\napiVersion: bulkhead.dev/v1\nkind: Tier\nmetadata: {{name: security}}\nspec: {{}}\n"
     );
+    // What is forwarded has no end of its own that a rule could ask about.
+    let forwarded = "apiVersion: projectcalico.org/v3\nkind: GlobalNetworkPolicy\nmetadata: {name: a}\nspec:\n  \
+                     applyOnForward: true\n  ingress:\n  - action: Allow\n    destination: {nets: [10.0.0.0/8]}\n";
+    let pre_dnat =
+        forwarded.replace("destination: {nets: [10.0.0.0/8]}", "protocol: TCP") + "  preDNAT: true\n";
     let secret = "apiVersion: v1\nkind: Secret\nmetadata: {name: a}\n";
     for (text, part) in [
         (http, "HTTP are not supported yet"),
+        (forwarded, "so no rule may ask"),
+        (&pre_dnat, "policies before destination translation"),
         (&tier, "there is no tier \\\"securty\\\""),
         (&twice, "already made by"),
         (secret, "expected Namespace"),
@@ -106,6 +113,8 @@ async fn what_cannot_be_honoured_is_refused_by_name_and_place() {
         assert_eq!(status, StatusCode::UNPROCESSABLE_ENTITY, "{answer}");
         assert!(answer.to_string().contains(part), "{part}: {answer}");
     }
+    let one_end = forwarded.replace("destination: {nets: [10.0.0.0/8]}", "source: {nets: [10.0.0.0/8]}");
+    fixture.apply(&one_end).await;
     let (status, _) = fixture.call(Method::GET, "/apis/bulkhead.dev/v1/pods", String::new()).await;
     assert_eq!(status, StatusCode::OK);
     fixture.apply(MIX).await;

@@ -14,7 +14,7 @@ pub(crate) use bulkhead_dataplane_testing::namespace::{
 pub(crate) use bulkhead_dataplane_testing::packet;
 #[allow(unused_imports, reason = "every test binary uses its own part")]
 pub(crate) use bulkhead_dataplane_testing::policy::{
-    DEFAULT_RULE, EGRESS, INGRESS, Rule, cell, compile, policy, row,
+    DEFAULT_RULE, EGRESS, INGRESS, Rule, cell, compile, policy, reject, row,
 };
 use bulkhead_ebpf::test_run::TestPacket;
 use bulkhead_ebpf::{Capacities, EbpfDataplane};

@@ -1,11 +1,13 @@
 //! A host with several endpoints under one dataplane.
 
+use std::time::Duration;
+
 use bulkhead_dataplane::Dataplane;
 pub(crate) use bulkhead_dataplane_testing::world::*;
 use bulkhead_ebpf::EbpfDataplane;
 use bulkhead_model::flow::RawFlow;
 
-use super::{PinRoot, enter_new_namespace, run, small};
+use super::{PinRoot, enter_new_namespace, reject, run, small};
 
 pub(crate) struct World {
     pub(crate) dataplane: EbpfDataplane,
@@ -38,6 +40,28 @@ impl World {
         for end in ends {
             self.dataplane.attach(end.0).unwrap();
         }
+    }
+
+    /// As [`Self::put`], but whoever is refused is told.
+    pub(crate) fn put_rejecting(&mut self, ends: &[End<'_>]) {
+        let mut policy = tables(ends);
+        reject(&mut policy);
+        self.dataplane.replace(&policy).unwrap();
+        for end in ends {
+            self.dataplane.attach(end.0).unwrap();
+        }
+    }
+
+    /// Does something while the dataplane is polled, as an agent polls it.
+    pub(crate) fn polled<T: Send>(&mut self, work: impl FnOnce() -> T + Send) -> T {
+        std::thread::scope(|scope| {
+            let worker = scope.spawn(work);
+            while !worker.is_finished() {
+                self.dataplane.poll(&mut |_flow| ()).unwrap();
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            worker.join().unwrap()
+        })
     }
 
     /// What has been reported since the last call.

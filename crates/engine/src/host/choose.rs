@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bulkhead_model::host_policy::CompiledId;
 use bulkhead_model::policy::{SOURCE_PORT_PARTS_MAX, source_port_parts};
 use bulkhead_model::ports::NamedPort;
-use bulkhead_model::{Builtin, Direction, Entity, ObjectKey, RuleRef};
+use bulkhead_model::{Builtin, Direction, Entity, ObjectKey, RuleRef, Verdict};
 
 use super::atoms::{AtomKind, Atoms};
 use super::bind::{self, Subject};
@@ -20,13 +20,23 @@ impl HostEngine {
     pub(super) fn choose(&mut self, name: &Arc<str>) {
         let Some(local) = self.locals.get(name) else { return };
         let entity = local.endpoint.entity.clone();
+        let forwarded = local.endpoint.is_forwarding();
         let keys: Vec<ObjectKey> = local
             .selected_by
             .iter()
             .filter_map(|selector| self.applies.get(selector))
-            .flat_map(|applies| applies.policies.iter().cloned())
+            .flat_map(|applies| applies.policies.iter())
+            .filter(|key| !forwarded || self.is_for_forwarded(key))
+            .cloned()
             .collect();
-        let chosen = Direction::BOTH.map(|direction| self.slot_for(&entity, &keys, direction));
+        if forwarded && keys.is_empty() {
+            // Not allowed by tables: not asked at all, and so without cost.
+            if let Some(local) = self.locals.get_mut(name) {
+                (local.desired, local.current, local.broken) = ([None; 2], [None; 2], None);
+            }
+            return;
+        }
+        let chosen = Direction::BOTH.map(|direction| self.slot_for(&entity, &keys, direction, forwarded));
         if let Some(local) = self.locals.get_mut(name) {
             local.broken = None;
             for (index, choice) in chosen.into_iter().enumerate() {
@@ -44,6 +54,7 @@ impl HostEngine {
         entity: &Entity,
         keys: &[ObjectKey],
         direction: Direction,
+        forwarded: bool,
     ) -> Result<CompiledId, NotReady> {
         let mut applicable = Vec::new();
         for key in keys {
@@ -87,9 +98,13 @@ impl HostEngine {
         };
         let named = names.iter().map(|naming| (naming.clone(), meaning(naming))).collect();
         let own = own_families(rules(), entity);
-        let posture = entity.posture.unwrap_or(self.settings.default_posture);
+        let posture = match forwarded {
+            true => Verdict::Allow,
+            false => entity.posture.unwrap_or(self.settings.default_posture),
+        };
+        let fail_safe = entity.is_host_endpoint() && !forwarded;
         let subject = SubjectKey {
-            subject: Subject { direction, labels, named, own, posture, fail_safe: entity.is_host_endpoint() },
+            subject: Subject { direction, labels, named, own, posture, fail_safe },
             settings_version: self.settings_version,
             tiers_version: self.tiers_version,
             policies: applicable.iter().map(|(_, stored)| stored.version).collect(),

@@ -12,7 +12,8 @@ use bulkhead_model::{Direction, Kind, Labels, Verdict, entity};
 use proptest::prelude::*;
 
 use super::*;
-use crate::{MemberIndex, SelectorId, World, judge};
+use crate::decide::selects;
+use crate::{MemberIndex, SelectorId, World, judge, judge_forwarded};
 
 const HOST: &str = "here";
 
@@ -103,6 +104,12 @@ pub(crate) fn settings(denies: bool) -> SettingsSpec {
     SettingsSpec { default_posture: if denies { Verdict::Deny } else { Verdict::Allow }, fail_safe }
 }
 
+const FORWARDED: &str = "#forwarded";
+
+fn forwarded(name: &str) -> Arc<str> {
+    format!("{name}{FORWARDED}").into()
+}
+
 impl Fleet {
     fn new() -> Self {
         let mut fleet = Self {
@@ -142,7 +149,15 @@ impl Fleet {
                 let name = format!("l{number}");
                 let kind = if *number == 2 { Kind::HostEndpoint } else { Kind::Workload };
                 let entity = state.as_ref().map(|(l, p)| make_entity(&name, kind, l, p, Some(HOST)));
-                let attachment = Attachment::Interface(u32::from(*number) + 1);
+                let index = u32::from(*number) + 1;
+                let attachment = match kind {
+                    Kind::HostEndpoint => Attachment::Host(index),
+                    _ => Attachment::Interface(index),
+                };
+                if kind == Kind::HostEndpoint {
+                    let forwarding = entity.as_ref().map(|entity| LocalEndpoint::forwarding(entity, index));
+                    self.engine.set_local(&forwarded(&name), forwarding);
+                }
                 let local = entity.clone().map(|entity| LocalEndpoint { entity, attachment });
                 self.engine.set_local(&name.as_str().into(), local);
                 self.set_entity(&name, entity);
@@ -193,11 +208,26 @@ impl Fleet {
         }
     }
 
+    /// What is forwarded is not asked about where no policy is for it, and then everything is allowed.
+    fn check_forwarded_is_bound_where_policies_are(&self) {
+        let policy = self.engine.policy();
+        for (name, entity) in self.world.entities.iter().filter(|(_, entity)| entity.is_host_endpoint()) {
+            let bound = policy.endpoints.contains_key(&forwarded(name));
+            let policies = self.world.policies.iter().filter(|(key, spec)| {
+                spec.apply_on_forward && spec.is_valid_at(self.world.now) && selects(key, spec, entity)
+            });
+            assert_eq!(bound, policies.count() > 0, "{name}");
+        }
+    }
+
     /// Every endpoint, direction, address and port of the small universe gets the reference's answer.
     fn check_against_reference(&self) {
         let policy = self.engine.policy();
+        self.check_forwarded_is_bound_where_policies_are();
         for name in policy.endpoints.keys() {
-            let entity = &self.world.entities[name];
+            let plain = name.strip_suffix(FORWARDED);
+            let judge = if plain.is_some() { judge_forwarded } else { judge };
+            let entity = &self.world.entities[plain.unwrap_or(name)];
             for direction in Direction::BOTH {
                 for peer in addresses() {
                     for (key, source) in questions() {
@@ -209,14 +239,14 @@ impl Fleet {
                             &policy.rules[&cell.rule],
                             cell.audit_verdict,
                             &policy.rules[&cell.audit_rule],
-                            cell.log,
+                            (cell.log, cell.reject),
                         );
                         let expected = (
                             judged.verdict,
                             &judged.rule,
                             judged.audit_verdict,
                             &judged.audit_rule,
-                            judged.log,
+                            (judged.log, judged.reject),
                         );
                         assert_eq!(
                             found, expected,
@@ -265,7 +295,7 @@ fn canonical(policy: &HostPolicy) -> Canonical {
                 cell(c.cell.rule),
                 c.cell.audit_verdict,
                 cell(c.cell.audit_rule),
-                c.cell.log,
+                (c.cell.log, c.cell.reject),
                 c.cell.written,
             )
         });
@@ -458,9 +488,9 @@ pub(crate) fn any_rule() -> impl Strategy<Value = Rule> {
         not_ports.prop_map(|text| text.map(|text| text.parse().unwrap()).into_iter().collect()),
         (sources(), sources()),
         (versions, prop::option::weighted(0.2, any_own())),
-        any::<bool>(),
+        (any::<bool>(), prop::bool::weighted(0.2)),
     )
-        .prop_map(|(action, peers, ports, not_ports, sources, (ip_version, own), log)| Rule {
+        .prop_map(|(action, peers, ports, not_ports, sources, (ip_version, own), (log, reject))| Rule {
             action,
             peers,
             ports,
@@ -469,6 +499,7 @@ pub(crate) fn any_rule() -> impl Strategy<Value = Rule> {
             ip_version,
             own: own.map(Box::new),
             log,
+            reject: reject && action == Action::Deny,
         })
 }
 
@@ -482,16 +513,32 @@ pub(crate) fn any_policy() -> impl Strategy<Value = PolicySpec> {
     let tiers = ["admin", "application", "application", "baseline"];
     let time = || prop::option::weighted(0.15, (0..4u64).prop_map(|seconds| Timestamp { seconds }));
     let times = (time(), time());
-    (prop::sample::select(tiers.to_vec()), 0..3u8, any::<bool>(), any_selector(), rules(), rules(), times)
-        .prop_map(|(tier, order, audit, applies_to, ingress, egress, (valid_from, valid_until))| PolicySpec {
-            tier: tier.into(),
-            order: Order::new(order.into()),
-            mode: if audit && order == 2 { Mode::Audit } else { Mode::Enforce },
-            valid_from,
-            valid_until,
-            applies_to,
-            ingress,
-            egress,
+    let forward = prop::bool::weighted(0.3);
+    (
+        prop::sample::select(tiers.to_vec()),
+        0..3u8,
+        any::<bool>(),
+        any_selector(),
+        rules(),
+        rules(),
+        (times, forward),
+    )
+        .prop_map(|(tier, order, audit, applies_to, mut ingress, mut egress, (times, forward))| {
+            // What is forwarded has no end of its own to ask about.
+            if forward {
+                ingress.iter_mut().chain(&mut egress).flatten().for_each(|rule: &mut Rule| rule.own = None);
+            }
+            PolicySpec {
+                tier: tier.into(),
+                order: Order::new(order.into()),
+                mode: if audit && order == 2 { Mode::Audit } else { Mode::Enforce },
+                valid_from: times.0,
+                valid_until: times.1,
+                apply_on_forward: forward,
+                applies_to,
+                ingress,
+                egress,
+            }
         })
 }
 

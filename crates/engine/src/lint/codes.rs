@@ -107,7 +107,7 @@ codes! {
         "A named port means whatever number the destination gives to it; where nobody does, the rule matches nothing by it. For ingress the policy's own endpoints are looked at, for egress everything. Only reported where an inventory is among the manifests.";
     RedundantDeny "BH014" "redundant-deny" Note
         "The rule denies everything where the tier would do so anyway."
-        "The tier ends in Deny, nothing in it is asked after this rule, and it asks for no log. It does no harm, and names itself in flows instead of the end of the tier.";
+        "The tier ends in Deny, nothing in it is asked after this rule, and it asks for no log and tells nobody. It does no harm, and names itself in flows instead of the end of the tier.";
     UnknownService "BH016" "unknown-service" Warning
         "No EndpointSlice gives backends to this service."
         "The rule never matches by this service. Only reported where services or pods are among the manifests.";

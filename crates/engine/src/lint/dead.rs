@@ -134,6 +134,7 @@ impl<'a> Order<'a> {
         let ends =
             wide.valid_until.is_none_or(|until| narrow.valid_until.is_some_and(|other| other <= until));
         counts
+            && (wide.apply_on_forward || !narrow.apply_on_forward)
             && begins
             && ends
             && namespace_within(later.key, earlier.key)

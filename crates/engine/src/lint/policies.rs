@@ -84,7 +84,8 @@ fn redundant_deny(
 ) {
     let rules = policy.rules(direction).unwrap_or_default();
     let Some((rule, before)) = rules.split_last() else { return };
-    let denies = rule.action == Action::Deny && !rule.log && matches_everything(rule);
+    let silent = !rule.log && !rule.reject;
+    let denies = rule.action == Action::Deny && silent && matches_everything(rule);
     if !denies || policy.mode != Mode::Enforce || !ends_in_deny(world, policy) {
         return;
     }

@@ -308,6 +308,7 @@ fn open_logging_and_redundant_rules() {
     let deny = policy("p", "order: 1, ingress: [{action: Allow, ports: [tcp/1]}, {action: Deny}]");
     fires(code, &deny, "spec.ingress[1]: p ingress[1] denies what the end of tier application denies anyway");
     silent(code, &policy("p", "ingress: [{action: Deny, log: true}]"));
+    silent(code, &policy("p", "ingress: [{action: Deny, reject: true}]"));
     silent(code, &[deny, policy("q", "order: 2, ingress: []")].concat());
 }
 

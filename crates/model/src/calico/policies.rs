@@ -10,7 +10,7 @@ use crate::labels::KIND_LABEL;
 use crate::meaning::{Bequest, Meaning, Parent, profile_label};
 use crate::policy::{
     CALICO_PROFILES_TIER, DEFAULT_TIER, DefaultAction, KUBERNETES_ADMIN_TIER, KUBERNETES_BASELINE_TIER, Mode,
-    Order, PolicySpec, RULES_MAX, Rule, TierSpec, bounded_source_ports,
+    Order, PolicySpec, RULES_MAX, Rule, TierSpec, boolean, bounded_source_ports,
 };
 use crate::resource::ObjectKey;
 use crate::selector::Selector;
@@ -105,8 +105,9 @@ fn policy_spec(decoder: &mut Decoder, mut fields: Fields<'_>, key: &ObjectKey) -
     let order = fields.optional(decoder, "order", |decoder, node| decoder.number::<f64>(node, "a number"));
     let selector = fields.optional(decoder, "selector", of_endpoints);
     let accounts = fields.optional(decoder, "serviceAccountSelector", of_service_accounts);
-    let mut namespaces = None;
+    let (mut namespaces, mut forward) = (None, None);
     if global {
+        forward = fields.optional(decoder, "applyOnForward", boolean);
         namespaces = fields.optional(decoder, "namespaceSelector", of_namespaces);
         refuse_untracked(decoder, &mut fields);
     }
@@ -151,13 +152,16 @@ fn policy_spec(decoder: &mut Decoder, mut fields: Fields<'_>, key: &ObjectKey) -
     // In a namespace are workloads; host endpoints are in none.
     let workloads = (!global).then(|| Selector::equals(KIND_LABEL, Kind::Workload.as_str()));
     let parts = workloads.into_iter().chain(namespaces).chain(accounts).chain(selector);
-    Some(PolicySpec {
+    let spec = PolicySpec {
         tier: tier_name(tier.as_deref().unwrap_or("default")).into(),
         order: order.map_or(Order::LAST, Order::new),
+        apply_on_forward: forward.unwrap_or_default(),
         ingress: spoken(Direction::Ingress, ingress),
         egress: spoken(Direction::Egress, egress),
         ..PolicySpec::new(Selector::all_of(parts))
-    })
+    };
+    spec.can_be_forwarded(decoder, fields_at)?;
+    Some(spec)
 }
 
 /// A profile is asked after all tiers, in the order of the endpoint's list: one policy for each place in it.

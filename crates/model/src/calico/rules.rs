@@ -276,7 +276,6 @@ pub(super) fn refuse_untracked(decoder: &mut Decoder, fields: &mut crate::docume
     for (name, why) in [
         ("doNotTrack", "policies before connection tracking are not supported"),
         ("preDNAT", "policies before destination translation are not supported"),
-        ("applyOnForward", "policies for forwarded traffic of host endpoints are not supported yet"),
     ] {
         fields.optional(decoder, name, |decoder, node| only_off(decoder, node, why));
     }

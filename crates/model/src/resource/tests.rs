@@ -97,6 +97,19 @@ fn what_is_not_supported_yet_is_refused_by_name_and_never_dropped() {
 }
 
 #[test]
+fn only_a_rule_that_denies_can_reject() {
+    let rejects =
+        |action: &str| POLICY.replace("action: Allow", &format!("action: {action}\n    reject: true"));
+    let resource = &parse("f", &rejects("Deny")).unwrap()[0].resource;
+    let json = resource.to_json();
+    assert_eq!(json["spec"]["ingress"][0]["reject"], true);
+    assert_eq!(&Resource::from_json(&json).unwrap(), resource);
+    let problem = only_problem(&rejects("Allow"));
+    assert!(problem.message.contains("action: Deny"), "{problem}");
+    assert_eq!(problem.path, "spec.ingress[0].reject");
+}
+
+#[test]
 fn source_ports_survive_and_mistakes_in_them_are_found_at_their_place() {
     let with =
         |field: &str| POLICY.replace("    ports: [tcp/5432", &format!("    {field}\n    ports: [tcp/5432"));

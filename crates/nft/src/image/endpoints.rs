@@ -85,7 +85,7 @@ pub(crate) fn content(policy: &HostPolicy, attached: &BTreeSet<u32>, groups: &Gr
             }
             Attachment::Host(index) => put_host(index, binding, &mut put),
             Attachment::Cgroup(inode) if groups.contains_key(&inode) => put_group(inode, binding, &mut put),
-            Attachment::Interface(_) | Attachment::Cgroup(_) => continue,
+            Attachment::Interface(_) | Attachment::Forwarded(_) | Attachment::Cgroup(_) => continue,
         }
         let policies = [binding.ingress.0.to_be_bytes(), binding.egress.0.to_be_bytes()].concat();
         put(BOUND, elements::attachment_key(binding.attachment), policies);
