@@ -6,7 +6,9 @@ use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use bulkhead_dataplane::{Applied, Dataplane, DataplaneError, DataplaneStats, SweepStats, TableUse};
+use bulkhead_dataplane::{
+    Applied, Dataplane, DataplaneError, DataplaneStats, SweepStats, TableUse, grace_period,
+};
 use bulkhead_model::Direction;
 use bulkhead_model::flow::RawFlow;
 use bulkhead_model::host_policy::{Attachment, Cell, HostDelta, HostPolicy};
@@ -26,6 +28,7 @@ mod epochs;
 mod hearing;
 mod tables;
 
+use epochs::Settling;
 use hearing::{epoll, monotonic_ns};
 use tables::{interface_element, named, user_data};
 
@@ -62,8 +65,8 @@ pub struct NftDataplane {
     unsettled: bool,
     /// In which judged connections are not judged again; `None`: to be read.
     epochs: Option<Epochs>,
-    /// When tables changed last.
-    changed: Instant,
+    /// How long ago tables changed.
+    settling: Settling,
     flows: Flows,
     denials: Denials,
     lost_events: u64,
@@ -109,7 +112,7 @@ impl NftDataplane {
             judge: Judge::default(),
             unsettled: true,
             epochs: None,
-            changed: Instant::now(),
+            settling: Settling::Over,
             flows: Flows::default(),
             denials: Denials::default(),
             lost_events: 0,
@@ -118,6 +121,9 @@ impl NftDataplane {
         };
         dataplane.take_over(user_data.is_some())?;
         kernel::settings::set_needed().map_err(failed("turn the counters of connections on"))?;
+        // Whatever an earlier process has changed just now.
+        grace_period().map_err(failed("wait for packets on their way"))?;
+        dataplane.settling = Settling::Over;
         let mut nothing = |_flow| ();
         dataplane.sweep_connections(0, &mut nothing)?;
         Ok(dataplane)

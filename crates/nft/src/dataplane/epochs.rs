@@ -1,5 +1,7 @@
 //! Beginning and ending the time in which a connection that has been judged is not judged again.
 
+use std::io;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use bulkhead_dataplane::{DataplaneError, grace_period};
@@ -13,6 +15,34 @@ use crate::schema::{CURRENT, FRESH};
 
 /// Nothing has changed for this long before an epoch begins: it costs a transaction, and each connection a message.
 const QUIET: Duration = Duration::from_millis(50);
+
+/// Whether the kernel's grace period has passed since tables changed. Waiting takes milliseconds, in which an interface
+/// that appears must not stay open: somebody else waits.
+#[derive(Debug)]
+pub(super) enum Settling {
+    Changed(Instant),
+    Waiting(JoinHandle<io::Result<()>>),
+    Over,
+}
+
+impl Settling {
+    fn go_on(&mut self) {
+        let next = match std::mem::replace(self, Self::Over) {
+            Self::Changed(when) if when.elapsed() >= QUIET => Self::Waiting(std::thread::spawn(grace_period)),
+            Self::Waiting(waits) if waits.is_finished() => match waits.join() {
+                Ok(Ok(())) => Self::Over,
+                // Once more, after a while.
+                Ok(Err(_)) | Err(_) => Self::Changed(Instant::now()),
+            },
+            other => other,
+        };
+        *self = next;
+    }
+
+    fn is_over(&self) -> bool {
+        matches!(self, Self::Over)
+    }
+}
 
 impl NftDataplane {
     /// Learns which epoch is in force.
@@ -29,7 +59,7 @@ impl NftDataplane {
         if self.epochs.is_none() {
             self.read_epochs()?;
         }
-        self.changed = Instant::now();
+        self.settling = Settling::Changed(Instant::now());
         let mut requests = Vec::new();
         for (set, elements) in self.epochs.as_mut().and_then(Epochs::end).into_iter().flatten() {
             set.remove(&elements, &mut requests);
@@ -39,16 +69,16 @@ impl NftDataplane {
 
     /// Begins an epoch, if nothing changes any more.
     pub(super) fn begin_epoch(&mut self) -> Result<(), DataplaneError> {
-        let waits = self.epochs.as_ref().is_none_or(Epochs::is_in_force) || self.changed.elapsed() < QUIET;
-        if waits || !self.ours || self.disturbed {
+        self.settling.go_on();
+        let waits = self.epochs.as_ref().is_none_or(Epochs::is_in_force);
+        // Whoever asked the tables as they were must not note it as judged by what they are.
+        if waits || !self.settling.is_over() || !self.ours || self.disturbed {
             return Ok(());
         }
         let local = self.shape.is_some_and(|shape| shape.by_address());
         let Some(elements) = self.epochs.as_mut().and_then(|epochs| epochs.begin(local)) else {
             return Ok(());
         };
-        // Whoever asked the tables as they were must not note it as judged by what they are.
-        grace_period().map_err(|error| DataplaneError::io("wait for packets on their way", error))?;
         let mut requests = Vec::new();
         elements.iter().for_each(|(set, elements)| set.add(elements, &mut requests));
         let written = self.write(requests);
@@ -64,10 +94,7 @@ impl NftDataplane {
             self.read_epochs()?;
         }
         let over = self.epochs.as_ref().map_or(0, Epochs::over);
-        if over != 0 {
-            grace_period().map_err(|error| DataplaneError::io("wait for packets on their way", error))?;
-        }
-        Ok(over)
+        Ok(if self.settling.is_over() { over } else { 0 })
     }
 
     /// All connections, and clears their labels of epochs that are over.

@@ -7,6 +7,7 @@ use std::time::Instant;
 use bulkhead_dataplane::{DataplaneError, grace_period};
 use bulkhead_model::host_policy::HostPolicy;
 
+use super::epochs::Settling;
 use super::{NftDataplane, failed};
 use crate::flows::Judge;
 use crate::groups::Groups;
@@ -131,7 +132,7 @@ impl NftDataplane {
         let mut epochs = self.epochs.take().unwrap_or_default();
         epochs.end();
         self.epochs = Some(epochs);
-        self.changed = Instant::now();
+        self.settling = Settling::Changed(Instant::now());
         self.set_image(image);
         Ok(())
     }
