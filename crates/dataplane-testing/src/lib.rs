@@ -9,6 +9,8 @@ pub mod machine;
 pub mod namespace;
 pub mod packet;
 pub mod policy;
+pub mod processes;
 pub mod random;
 pub mod stations;
 pub mod traffic;
+pub mod world;

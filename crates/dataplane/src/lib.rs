@@ -16,11 +16,13 @@ use bulkhead_model::ports::PortKey;
 mod error;
 pub mod fake;
 mod grace;
+mod groups;
 mod handover;
 mod stats;
 
 pub use error::DataplaneError;
 pub use grace::grace_period;
+pub use groups::ControlGroup;
 pub use handover::Handover;
 pub use stats::{Applied, DataplaneStats, SweepStats, TableUse};
 

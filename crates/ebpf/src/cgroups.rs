@@ -1,14 +1,12 @@
 //! Links between the programs and control groups, pinned so that they outlive us.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::path::Path;
 
-use bulkhead_dataplane::DataplaneError;
+use bulkhead_dataplane::{ControlGroup, DataplaneError};
 use bulkhead_model::host_policy::Attachment;
-use bulkhead_model::registration;
 
 use crate::layout::{StorageKey, subject_of};
 use crate::loader::Loaded;
@@ -45,7 +43,7 @@ impl Groups {
     pub(crate) fn attach(&self, loaded: &Loaded, inode: u32) -> Result<(), DataplaneError> {
         let attachment = Attachment::Cgroup(inode);
         let failed = |error| DataplaneError::io(format!("attach to {attachment}"), error);
-        let group = open_group(inode).map_err(|error| match error.raw_os_error() {
+        let group = ControlGroup::open(inode).map_err(|error| match error.raw_os_error() {
             Some(libc::ESTALE) => DataplaneError::Gone { attachment },
             _ => failed(error),
         })?;
@@ -87,11 +85,4 @@ impl Groups {
 fn name_group(names: &Table<StorageKey, u32>, inode: u32, attach_type: u32) -> io::Result<()> {
     let key = StorageKey { cgroup: inode.into(), attach_type, pad: 0 };
     names.put(&key, &subject_of(Attachment::Cgroup(inode)))
-}
-
-fn open_group(inode: u32) -> io::Result<OwnedFd> {
-    let mounts = fs::read_to_string("/proc/self/mounts")?;
-    let missing = || io::Error::new(io::ErrorKind::NotFound, "no cgroup2 file system is mounted");
-    let hierarchy = registration::unified_hierarchy(&mounts).ok_or_else(missing)?;
-    sys::open_inode(File::open(hierarchy)?.as_fd(), inode.into())
 }

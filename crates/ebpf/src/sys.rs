@@ -90,33 +90,6 @@ pub(crate) fn cgroup_link_create(
     })
 }
 
-/// Opens the directory of a file system like `mount` by its inode, as `open_by_handle_at(2)` does. Needs
-/// CAP_DAC_READ_SEARCH.
-pub(crate) fn open_inode(mount: BorrowedFd<'_>, inode: u64) -> io::Result<OwnedFd> {
-    /// `struct file_handle` with `FILEID_KERNFS` (include/linux/exportfs.h).
-    #[repr(C)]
-    struct Handle {
-        bytes: u32,
-        kind: i32,
-        inode: [u8; 8],
-    }
-    let mut handle = Handle { bytes: 8, kind: 0xfe, inode: inode.to_ne_bytes() };
-    #[expect(unsafe_code, reason = "system call without a safe wrapper")]
-    // SAFETY: the handle has as many bytes as it says, and outlives the call; the descriptor is ours alone.
-    unsafe {
-        let fd = libc::syscall(
-            libc::SYS_open_by_handle_at,
-            mount.as_raw_fd(),
-            &raw mut handle,
-            libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC,
-        );
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        Ok(OwnedFd::from_raw_fd(fd as i32))
-    }
-}
-
 /// Replaces the program of a link, atomically.
 pub(crate) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
     #[expect(unsafe_code, reason = "libbpf call")]

@@ -3,129 +3,16 @@
 
 mod common;
 
-use std::fs;
-use std::io::Read;
-use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 
 use bulkhead_dataplane::{Dataplane, DataplaneError};
+use bulkhead_dataplane_testing::processes::{CLIENT, Group, answered, python};
 use bulkhead_model::flow::{DropReason, FlowEvent};
 use bulkhead_model::host_policy::Attachment;
-use bulkhead_model::registration::unified_hierarchy;
 use bulkhead_model::verdict::Verdict::{Allow, Deny};
 use common::Rule;
 use common::live::Namespace;
 use common::world::{EVERYTHING, End, World, opened, serve, services_of_the_host, some, tcp, udp};
-
-/// Answers datagrams and connections on a port.
-const SERVER: &str = "
-import socket, sys, threading
-port = int(sys.argv[1])
-u = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); u.bind(('0.0.0.0', port))
-t = socket.socket(); t.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1); t.bind(('0.0.0.0', port)); t.listen()
-def datagrams():
-    while True:
-        _, peer = u.recvfrom(64)
-        try: u.sendto(b'here', peer)
-        except OSError: pass
-threading.Thread(target=datagrams, daemon=True).start()
-print('ready', flush=True)
-while True:
-    c, _ = t.accept()
-    try: c.sendall(b'here')
-    except OSError: pass
-    c.close()
-";
-
-/// Says whether a datagram and a connection were answered.
-const CLIENT: &str = "
-import socket, sys
-to = (sys.argv[1], int(sys.argv[2]))
-def one(kind):
-    s = socket.socket(socket.AF_INET, kind); s.settimeout(0.4)
-    try:
-        s.connect(to)
-        if kind == socket.SOCK_DGRAM: s.send(b'?')
-        return s.recv(64) != b''
-    except OSError: return False
-print(int(one(socket.SOCK_DGRAM)), int(one(socket.SOCK_STREAM)))
-";
-
-/// A control group of its own, with whatever runs in it.
-struct Group {
-    path: PathBuf,
-    servers: Vec<Child>,
-}
-
-impl Group {
-    fn new(name: &str) -> Self {
-        let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
-        let mount = unified_hierarchy(&mounts).unwrap();
-        let thread = fs::read_link("/proc/thread-self").unwrap();
-        let unique = thread.file_name().unwrap().to_string_lossy().into_owned();
-        let path = PathBuf::from(mount).join(format!("bulkhead-{unique}-{name}"));
-        fs::create_dir(&path).unwrap();
-        Self { path, servers: Vec::new() }
-    }
-
-    fn attachment(&self) -> Attachment {
-        Attachment::Cgroup(u32::try_from(fs::metadata(&self.path).unwrap().ino()).unwrap())
-    }
-
-    /// A process of this group.
-    fn command(&self, script: &str, arguments: &[&str]) -> Command {
-        python(Some(&self.path), script, arguments)
-    }
-
-    fn serve(&mut self, port: u16) {
-        self.servers.push(ready(self.command(SERVER, &[&port.to_string()])));
-    }
-
-    fn calls(&self, to: &str, port: u16) -> bool {
-        answered(self.command(CLIENT, &[to, &port.to_string()]))
-    }
-}
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        for server in &mut self.servers {
-            let _ = server.kill();
-            let _ = server.wait();
-        }
-        // The kernel takes the processes out of it a moment later.
-        for _ in 0..100 {
-            if fs::remove_dir(&self.path).is_ok() {
-                return;
-            }
-            std::thread::sleep(std::time::Duration::from_millis(10));
-        }
-    }
-}
-
-fn python(group: Option<&PathBuf>, script: &str, arguments: &[&str]) -> Command {
-    let enter = group.map_or_else(String::new, |path| format!("echo $$ > {}/cgroup.procs; ", path.display()));
-    let mut command = Command::new("sh");
-    command.args(["-c", &format!("{enter}exec python3 -c \"$0\" \"$@\""), script]).args(arguments);
-    command.stdout(Stdio::piped());
-    command
-}
-
-fn ready(mut command: Command) -> Child {
-    let mut server = command.spawn().unwrap();
-    server.stdout.as_mut().unwrap().read_exact(&mut [0; 6]).unwrap();
-    server
-}
-
-/// Both protocols, which must agree.
-fn answered(mut command: Command) -> bool {
-    let text = String::from_utf8(command.output().unwrap().stdout).unwrap();
-    match text.trim() {
-        "1 1" => true,
-        "0 0" => false,
-        other => panic!("{other:?}"),
-    }
-}
 
 #[test]
 fn two_services_of_one_address_have_policies_of_their_own() {

@@ -6,6 +6,7 @@ use bulkhead_model::flow::Counters;
 use bulkhead_model::ports::Protocol;
 
 use crate::elements;
+use crate::fresh;
 use crate::message::{Attributes, DUMP, Message, Parsed, Request, SUBSYSTEM_CONNTRACK};
 use crate::schema::{REVERSED, Words};
 
@@ -50,7 +51,13 @@ pub(crate) struct Report {
     pub(crate) counters: Option<Counters>,
     /// Decisions for the caller and the called.
     pub(crate) decisions: [Option<Words>; 2],
+    /// Number of the control group that each of these is from; then there is no audit rule.
+    pub(crate) groups: [Option<u32>; 2],
     pub(crate) reversed: bool,
+    /// Of a connection that is not in the usual one.
+    pub(crate) zone: Option<u16>,
+    /// In which epochs it was judged, as bits: see [`crate::fresh`].
+    pub(crate) epochs: u8,
 }
 
 impl Connection {
@@ -119,7 +126,8 @@ pub(crate) fn read(message: &Message<'_>) -> Option<Report> {
     });
     let state = attributes.nested(4).and_then(|info| info.nested(1)).and_then(|tcp| tcp.byte(1));
     let label = attributes.get(22).unwrap_or(&[]);
-    let words = |at: usize| label.get(at..at + 8).and_then(Words::read).filter(|words| words.0 != 0);
+    let words = |at: usize| label.get(at..at + 8).and_then(Words::read).filter(|words| words.is_decision());
+    let group = |at: usize| words(at).and_then(Words::group);
     let reversed = label.get(4..8).and_then(elements::number).is_some_and(|word| word & REVERSED != 0);
     Some(Report {
         connection: Connection { protocol, original, reply },
@@ -127,7 +135,10 @@ pub(crate) fn read(message: &Message<'_>) -> Option<Report> {
         last: message.number() == DELETE,
         over: state.is_some_and(|state| TCP_OVER.contains(&state)),
         counters,
+        zone: attributes.half(18),
+        epochs: fresh::epochs_of(label),
         decisions: [words(0), words(8)],
+        groups: [group(0), group(8)],
         reversed,
     })
 }
@@ -146,6 +157,20 @@ pub(crate) fn dump() -> Request {
 
 /// One connection.
 pub(crate) fn get(connection: &Connection) -> Request {
+    request(connection, GET, &Attributes::default())
+}
+
+/// Clears what a connection's label says of some epochs.
+pub(crate) fn clear(report: &Report, epochs: u8) -> Request {
+    let mut label = Attributes::default();
+    label.bytes(22, &[0; 16]).bytes(23, &fresh::mask_of(epochs));
+    if let Some(zone) = report.zone {
+        label.bytes(18, &zone.to_be_bytes());
+    }
+    request(&report.connection, NEW, &label)
+}
+
+fn request(connection: &Connection, kind: u16, more: &Attributes) -> Request {
     let Connection { protocol, original, .. } = connection;
     let (mut addresses, mut ports, mut tuple) =
         (Attributes::default(), Attributes::default(), Attributes::default());
@@ -163,8 +188,8 @@ pub(crate) fn get(connection: &Connection) -> Request {
     }
     tuple.nest(1, &addresses).nest(2, &ports);
     let mut attributes = Attributes::default();
-    attributes.nest(1, &tuple);
+    attributes.nest(1, &tuple).0.extend(&more.0);
     // AF_INET, AF_INET6.
     let family = if v6 { 10 } else { 2 };
-    Request { subsystem: SUBSYSTEM_CONNTRACK, kind: GET, flags: 0, family, resource: 0, attributes }
+    Request { subsystem: SUBSYSTEM_CONNTRACK, kind, flags: 0, family, resource: 0, attributes }
 }

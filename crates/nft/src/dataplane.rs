@@ -6,22 +6,29 @@ use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use bulkhead_dataplane::{Applied, Dataplane, DataplaneError, DataplaneStats, SweepStats, TableUse};
+use bulkhead_dataplane::{
+    Applied, Dataplane, DataplaneError, DataplaneStats, SweepStats, TableUse, grace_period,
+};
 use bulkhead_model::Direction;
 use bulkhead_model::flow::RawFlow;
 use bulkhead_model::host_policy::{Attachment, Cell, HostDelta, HostPolicy};
 use bulkhead_model::ports::PortKey;
 
 use crate::flows::{Denials, Flows, Judge};
+use crate::fresh::Epochs;
+use crate::groups::Group;
 use crate::image::{Changes, Image};
+use crate::rules::Shape;
 use crate::schema::{ATTACHED, DENIED_MAX, EDGE, FAMILIES, JUDGE};
 use crate::skeleton::{self, Counted};
 use crate::socket::{Listener, Talker};
 use crate::{Capacities, conntrack, kernel, readback, requirements};
 
+mod epochs;
 mod hearing;
 mod tables;
 
+use epochs::Settling;
 use hearing::{epoll, monotonic_ns};
 use tables::{interface_element, named, user_data};
 
@@ -46,8 +53,8 @@ pub struct NftDataplane {
     disturbed: bool,
     /// Whether somebody else may have.
     suspicious: bool,
-    /// Whether the rules in the kernel ask for source ports.
-    variants: bool,
+    /// What the rules in the kernel can ask; `None`: at least what they must.
+    shape: Option<Shape>,
     /// Whether refused packets are told to us: one process at a time can listen.
     listening: bool,
     settings: String,
@@ -56,6 +63,10 @@ pub struct NftDataplane {
     judge: Judge,
     /// Whether connections have to be judged again.
     unsettled: bool,
+    /// In which judged connections are not judged again; `None`: to be read.
+    epochs: Option<Epochs>,
+    /// How long ago tables changed.
+    settling: Settling,
     flows: Flows,
     denials: Denials,
     lost_events: u64,
@@ -95,11 +106,13 @@ impl NftDataplane {
             replaced: false,
             disturbed: false,
             suspicious: false,
-            variants: false,
+            shape: None,
             listening: false,
             bridged: false,
             judge: Judge::default(),
             unsettled: true,
+            epochs: None,
+            settling: Settling::Over,
             flows: Flows::default(),
             denials: Denials::default(),
             lost_events: 0,
@@ -108,6 +121,9 @@ impl NftDataplane {
         };
         dataplane.take_over(user_data.is_some())?;
         kernel::settings::set_needed().map_err(failed("turn the counters of connections on"))?;
+        // Whatever an earlier process has changed just now.
+        grace_period().map_err(failed("wait for packets on their way"))?;
+        dataplane.settling = Settling::Over;
         let mut nothing = |_flow| ();
         dataplane.sweep_connections(0, &mut nothing)?;
         Ok(dataplane)
@@ -129,15 +145,9 @@ fn applied(started: Instant, changes: &Changes) -> Applied {
     Applied { entries_written, entries_deleted, duration: started.elapsed() }
 }
 
-/// The interface of an attachment, the only kind that this backend knows.
-fn interface(attachment: Attachment) -> Result<u32, DataplaneError> {
-    match attachment {
-        Attachment::Interface(ifindex) => Ok(ifindex),
-        Attachment::Host(_) | Attachment::Forwarded(_) | Attachment::Cgroup(_) => Err(requirements::missing(
-            "eBPF",
-            format!("the nftables dataplane cannot enforce at {attachment}, only at workloads' interfaces"),
-        )),
-    }
+/// What this backend does not know.
+fn no_forwarding(attachment: Attachment) -> DataplaneError {
+    requirements::missing("eBPF", format!("the nftables dataplane cannot enforce at {attachment}"))
 }
 
 impl Dataplane for NftDataplane {
@@ -146,12 +156,21 @@ impl Dataplane for NftDataplane {
     }
 
     fn cannot_enforce(&self, attachment: Attachment) -> Option<String> {
-        interface(attachment).err().map(|error| error.to_string())
+        matches!(attachment, Attachment::Forwarded(_)).then(|| no_forwarding(attachment).to_string())
     }
 
     fn attach(&mut self, attachment: Attachment) -> Result<(), DataplaneError> {
-        let ifindex = interface(attachment)?;
         self.check_fence()?;
+        let ifindex = match attachment {
+            Attachment::Interface(ifindex) => ifindex,
+            // It is judged wherever it is bound.
+            Attachment::Host(_) => return Ok(()),
+            Attachment::Forwarded(_) => return Err(no_forwarding(attachment)),
+            Attachment::Cgroup(inode) => {
+                let groups = Group::add(inode, self.image.groups())?;
+                return if groups == *self.image.groups() { Ok(()) } else { self.put_groups(groups) };
+            }
+        };
         let name = kernel::interface_name(ifindex).ok_or(DataplaneError::Gone { attachment })?;
         if self.image.attached().contains(&ifindex) {
             return Ok(());
@@ -165,8 +184,16 @@ impl Dataplane for NftDataplane {
     }
 
     fn detach(&mut self, attachment: Attachment) -> Result<(), DataplaneError> {
-        let ifindex = interface(attachment)?;
         self.check_fence()?;
+        let ifindex = match attachment {
+            Attachment::Interface(ifindex) => ifindex,
+            Attachment::Host(_) => return Ok(()),
+            Attachment::Forwarded(_) => return Err(no_forwarding(attachment)),
+            Attachment::Cgroup(inode) => {
+                let mut groups = self.image.groups().clone();
+                return if groups.remove(&inode).is_some() { self.put_groups(groups) } else { Ok(()) };
+            }
+        };
         if !self.image.attached().contains(&ifindex) {
             return Ok(());
         }
@@ -181,7 +208,9 @@ impl Dataplane for NftDataplane {
     }
 
     fn attached(&self) -> Result<BTreeSet<Attachment>, DataplaneError> {
-        Ok(named(self.image.attached()).into_keys().map(Attachment::Interface).collect())
+        let interfaces = named(self.image.attached()).into_keys().map(Attachment::Interface);
+        let groups = self.image.groups().keys().filter(|inode| Group::find(**inode).is_ok());
+        Ok(interfaces.chain(groups.copied().map(Attachment::Cgroup)).collect())
     }
 
     fn replace(&mut self, policy: &HostPolicy) -> Result<Applied, DataplaneError> {
@@ -202,8 +231,9 @@ impl Dataplane for NftDataplane {
             return Err(DataplaneError::Inconsistent(why.to_owned()));
         }
         self.image.check_delta(delta, &self.capacities)?;
+        let before = self.image.shape();
         let changes = self.image.apply(delta);
-        self.commit(&changes)?;
+        self.commit(&changes, before)?;
         if !delta.endpoints.is_empty() {
             self.see_bridges()?;
         }
@@ -224,7 +254,7 @@ impl Dataplane for NftDataplane {
         if std::mem::take(&mut self.unsettled) {
             self.flows.judge_again(&self.judge, &self.image, sink);
         }
-        Ok(())
+        self.begin_epoch()
     }
 
     fn event_fd(&self) -> Option<BorrowedFd<'_>> {
@@ -232,6 +262,9 @@ impl Dataplane for NftDataplane {
     }
 
     fn sweep(&mut self, now_ns: u64, sink: &mut dyn FnMut(RawFlow)) -> Result<SweepStats, DataplaneError> {
+        if !self.judge.knows(&kernel::own_addresses()) {
+            self.know_endpoints();
+        }
         self.poll(sink)?;
         let mut stats = self.sweep_connections(now_ns, sink)?;
         self.sweep_denials(now_ns, &mut stats, sink)?;
@@ -312,6 +345,7 @@ impl Dataplane for NftDataplane {
         kernel::settings::restore(&self.settings);
         self.image = Image::default();
         self.replaced = false;
+        self.epochs = None;
         Ok(())
     }
 }

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use bulkhead_model::Prefix;
 use bulkhead_model::address::address_from_bits;
-use bulkhead_model::host_policy::{ClassId, Column, CompiledId};
+use bulkhead_model::host_policy::{Attachment, ClassId, Column, CompiledId};
 use bulkhead_model::ports::{PORT_KEY_END, PortKey};
 
 use crate::object::Element;
@@ -13,6 +13,28 @@ use crate::segments::Segment;
 
 /// Bits of `::ffff:0:0`, under which IPv4 stands among the 128-bit addresses.
 const MAPPED: u128 = 0xffff << 32;
+
+/// An endpoint as keys have it: kind and number.
+pub(crate) fn attachment_key(attachment: Attachment) -> Vec<u8> {
+    let (kind, number) = match attachment {
+        Attachment::Interface(index) => (0, index),
+        Attachment::Host(index) => (1, index),
+        Attachment::Cgroup(inode) => (2, inode),
+        Attachment::Forwarded(index) => (3, index),
+    };
+    words(&[kind, number])
+}
+
+pub(crate) fn read_attachment(key: &[u8]) -> Option<Attachment> {
+    let index = number(key.get(4..8)?)?;
+    match number(key.get(..4)?)? {
+        0 => Some(Attachment::Interface(index)),
+        1 => Some(Attachment::Host(index)),
+        2 => Some(Attachment::Cgroup(index)),
+        3 => Some(Attachment::Forwarded(index)),
+        _ => None,
+    }
+}
 
 pub(crate) fn octets(address: IpAddr) -> Vec<u8> {
     match address {

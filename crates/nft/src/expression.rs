@@ -13,6 +13,7 @@ const VERDICT_REGISTER: u32 = 0;
 pub(crate) enum Meta {
     /// Ethertype, in network order.
     Protocol = 1,
+    Priority = 2,
     Mark = 3,
     InputInterface = 4,
     OutputInterface = 5,
@@ -23,6 +24,8 @@ pub(crate) enum Meta {
 /// What `ct` reads or writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Ct {
+    /// As a bit: see [`RELATED`].
+    State = 0,
     Direction = 1,
     Status = 2,
     Protocol = 10,
@@ -32,6 +35,9 @@ pub(crate) enum Ct {
     Source4 = 19,
     Source6 = 21,
 }
+
+/// `NF_CT_STATE_BIT(IP_CT_RELATED)`, in the byte order of this machine.
+pub(crate) const RELATED: u32 = 1 << 2;
 
 /// Which of a connection's two tuples.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,6 +58,8 @@ pub(crate) enum Base {
 pub(crate) enum Verdict {
     Drop,
     Accept,
+    /// To where the last jump came from.
+    Return,
     Jump(String),
     Goto(String),
 }
@@ -62,6 +70,14 @@ pub(crate) enum Expression {
     Meta(Meta, Register),
     SetMeta(Meta, Register),
     Ct(Ct, Option<Tuple>, Register),
+    /// Id of the control group at a level above the sender's or receiver's socket. There is none before the handshake
+    /// has ended.
+    Group {
+        level: u32,
+        to: Register,
+    },
+    /// Holds if a whole socket sends or receives this; into a byte that says nothing here.
+    HasSocket(Register),
     SetCt(Ct, Register),
     Payload {
         base: Base,
@@ -123,6 +139,14 @@ impl Expression {
                     a.bytes(3, &[*tuple as u8]);
                 }
                 "ct"
+            }
+            Self::Group { level, to } => {
+                a.number(1, SOCKET_CGROUPV2).number(2, register(*to)).number(3, *level);
+                "socket"
+            }
+            Self::HasSocket(to) => {
+                a.number(1, SOCKET_WILDCARD).number(2, register(*to));
+                "socket"
             }
             Self::SetCt(key, from) => {
                 a.number(2, *key as u32).number(4, register(*from));
@@ -187,6 +211,10 @@ impl Expression {
     }
 }
 
+/// `NFT_SOCKET_WILDCARD` and `NFT_SOCKET_CGROUPV2`.
+const SOCKET_WILDCARD: u32 = 2;
+const SOCKET_CGROUPV2: u32 = 3;
+
 /// `NFT_OBJECT_COUNTER`.
 pub(crate) const OBJECT_COUNTER: u32 = 1;
 /// Of each logged packet: headers of every layer up to the ports, with extension headers.
@@ -209,6 +237,7 @@ fn verdict_data(verdict: &Verdict) -> Attributes {
         Verdict::Accept => (1, None),
         Verdict::Jump(chain) => (-3, Some(chain)),
         Verdict::Goto(chain) => (-4, Some(chain)),
+        Verdict::Return => (-5, None),
     };
     let mut inner = Attributes::default();
     inner.bytes(1, &i32::to_be_bytes(code));

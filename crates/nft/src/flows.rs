@@ -1,17 +1,18 @@
 //! From conntrack's connections and from refused packets to what a dataplane reports. Pure: no kernel, no clock.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
 use bulkhead_dataplane::SweepStats;
 use bulkhead_model::flow::{ConnectionKey, Counters, DropReason, FlowEvent, RawFlow};
-use bulkhead_model::host_policy::{Attachment, Cell, CompiledId, RuleId};
+use bulkhead_model::host_policy::{Attachment, Cell, CompiledId, EndpointBinding, RuleId};
 use bulkhead_model::ports::PortKey;
 use bulkhead_model::verdict::{Builtin, Direction, Verdict};
 
 use crate::conntrack::{Connection, Report};
+use crate::groups::Group;
 use crate::image::Image;
-use crate::schema::{Words, from_host};
+use crate::schema::{self, Kind, Words, from_host};
 
 mod denials;
 
@@ -28,9 +29,15 @@ struct Endpoint {
 /// What connections are judged by, as user space has it.
 #[derive(Debug, Default)]
 pub(crate) struct Judge {
-    endpoints: HashMap<IpAddr, Endpoint>,
-    /// Addresses of the host itself.
-    host: BTreeSet<IpAddr>,
+    /// Workloads, by address.
+    workloads: HashMap<IpAddr, Endpoint>,
+    /// The host as an endpoint: by address, and by interface (0: every other).
+    hosts: HashMap<IpAddr, Endpoint>,
+    interfaces: BTreeMap<u32, Endpoint>,
+    /// Control groups by number, each with those around it that are in charge, from the inside out.
+    groups: HashMap<u32, Vec<Endpoint>>,
+    /// Addresses of the host itself, and the interface that each is at.
+    own: BTreeMap<IpAddr, u32>,
 }
 
 /// One endpoint's view of a connection.
@@ -39,6 +46,8 @@ struct Side {
     attachment: Attachment,
     direction: Direction,
     cell: Cell,
+    /// Who is really at the other end, where an address of the connection does not say that.
+    peer: Option<IpAddr>,
 }
 
 fn builtin(rule: Builtin, verdict: Verdict) -> Cell {
@@ -46,32 +55,76 @@ fn builtin(rule: Builtin, verdict: Verdict) -> Cell {
 }
 
 impl Judge {
-    pub(crate) fn of(image: &Image, host: BTreeSet<IpAddr>) -> Self {
-        let mut endpoints = HashMap::new();
+    pub(crate) fn of(image: &Image, own: BTreeMap<IpAddr, u32>) -> Self {
+        let mut judge = Self { own, ..Self::default() };
+        let mut bound = BTreeMap::new();
         let mut bindings: Vec<_> = image.policy().endpoints.values().collect();
         bindings.sort_unstable_by_key(|binding| binding.attachment);
-        for binding in bindings {
-            let attached = match binding.attachment {
-                Attachment::Interface(index) => image.attached().contains(&index),
-                Attachment::Host(_) | Attachment::Forwarded(_) | Attachment::Cgroup(_) => false,
-            };
-            if attached {
-                let (ingress, egress) = (binding.ingress, binding.egress);
-                let endpoint = Endpoint { attachment: binding.attachment, ingress, egress };
-                endpoints.extend(binding.addresses.iter().map(|address| (*address, endpoint)));
+        for EndpointBinding { attachment, addresses, ingress, egress } in bindings {
+            let endpoint = Endpoint { attachment: *attachment, ingress: *ingress, egress: *egress };
+            let all = addresses.iter().map(|address| (*address, endpoint));
+            match attachment {
+                Attachment::Interface(index) if image.attached().contains(index) => {
+                    judge.workloads.extend(all)
+                }
+                Attachment::Host(index) => {
+                    judge.interfaces.insert(*index, endpoint);
+                    judge.hosts.extend(all);
+                }
+                Attachment::Cgroup(inode) => {
+                    bound.insert(*inode, endpoint);
+                }
+                Attachment::Interface(_) | Attachment::Forwarded(_) => {}
             }
         }
-        Self { endpoints, host }
+        for inode in image.groups().keys() {
+            let line = Group::line(*inode, image.groups()).into_iter();
+            let endpoints = line.map(|inode| {
+                let (attachment, none) = (Attachment::Cgroup(inode), CompiledId::NONE);
+                bound.get(&inode).copied().unwrap_or(Endpoint { attachment, ingress: none, egress: none })
+            });
+            judge.groups.insert(schema::group_number(*inode), endpoints.collect());
+        }
+        judge
     }
 
-    fn concerns(&self, connection: &Connection) -> bool {
-        self.endpoints.contains_key(&connection.original.source)
-            || self.endpoints.contains_key(&connection.reply.source)
+    /// Whether the host's addresses are those that it knows.
+    pub(crate) fn knows(&self, own: &BTreeMap<IpAddr, u32>) -> bool {
+        self.own == *own
     }
 
-    /// The endpoint that has an address.
-    fn attachment_of(&self, address: IpAddr) -> Option<Attachment> {
-        self.endpoints.get(&address).map(|endpoint| endpoint.attachment)
+    /// The endpoint that the host is with an address of its own, or one that it shares with others.
+    fn host_with(&self, own: IpAddr) -> Option<&Endpoint> {
+        let by_interface = || {
+            let index = self.own.get(&own).or_else(|| {
+                // Of what is for groups, conntrack does not know the interface.
+                let only = || self.interfaces.keys().next().filter(|_| self.interfaces.len() == 1);
+                self.interfaces.get_key_value(&0).map(|(index, _)| index).or_else(only)
+            })?;
+            self.interfaces.get(index).or_else(|| self.interfaces.get(&0))
+        };
+        self.hosts.get(&own).or_else(by_interface)
+    }
+
+    /// The endpoint of one end of a connection, and whether that is the host.
+    fn end(&self, own: IpAddr, peer: IpAddr) -> Option<(&Endpoint, bool)> {
+        if let Some(workload) = self.workloads.get(&own) {
+            return Some((workload, false));
+        }
+        // What the host says to itself is its own business, and so is what it only forwards.
+        if !self.own.contains_key(&own) || self.own.contains_key(&peer) {
+            return None;
+        }
+        self.host_with(own).map(|endpoint| (endpoint, true))
+    }
+
+    /// The endpoint whose policy has refused something.
+    fn refused_by(&self, kind: Kind, group: u32, own: IpAddr) -> Option<&Endpoint> {
+        match kind {
+            Kind::Workload => self.workloads.get(&own),
+            Kind::Host => self.host_with(own),
+            Kind::Group => self.groups.get(&group)?.first(),
+        }
     }
 
     /// What each of its endpoints makes of a connection; what the packet path has decided goes before what tables say
@@ -82,24 +135,61 @@ impl Judge {
         let (called, port) = connection.called(*reversed);
         let key = connection.protocol.key(port);
         let source_port = if connection.is_icmp() { 0 } else { source_port };
-        let (begins, receives) = (self.endpoints.get(&caller), self.endpoints.get(&called));
-        let own = begins.is_some() && begins.map(|e| e.attachment) == receives.map(|e| e.attachment);
-        let [out, to] = decisions.map(|words| words.filter(|_| !reversed).map(Words::cell));
+        let (begins, receives) = (self.end(caller, called), self.end(called, caller));
+        let own = begins.is_some() && begins.map(|e| e.0.attachment) == receives.map(|e| e.0.attachment);
+        let groups = report.groups.map(|number| number.filter(|_| !reversed));
+        // A process's decision is none of its host's.
+        let decided =
+            |side: usize| decisions[side].filter(|_| !reversed && groups[side].is_none()).map(Words::cell);
+        let (out, to) = (decided(0), decided(1));
         let mut sides = Vec::new();
         let mut put = |endpoint: &Endpoint, direction, cell| {
             let cell = if own { builtin(Builtin::SelfTraffic, Verdict::Allow) } else { cell };
-            sides.push(Side { attachment: endpoint.attachment, direction, cell });
+            sides.push(Side { attachment: endpoint.attachment, direction, cell, peer: None });
         };
         let none = builtin(Builtin::Unprogrammed, Verdict::Deny);
-        if let Some(endpoint) = begins {
+        if let Some((endpoint, _)) = begins {
             let cell = out.or_else(|| image.cell(endpoint.egress, called, key, source_port));
             put(endpoint, Direction::Egress, cell.unwrap_or(none));
         }
-        if let Some(endpoint) = receives.filter(|_| !own) {
+        if let Some((endpoint, is_host)) = receives.filter(|_| !own) {
             let cell = to.or_else(|| image.cell(endpoint.ingress, caller, key, source_port)).unwrap_or(none);
             // The label is written of what was let through: what it does not allow, came from the host.
-            let hosts = begins.is_none() && (self.host.contains(&caller) || to.is_some());
+            let begun_here = begins.is_none_or(|(_, host)| host);
+            let hosts = !is_host && begun_here && (self.own.contains_key(&caller) || to.is_some());
             put(endpoint, Direction::Ingress, if hosts { from_host(cell) } else { cell });
+        }
+        // Between processes of this host names stand for addresses.
+        let local = |address: IpAddr| self.own.contains_key(&address) || address.is_loopback();
+        let inside = local(caller) && local(called);
+        let decided = |side: usize, place: usize| {
+            decisions[side].filter(|_| place == 0).map(|words| Words(words.0, words.0).cell())
+        };
+        for (place, endpoint) in
+            groups[0].and_then(|number| self.groups.get(&number)).into_iter().flatten().enumerate()
+        {
+            let cell = if called.is_loopback() {
+                builtin(Builtin::SelfTraffic, Verdict::Allow)
+            } else {
+                agreed(decided(0, place), image.cell(endpoint.egress, called, key, source_port))
+            };
+            sides.push(Side {
+                attachment: endpoint.attachment,
+                direction: Direction::Egress,
+                cell,
+                peer: None,
+            });
+        }
+        for (place, endpoint) in
+            groups[1].and_then(|number| self.groups.get(&number)).into_iter().flatten().enumerate()
+        {
+            let named =
+                groups[0].and_then(|number| self.groups.get(&number)?.last()?.attachment.own_address());
+            let peer = inside.then(|| named.unwrap_or(schema::NO_PROCESS));
+            let cell = image.cell(endpoint.ingress, peer.unwrap_or(caller), key, source_port);
+            let cell = agreed(decided(1, place), cell);
+            let cell = if inside && named.is_none() { from_host(cell) } else { cell };
+            sides.push(Side { attachment: endpoint.attachment, direction: Direction::Ingress, cell, peer });
         }
         sides
     }
@@ -109,21 +199,28 @@ impl Judge {
         &self,
         image: &Image,
         (caller, called): (IpAddr, IpAddr),
-        direction: Direction,
+        (endpoint, direction): (Option<&Endpoint>, Direction),
         key: PortKey,
         source_port: u16,
     ) -> Option<Cell> {
-        let (own, peer) = if direction == Direction::Egress { (caller, called) } else { (called, caller) };
-        let endpoint = self.endpoints.get(&own)?;
+        let peer = if direction == Direction::Egress { called } else { caller };
+        let endpoint = endpoint?;
         let compiled = if direction == Direction::Egress { endpoint.egress } else { endpoint.ingress };
         image.cell(compiled, peer, key, source_port)
     }
+}
+
+/// What the packet path has decided, with the audit rule of tables that still say so.
+fn agreed(decided: Option<Cell>, table: Option<Cell>) -> Cell {
+    let table = table.unwrap_or(builtin(Builtin::Unprogrammed, Verdict::Deny));
+    decided.filter(|cell| cell.rule != table.rule).unwrap_or(table)
 }
 
 /// A connection that has been told.
 #[derive(Debug, Clone)]
 struct Told {
     sides: Vec<Side>,
+    groups: [Option<u32>; 2],
     counters: Counters,
     reversed: bool,
     closed: bool,
@@ -169,12 +266,13 @@ impl Flows {
             return;
         }
         if !self.told.contains_key(connection) {
-            if report.first && judge.concerns(connection) {
+            if report.first {
                 self.open(report, (judge, image), now_ns, sink);
             }
             return;
         }
         let Some(told) = self.told.get_mut(connection) else { return };
+        told.hear_of_processes(report, (judge, image), sink);
         if report.over && !told.closed {
             told.count(count(connection), now_ns);
             told.closed = true;
@@ -183,8 +281,13 @@ impl Flows {
     }
 
     fn open(&mut self, report: &Report, (judge, image): (&Judge, &Image), now_ns: u64, sink: Sink<'_>) {
+        let sides = judge.sides(image, report);
+        if sides.is_empty() {
+            return;
+        }
         let told = Told {
-            sides: judge.sides(image, report),
+            sides,
+            groups: report.groups,
             counters: report.counters.unwrap_or(Counters { packets_forward: 1, ..Counters::default() }),
             reversed: report.reversed,
             closed: report.over,
@@ -212,11 +315,10 @@ impl Flows {
         for report in reports {
             let connection = &report.connection;
             if !self.told.contains_key(connection) {
-                if judge.concerns(connection) {
-                    self.open(&report, (judge, image), now_ns, sink);
-                    stats.updated += u64::from(self.started);
-                    stats.connections += 1;
-                }
+                self.open(&report, (judge, image), now_ns, sink);
+                let opened = u64::from(self.told.contains_key(connection));
+                stats.updated += if self.started { opened } else { 0 };
+                stats.connections += opened;
                 continue;
             }
             let Some(told) = self.told.get_mut(connection) else { continue };
@@ -258,7 +360,10 @@ impl Flows {
                 over: false,
                 counters: None,
                 decisions: [None; 2],
+                groups: told.groups,
                 reversed,
+                epochs: 0,
+                zone: None,
             };
             let sides = judge.sides(image, &report);
             if sides == told.sides {
@@ -285,6 +390,21 @@ fn differs(old: &Cell, new: &Cell) -> bool {
 }
 
 impl Told {
+    /// What comes back to this host by the loopback interface has been told before anybody knew who gets it.
+    fn hear_of_processes(&mut self, report: &Report, (judge, image): (&Judge, &Image), sink: Sink<'_>) {
+        if report.groups == self.groups || report.groups == [None; 2] {
+            return;
+        }
+        self.groups = report.groups;
+        for side in judge.sides(image, report) {
+            let known = |old: &Side| (old.attachment, old.direction) == (side.attachment, side.direction);
+            if !self.sides.iter().any(known) {
+                sink(self.flow(FlowEvent::Open, &report.connection, &side));
+                self.sides.push(side);
+            }
+        }
+    }
+
     fn count(&mut self, counters: Option<Counters>, now_ns: u64) {
         if let Some(counters) = counters
             && counters != self.counters
@@ -313,7 +433,7 @@ impl Told {
         };
         let denied = side.cell.verdict == Verdict::Deny;
         let mut key = key(connection.is_icmp(), connection.protocol, side, caller, called);
-        let (peer, peer_port) = (key.peer, key.peer_port);
+        let (peer, peer_port) = (side.peer.unwrap_or(key.peer), key.peer_port);
         (key.peer, key.peer_port) = connection.seen_by(side.direction == Direction::Egress, self.reversed);
         RawFlow {
             event,

@@ -5,12 +5,16 @@ use std::sync::Arc;
 
 use bulkhead_dataplane::DataplaneError;
 use bulkhead_model::Prefix;
-use bulkhead_model::host_policy::{Cell, ClassId, CompiledId, CompiledPolicy, HostDelta, HostPolicy, Row};
+use bulkhead_model::host_policy::{
+    Attachment, Cell, ClassId, CompiledId, CompiledPolicy, EndpointBinding, HostDelta, HostPolicy, Row,
+};
 
 use crate::Capacities;
 use crate::elements;
+use crate::groups::Groups;
 use crate::message::Request;
 use crate::object::{Element, Set};
+use crate::rules::Shape;
 use crate::schema::{ASK_BLOCKS, FAMILIES, ROWS, RULE_END};
 use crate::segments::{Difference, Segments};
 
@@ -74,6 +78,7 @@ impl Changes {
 pub(crate) struct Image {
     policy: HostPolicy,
     attached: BTreeSet<u32>,
+    groups: Groups,
     /// Number of every row: default rows under the class of their own.
     rows: HashMap<(CompiledId, u32), u32>,
     numbers: Numbers,
@@ -91,7 +96,8 @@ impl Image {
         blocks: [Segments; 2],
         endpoints: Content,
     ) -> Self {
-        Self { policy, attached, rows, numbers, blocks, endpoints }
+        let groups = endpoints::groups(&endpoints);
+        Self { policy, attached, groups, rows, numbers, blocks, endpoints }
     }
 
     /// Counts who holds which number.
@@ -124,8 +130,16 @@ impl Image {
         &self.attached
     }
 
-    pub(crate) fn has_variants(&self) -> bool {
-        self.numbers.has_variants()
+    /// What the rules must be able to ask.
+    pub(crate) fn shape(&self) -> Shape {
+        let host = |binding: &EndpointBinding| matches!(binding.attachment, Attachment::Host(_));
+        let by_interface = |binding: &EndpointBinding| matches!(binding.attachment, Attachment::Host(1..));
+        Shape {
+            variants: self.numbers.has_variants(),
+            host: self.policy.endpoints.values().any(host),
+            by_interface: self.policy.endpoints.values().any(by_interface),
+            levels: self.groups.values().fold(0, |levels, group| levels | 1 << group.level),
+        }
     }
 
     /// The class of an address, as the maps have it.
@@ -146,6 +160,18 @@ impl Image {
         Some(self.policy.policies.get(&policy)?.cell(self.class_of(peer), key, source_port))
     }
 
+    pub(crate) fn groups(&self) -> &Groups {
+        &self.groups
+    }
+
+    /// Other control groups are in charge.
+    pub(crate) fn set_groups(&mut self, groups: Groups) -> Changes {
+        let mut changes = Changes::default();
+        self.groups = groups;
+        self.follow_endpoints(&mut changes);
+        changes
+    }
+
     /// Other interfaces are in charge.
     pub(crate) fn set_attached(&mut self, attached: BTreeSet<u32>) -> Changes {
         let mut changes = Changes::default();
@@ -155,8 +181,8 @@ impl Image {
     }
 
     /// Everything, into tables that hold nothing yet.
-    pub(crate) fn rebuild(policy: &HostPolicy, attached: BTreeSet<u32>) -> (Self, Changes) {
-        let mut image = Self { attached, ..Self::default() };
+    pub(crate) fn rebuild(policy: &HostPolicy, attached: BTreeSet<u32>, groups: Groups) -> (Self, Changes) {
+        let mut image = Self { attached, groups, ..Self::default() };
         let changes = image.replace(policy);
         (image, changes)
     }
@@ -321,7 +347,7 @@ impl Image {
     }
 
     fn follow_endpoints(&mut self, changes: &mut Changes) {
-        let new = endpoints::content(&self.policy, &self.attached);
+        let new = endpoints::content(&self.policy, &self.attached, &self.groups);
         for (set, elements) in &new {
             let nothing = BTreeMap::new();
             let old = self.endpoints.get(set).unwrap_or(&nothing);

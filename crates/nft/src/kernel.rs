@@ -132,9 +132,14 @@ pub(crate) fn connections_max() -> u64 {
     text.trim().parse().unwrap_or(0)
 }
 
-/// Addresses of this host's own interfaces.
-pub(crate) fn own_addresses() -> std::collections::BTreeSet<std::net::IpAddr> {
-    let mut all = std::collections::BTreeSet::new();
+/// Size of conntrack's table; empty if it does not say.
+pub(crate) fn conntrack_buckets() -> String {
+    std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_buckets").unwrap_or_default()
+}
+
+/// Addresses of this host's own interfaces, each with its interface.
+pub(crate) fn own_addresses() -> BTreeMap<std::net::IpAddr, u32> {
+    let mut all = BTreeMap::new();
     let mut list: *mut libc::ifaddrs = std::ptr::null_mut();
     #[expect(unsafe_code, reason = "system call without a safe wrapper")]
     // SAFETY: the list stays as the call made it until it is given back below, and each address has the size of its
@@ -146,14 +151,16 @@ pub(crate) fn own_addresses() -> std::collections::BTreeSet<std::net::IpAddr> {
         let mut next = list;
         while let Some(entry) = next.as_ref() {
             if let Some(address) = entry.ifa_addr.as_ref() {
+                let index = libc::if_nametoindex(entry.ifa_name);
                 match i32::from(address.sa_family) {
                     libc::AF_INET => {
                         let v4 = entry.ifa_addr.cast::<libc::sockaddr_in>().read_unaligned();
-                        all.insert(std::net::Ipv4Addr::from(u32::from_be(v4.sin_addr.s_addr)).into());
+                        let address = std::net::Ipv4Addr::from(u32::from_be(v4.sin_addr.s_addr));
+                        all.insert(address.into(), index);
                     }
                     libc::AF_INET6 => {
                         let v6 = entry.ifa_addr.cast::<libc::sockaddr_in6>().read_unaligned();
-                        all.insert(std::net::Ipv6Addr::from(v6.sin6_addr.s6_addr).into());
+                        all.insert(std::net::Ipv6Addr::from(v6.sin6_addr.s6_addr).into(), index);
                     }
                     _ => {}
                 }

@@ -13,6 +13,8 @@ mod dataplane;
 mod elements;
 mod expression;
 mod flows;
+mod fresh;
+mod groups;
 mod image;
 mod kernel;
 mod links;

@@ -9,6 +9,7 @@ use bulkhead_model::verdict::Direction;
 use crate::elements;
 use crate::message::{Attributes, Message, Request, SUBSYSTEM_LOG};
 use crate::rules;
+use crate::schema::{Kind, Words};
 
 const PACKET: u16 = 0;
 const CONFIG: u16 = 1;
@@ -24,9 +25,10 @@ const ETHERNET: usize = 14;
 /// A refused packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Refused {
+    pub(crate) kind: Kind,
     pub(crate) reason: DropReason,
     pub(crate) direction: Direction,
-    /// First word of the decision.
+    /// First word of the decision; of a process, its control group's number.
     pub(crate) word: u32,
     /// Interface, where the chain was one at it.
     pub(crate) interface: Option<u32>,
@@ -39,6 +41,13 @@ pub(crate) struct Refused {
     pub(crate) destination_port: u16,
     /// From the network header on.
     pub(crate) bytes: u64,
+}
+
+impl Refused {
+    /// Number of the control group that has refused it.
+    pub(crate) fn group(&self) -> Option<u32> {
+        Words(0, self.word).group().filter(|_| self.kind == Kind::Group)
+    }
 }
 
 fn config(group: u16, attribute: u16, value: &[u8]) -> Request {
@@ -61,10 +70,11 @@ pub(crate) fn read(message: &Message<'_>) -> Option<Refused> {
     let attributes = message.attributes();
     let prefix = attributes.text(10)?;
     let reasons = [DropReason::Policy, DropReason::Unprogrammed, DropReason::Spoofed, DropReason::Malformed];
-    let (direction, reason) = Direction::BOTH
-        .into_iter()
-        .flat_map(|direction| reasons.map(|reason| (direction, reason)))
-        .find(|(direction, reason)| rules::prefix(*reason, *direction) == prefix)?;
+    let all = Kind::ALL.into_iter().flat_map(|kind| {
+        Direction::BOTH.into_iter().flat_map(move |direction| reasons.map(|reason| (kind, direction, reason)))
+    });
+    let (kind, direction, reason) =
+        { all }.find(|(kind, direction, reason)| rules::prefix(*kind, *reason, *direction) == prefix)?;
     let word = attributes.number(2).map(u32::from_be);
     // `struct nfulnl_msg_packet_hdr`: ethertype, then the hook.
     let header = attributes.get(1)?;
@@ -80,6 +90,7 @@ pub(crate) fn read(message: &Message<'_>) -> Option<Refused> {
     parse(
         network,
         Refused {
+            kind,
             reason,
             direction,
             word,

@@ -21,8 +21,7 @@ pub(crate) fn cell(
     direction: Direction,
     (peer, key, source_port): (IpAddr, PortKey, u16),
 ) -> io::Result<Option<Cell>> {
-    let Attachment::Interface(index) = attachment else { return Ok(None) };
-    let Some(bound) = get(talker, BOUND, &index.to_ne_bytes())? else { return Ok(None) };
+    let Some(bound) = get(talker, BOUND, &elements::attachment_key(attachment))? else { return Ok(None) };
     let half = match direction {
         Direction::Ingress => bound.get(..4),
         Direction::Egress => bound.get(4..),

@@ -78,7 +78,10 @@ impl Element {
                 a.nest(1, &data(key)).number(3, ELEMENT_INTERVAL_END);
             }
             Self::Otherwise { data: value } => {
-                a.number(3, ELEMENT_CATCHALL).nest(2, &data(value));
+                a.number(3, ELEMENT_CATCHALL);
+                if !value.is_empty() {
+                    a.nest(2, &data(value));
+                }
             }
         }
         a

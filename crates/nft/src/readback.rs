@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use bulkhead_dataplane::DataplaneError;
@@ -14,7 +15,7 @@ use crate::elements;
 use crate::image::endpoints::{self, Content};
 use crate::image::{Image, numbers::Numbers};
 use crate::kernel;
-use crate::schema::{ATTACHED, BOUND, DEFAULT_ROW, FAMILIES, ROWS, STEPS, VARIANTS};
+use crate::schema::{ATTACHED, BOUND, DEFAULT_ROW, FAMILIES, Family, ROWS, STEPS, VARIANTS};
 use crate::segments::Segments;
 use crate::socket::Talker;
 
@@ -66,7 +67,7 @@ pub(crate) fn read(talker: &mut Talker) -> Result<Found, DataplaneError> {
     }
     let mut content = Content::new();
     for set in endpoints::sets() {
-        content.insert(set, kernel::pairs(talker, set).map_err(failed)?.into_iter().collect());
+        content.insert(set, endpoints::pairs(kernel::elements(talker, set).map_err(failed)?));
     }
     policy.endpoints = bindings(&content);
     let attached = read_attached(talker).map_err(failed)?;
@@ -120,21 +121,31 @@ fn read_variants(
     Ok(Some(rows))
 }
 
+/// Addresses of an endpoint: a workload's as its interface may use them.
+fn addresses_of(attachment: Attachment, content: &Content) -> Vec<IpAddr> {
+    let begin = match attachment {
+        Attachment::Interface(index) => index.to_ne_bytes().to_vec(),
+        Attachment::Host(_) | Attachment::Forwarded(_) | Attachment::Cgroup(_) => {
+            elements::attachment_key(attachment)
+        }
+    };
+    let set = |family: &Family| if begin.len() == 4 { family.own } else { family.held };
+    let all = FAMILIES.iter().flat_map(|family| content.get(&set(family)).into_iter().flatten());
+    all.filter_map(|(key, _)| elements::address(key.strip_prefix(&begin[..])?)).collect()
+}
+
 /// Endpoints by the names of their attachments.
 fn bindings(content: &Content) -> BTreeMap<Arc<str>, EndpointBinding> {
     let mut all = BTreeMap::new();
     for (key, data) in content.get(&BOUND).into_iter().flatten() {
-        let (Some(index), Some(ingress), Some(egress)) = (
-            elements::index(key),
+        let (Some(attachment), Some(ingress), Some(egress)) = (
+            elements::read_attachment(key),
             data.get(..4).and_then(elements::number),
             data.get(4..).and_then(elements::number),
         ) else {
             continue;
         };
-        let attachment = Attachment::Interface(index);
-        let own = FAMILIES.iter().flat_map(|family| content.get(&family.own).into_iter().flatten());
-        let own = own.filter(|(own, _)| own.get(..4) == Some(key));
-        let mut addresses: Vec<_> = own.filter_map(|(own, _)| elements::address(own.get(4..)?)).collect();
+        let mut addresses = addresses_of(attachment, content);
         addresses.sort_unstable();
         let (ingress, egress) = (CompiledId(ingress), CompiledId(egress));
         let binding = EndpointBinding { attachment, addresses, ingress, egress };

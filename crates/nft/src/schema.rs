@@ -7,11 +7,10 @@ use bulkhead_model::flow::DropReason;
 use bulkhead_model::host_policy::{Cell, RuleId};
 use bulkhead_model::verdict::{Builtin, Direction, Verdict};
 
-use crate::expression::Expression;
 use crate::object::{INET, NETDEV, SET_DYNAMIC, SET_INTERVAL, SET_MAP, Set, Table};
 
 /// Version of everything in this file and of the rules.
-pub(crate) const LAYOUT: u32 = 1;
+pub(crate) const LAYOUT: u32 = 2;
 
 /// Judges connections.
 pub(crate) const JUDGE: Table = Table { family: INET, name: "bulkhead" };
@@ -57,7 +56,7 @@ pub(crate) const VARIANTS: Set = map(JUDGE, "variants", (BYTES, 12), WORD, SET_I
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Family {
     pub(crate) v6: bool,
-    /// Addresses of endpoints.
+    /// Addresses of workloads.
     pub(crate) ours: Set,
     /// Pairs of addresses of one endpoint.
     pub(crate) selves: Set,
@@ -77,6 +76,14 @@ pub(crate) struct Family {
     pub(crate) own: Set,
     /// Refused at the edge, counted.
     pub(crate) edge_denied: Set,
+    /// Addresses of host endpoints.
+    pub(crate) host_own: Set,
+    /// Address of a host endpoint → policy of what it begins.
+    pub(crate) host_egress: Set,
+    /// Address of a host endpoint → policy of what it is called for.
+    pub(crate) host_ingress: Set,
+    /// (endpoint, address) where [`Self::own`] has none. Not looked at by rules.
+    pub(crate) held: Set,
 }
 
 /// Both, IPv4 first.
@@ -88,6 +95,11 @@ const fn family(v6: bool) -> Family {
         ["ours6", "selves6", "egress6", "ingress6", "classes6", "denied6", "blocks6", "prefixes6"]
     } else {
         ["ours4", "selves4", "egress4", "ingress4", "classes4", "denied4", "blocks4", "prefixes4"]
+    };
+    let [host_own, host_egress, host_ingress, held] = if v6 {
+        ["host_own6", "host_egress6", "host_ingress6", "held6"]
+    } else {
+        ["host_own4", "host_egress4", "host_ingress4", "held4"]
     };
     // Why and whose, interface, protocol, caller, called, both ports: more fields than `nft` has room for.
     let denied = (BYTES, 5 * 4 + 2 * len);
@@ -104,6 +116,10 @@ const fn family(v6: bool) -> Family {
         denied: dynamic,
         own: set(EDGE, if v6 { "own6" } else { "own4" }, BYTES, 4 + len),
         edge_denied: Set { table: EDGE, ..dynamic },
+        host_own: set(JUDGE, host_own, kind, len),
+        host_egress: map(JUDGE, host_egress, (kind, len), WORD, 0),
+        host_ingress: map(JUDGE, host_ingress, (kind, len), WORD, 0),
+        held: set(JUDGE, held, BYTES, 8 + len),
     }
 }
 
@@ -121,13 +137,65 @@ pub(crate) const RECEIVERS: Set = set(EDGE, "receivers", INTERFACE, 4);
 pub(crate) const OPEN_SENDERS: Set = set(EDGE, "open_senders", INTERFACE, 4);
 /// Those among [`RECEIVERS`] whose policy allows everything: they get what is addressed to groups, too.
 pub(crate) const OPEN_RECEIVERS: Set = set(EDGE, "open_receivers", INTERFACE, 4);
-/// Interface → its two policies. Not looked at by rules.
-pub(crate) const BOUND: Set = map(EDGE, "bound", (INTERFACE, 4), TWO_WORDS, 0);
+/// Endpoint → its two policies. Not looked at by rules.
+pub(crate) const BOUND: Set = map(EDGE, "bound", (BYTES, 8), TWO_WORDS, 0);
+
+/// Interfaces behind which the host is an endpoint, as [`host_interface`] has them; with an element for all others where
+/// one endpoint has them.
+pub(crate) const HOST_INTERFACES: Set = set(JUDGE, "host_interfaces", BYTES, 8);
+/// Interface → policy of what the host begins there.
+pub(crate) const HOST_EGRESS: Set = map(JUDGE, "host_egress", (BYTES, 8), WORD, 0);
+/// Interface → policy of what the host is called for there.
+pub(crate) const HOST_INGRESS: Set = map(JUDGE, "host_ingress", (BYTES, 8), WORD, 0);
+
+/// Control groups in charge, by their ids.
+pub(crate) const GROUPS: Set = set(JUDGE, "groups", BYTES, 8);
+/// Control group → [`GROUP`] and its number, level.
+pub(crate) const GROUP_NUMBERS: Set = map(JUDGE, "group_numbers", (BYTES, 8), TWO_WORDS, 0);
+/// Control group → policy of what its processes begin.
+pub(crate) const GROUP_EGRESS: Set = map(JUDGE, "group_egress", (BYTES, 8), WORD, 0);
+/// Control group → policy of what its processes are called for.
+pub(crate) const GROUP_INGRESS: Set = map(JUDGE, "group_ingress", (BYTES, 8), WORD, 0);
+/// Numbers of control groups.
+pub(crate) const NAMED: Set = set(JUDGE, "named", MARK, 4);
+/// Number of a control group → last word of the address that stands for it where another process of the host is asked
+/// about it.
+pub(crate) const NAMES: Set = map(JUDGE, "names", WORD, WORD, 0);
+/// Number of a control group → policy of what its processes are called for.
+pub(crate) const NAMED_INGRESS: Set = map(JUDGE, "named_ingress", WORD, WORD, 0);
+
+/// Place ([`crate::fresh::Place`]) → bit that a connection's label gets when all have let it through. Empty while tables
+/// change.
+pub(crate) const CURRENT: Set = map(JUDGE, "current", WORD, (BYTES, 16), 0);
+/// What the labels' bits of that kind are, of connections that have been judged since tables last changed.
+pub(crate) const FRESH: Set = set(JUDGE, "fresh", BYTES, 16);
 
 /// All of a table.
 pub(crate) fn sets(table: Table) -> Vec<Set> {
-    let single =
-        [FENCE, ROWS, STEPS, VARIANTS, ATTACHED, SENDERS, RECEIVERS, OPEN_SENDERS, OPEN_RECEIVERS, BOUND];
+    let single = [
+        FENCE,
+        ROWS,
+        STEPS,
+        VARIANTS,
+        ATTACHED,
+        SENDERS,
+        RECEIVERS,
+        OPEN_SENDERS,
+        OPEN_RECEIVERS,
+        BOUND,
+        HOST_INTERFACES,
+        HOST_EGRESS,
+        HOST_INGRESS,
+        GROUPS,
+        GROUP_NUMBERS,
+        GROUP_EGRESS,
+        GROUP_INGRESS,
+        NAMED,
+        NAMES,
+        NAMED_INGRESS,
+        CURRENT,
+        FRESH,
+    ];
     let by_family = FAMILIES.into_iter().flat_map(|f| {
         [
             f.ours,
@@ -140,6 +208,10 @@ pub(crate) fn sets(table: Table) -> Vec<Set> {
             f.denied,
             f.own,
             f.edge_denied,
+            f.host_own,
+            f.host_egress,
+            f.host_ingress,
+            f.held,
         ]
     });
     single.into_iter().chain(by_family).filter(|set| set.table == table).collect()
@@ -173,15 +245,25 @@ pub(crate) const ALLOW: u32 = 1 << 31;
 pub(crate) const HOST_MAY: u32 = 1 << 30;
 const LOG: u32 = 1 << 29;
 const WRITTEN: u32 = 1 << 28;
+/// Of a refusal: it is told to whoever is refused.
+pub(crate) const REJECT: u32 = 1 << 27;
 /// Bits of the second word.
 const AUDIT_ALLOW: u32 = 1 << 31;
-/// Of a refusal: it is told to whoever is refused.
-pub(crate) const REJECT: u32 = 1 << 29;
 /// In a label: the side that conntrack takes for the caller was called.
 pub(crate) const REVERSED: u32 = 1 << 30;
+/// In a label's second or fourth word: the rest of it is no audit rule but the number of the control group whose policy
+/// the word before it is from.
+pub(crate) const GROUP: u32 = 1 << 29;
 /// Rule ids are below this.
-pub(crate) const RULE_END: u32 = 1 << 28;
+pub(crate) const RULE_END: u32 = 1 << 26;
 const RULE_MASK: u32 = RULE_END - 1;
+
+/// Bits of one side's decision in a label, or of whose it is.
+pub(crate) const DECISION_MASK: [u8; 8] = {
+    let first = (ALLOW | HOST_MAY | RULE_MASK).to_be_bytes();
+    let second = (AUDIT_ALLOW | GROUP | RULE_MASK).to_be_bytes();
+    [first[0], first[1], first[2], first[3], second[0], second[1], second[2], second[3]]
+};
 
 /// A decision as two words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -194,8 +276,9 @@ impl Words {
         let first = flag(allowed, ALLOW)
             | flag(allowed || !cell.written, HOST_MAY)
             | flag(cell.log, LOG)
-            | flag(cell.written, WRITTEN);
-        let audit = flag(cell.audit_verdict == Verdict::Allow, AUDIT_ALLOW) | flag(cell.reject, REJECT);
+            | flag(cell.written, WRITTEN)
+            | flag(cell.reject, REJECT);
+        let audit = flag(cell.audit_verdict == Verdict::Allow, AUDIT_ALLOW);
         Self(first | (cell.rule.0 & RULE_MASK), audit | (cell.audit_rule.0 & RULE_MASK))
     }
 
@@ -213,9 +296,19 @@ impl Words {
             audit_verdict: verdict(self.1 & AUDIT_ALLOW != 0),
             audit_rule: RuleId(self.1 & RULE_MASK),
             log: self.0 & LOG != 0,
-            reject: self.1 & REJECT != 0,
+            reject: self.0 & REJECT != 0,
             written: self.0 & WRITTEN != 0,
         }
+    }
+
+    /// Whether a label's words say anything about a decision.
+    pub(crate) fn is_decision(self) -> bool {
+        self.0 & (ALLOW | HOST_MAY) != 0
+    }
+
+    /// The control group whose decision the first word of a label's two is.
+    pub(crate) fn group(self) -> Option<u32> {
+        (self.1 & GROUP != 0).then_some(self.1 & RULE_MASK)
     }
 
     pub(crate) fn bytes(self) -> [u8; 8] {
@@ -241,9 +334,68 @@ pub(crate) fn from_host(cell: Cell) -> Cell {
     answer
 }
 
+/// Who is asked: how an endpoint is found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Subject {
+    /// A workload, by its address.
+    Workload,
+    /// The host, by its address.
+    HostAddress,
+    /// The host, by the interface.
+    HostInterface,
+    /// Processes, by the control group at this level above their socket.
+    Group(u32),
+    /// Processes that are called, by what the connection's label says of them: while there is no whole socket.
+    Labelled,
+}
+
+/// Kind of an endpoint, as keys have it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) enum Kind {
+    Workload = 0,
+    Host = 1,
+    Group = 2,
+}
+
+impl Kind {
+    pub(crate) const ALL: [Self; 3] = [Self::Workload, Self::Host, Self::Group];
+}
+
+impl Subject {
+    pub(crate) fn kind(self) -> Kind {
+        match self {
+            Self::Workload => Kind::Workload,
+            Self::HostAddress | Self::HostInterface => Kind::Host,
+            Self::Group(_) | Self::Labelled => Kind::Group,
+        }
+    }
+}
+
+/// The address of a host where a process of it is asked about somebody who is none that it knows: 100::/64 with no
+/// number (see [`bulkhead_model::host_policy::Attachment::own_address`]).
+pub(crate) const NO_PROCESS: std::net::IpAddr =
+    std::net::IpAddr::V6(std::net::Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 0));
+
+/// Where the host's interface stands in [`HOST_INTERFACES`] and the maps beside it: packets that come have no interface
+/// to leave by, and the other way round, so one key serves both ways.
+pub(crate) fn host_interface(index: u32, incoming: bool) -> Vec<u8> {
+    let (from, to) = if incoming { (index, 0) } else { (0, index) };
+    [from.to_ne_bytes(), to.to_ne_bytes()].concat()
+}
+
+/// A control group's id as the packet path has it.
+pub(crate) fn group_id(inode: u32) -> Vec<u8> {
+    u64::from(inode).to_ne_bytes().to_vec()
+}
+
+/// A control group's number, as labels have it. Two in charge must not have the same.
+pub(crate) fn group_number(inode: u32) -> u32 {
+    inode & RULE_MASK
+}
+
 /// Begins a refused connection's key with why, and whose policy.
-pub(crate) fn denied_begin(reason: DropReason, direction: Direction) -> Expression {
-    Expression::Immediate(0, vec![reason as u8, u8::from(direction == Direction::Egress), 0, 0])
+pub(crate) fn denied_begin(reason: DropReason, direction: Direction, kind: Kind) -> [u8; 4] {
+    [reason as u8, u8::from(direction == Direction::Egress), kind as u8, 0]
 }
 
 /// What an entry of the refused holds.

@@ -4,16 +4,21 @@ use std::collections::BTreeMap;
 
 use bulkhead_model::host_policy::ClassId;
 
+use crate::fresh::Place;
 use crate::message::Request;
 use crate::object::{Element, Table};
-use crate::rules::{self, Chains};
+use crate::rules::{self, Chains, Shape};
 use crate::schema::{self, COUNTERS, EDGE, FAMILIES, JUDGE, LAYOUT, LOG_GROUP, UNRECORDED};
 
 /// After destination NAT (-100) and everybody's filters (0), before source NAT (100): the caller's own address and
 /// the one that is really reached.
 const PRIORITY: i32 = 50;
-/// `NF_INET_LOCAL_IN`, `NF_INET_FORWARD`, `NF_INET_LOCAL_OUT`.
-const JUDGE_HOOKS: [(&str, u32); 3] = [("input", 1), ("forward", 2), ("output", 3)];
+/// `NF_INET_LOCAL_IN`, `NF_INET_FORWARD`, `NF_INET_LOCAL_OUT`, and what is asked there one after the other.
+const JUDGE_HOOKS: [(&str, u32, &[&str]); 3] = [
+    ("input", 1, &["packet", "process_input", "host_input"]),
+    ("forward", 2, &["packet"]),
+    ("output", 3, &["packet", "process_output", "host_output"]),
+];
 /// `NF_NETDEV_INGRESS`, `NF_NETDEV_EGRESS` and the chain that each leads to.
 const EDGE_HOOKS: [(&str, u32, &str); 2] = [("from", 0, "from_workload"), ("to", 1, "to_workload")];
 
@@ -41,7 +46,7 @@ pub(crate) fn settings(user_data: &[u8]) -> Option<&str> {
 const COMMENT_BYTES_MAX: usize = 128;
 
 /// Both tables with sets, counters, chains and rules; all closed. `counted` goes on counting.
-pub(crate) fn create(user_data: &[u8], counted: &Counted, variants: bool) -> Vec<Request> {
+pub(crate) fn create(user_data: &[u8], counted: &Counted, shape: Shape) -> Vec<Request> {
     let mut requests = Vec::new();
     let mut set_id = 0;
     for table in [JUDGE, EDGE] {
@@ -61,20 +66,26 @@ pub(crate) fn create(user_data: &[u8], counted: &Counted, variants: bool) -> Vec
             set.add(&[otherwise], &mut requests);
         }
     }
-    put_chains(JUDGE, &rules::judging_chains(LOG_GROUP, variants), &mut requests);
+    put_chains(JUDGE, &rules::judging_chains(LOG_GROUP, shape), &mut requests);
     put_chains(EDGE, &rules::edge::chains(LOG_GROUP), &mut requests);
-    for (name, hook) in JUDGE_HOOKS {
+    for (name, hook, asked) in JUDGE_HOOKS {
         requests.push(JUDGE.base_chain(name, hook, PRIORITY, None));
-        requests.push(JUDGE.rule(name, &rules::jump("packet")));
+        let place = if name == "forward" { Place::Forward } else { Place::Local };
+        requests.extend(rules::pass_fresh(place).iter().map(|rule| JUDGE.rule(name, rule)));
+        requests.extend(asked.iter().map(|chain| JUDGE.rule(name, &rules::jump(chain))));
+        requests.push(JUDGE.rule(name, &rules::note_fresh(place)));
     }
     requests
 }
 
-/// The rules that differ by whether some policy asks for source ports, written anew.
-pub(crate) fn rewrite(variants: bool) -> Vec<Request> {
-    let chains = rules::judging_chains(LOG_GROUP, variants);
-    let mut requests: Vec<_> = chains.iter().map(|(name, _)| JUDGE.flush_chain(name)).collect();
-    put_rules(JUDGE, &chains, &mut requests);
+/// The rules of another shape in the place of those in `chains`, all that there are in the table.
+pub(crate) fn rewrite(shape: Shape, chains: &[String]) -> Vec<Request> {
+    let wanted = rules::judging_chains(LOG_GROUP, shape);
+    let ours = chains.iter().filter(|name| !is_called(name));
+    let mut requests: Vec<_> = ours.clone().map(|name| JUDGE.flush_chain(name)).collect();
+    put_chains(JUDGE, &wanted, &mut requests);
+    let gone = ours.filter(|name| wanted.iter().all(|(kept, _)| kept != *name));
+    requests.extend(gone.map(|name| JUDGE.delete_chain(name)));
     requests
 }
 
@@ -106,7 +117,7 @@ pub(crate) fn is_called(name: &str) -> bool {
         let number = name.strip_prefix(start).and_then(|rest| rest.strip_prefix('_'));
         number.is_some_and(|number| number.parse::<u32>().is_ok())
     };
-    JUDGE_HOOKS.iter().any(|(hook, _)| *hook == name)
+    JUDGE_HOOKS.iter().any(|(hook, ..)| *hook == name)
         || EDGE_HOOKS.iter().any(|(hook, ..)| at_interface(hook))
 }
 

@@ -22,8 +22,16 @@ spec:
 const HOST: &str = "
 apiVersion: bulkhead.dev/v1
 kind: HostEndpoint
-metadata: {name: host-1-uplink}
+metadata: {name: host-1-uplink, labels: {role: gateway}}
 spec: {host: host-1, interface: uplink, addresses: [10.200.0.10]}
+---
+apiVersion: bulkhead.dev/v1
+kind: Policy
+metadata: {name: gateways}
+spec:
+  appliesTo: role == 'gateway'
+  applyOnForward: true
+  ingress: [{action: Allow}]
 ";
 
 #[test]
@@ -54,7 +62,7 @@ fn a_host_without_ebpf_enforces_with_nftables_and_says_why_and_what_not() {
     eventually("what cannot be enforced here is named", || {
         let status = bulkhead.agent("host-1").status()?;
         let complaints = status["notEnforced"].to_string();
-        ensure!(complaints.contains("cannot enforce at the host behind interface"), "{complaints}");
+        ensure!(complaints.contains("cannot enforce at what the host forwards"), "{complaints}");
         Ok(())
     })
     .unwrap();

@@ -9,7 +9,7 @@ use bulkhead_model::flow::RawFlow;
 use super::{NftDataplane, failed};
 use crate::message::messages;
 use crate::object::Element;
-use crate::schema::{EDGE, FAMILIES, LOG_GROUP};
+use crate::schema::{EDGE, FAMILIES, Kind, LOG_GROUP};
 use crate::{conntrack, kernel, log};
 
 impl NftDataplane {
@@ -70,10 +70,7 @@ impl NftDataplane {
         now_ns: u64,
         sink: &mut dyn FnMut(RawFlow),
     ) -> Result<SweepStats, DataplaneError> {
-        let reports = self
-            .talker
-            .dump(&conntrack::dump(), |message, all| all.extend(conntrack::read(message)))
-            .map_err(failed("read connections"))?;
+        let reports = self.walk_connections()?;
         Ok(self.flows.sweep(reports, (&self.judge, &self.image), now_ns, sink))
     }
 
@@ -95,7 +92,8 @@ impl NftDataplane {
         for (set, table) in sets.iter().map(|set| (*set, set.table)) {
             let mine = gone.iter().filter(|element| {
                 // At the edge, and only there, the interface is part of the key.
-                let at_edge = element.key.get(4..8).is_some_and(|index| index != [0; 4]);
+                let at_edge = element.key.get(2) != Some(&(Kind::Group as u8))
+                    && element.key.get(4..8).is_some_and(|index| index != [0; 4]);
                 element.key.len() == set.key_len as usize && at_edge == (table == EDGE)
             });
             let elements: Vec<_> =

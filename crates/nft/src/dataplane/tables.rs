@@ -2,18 +2,22 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::time::Instant;
 
 use bulkhead_dataplane::{DataplaneError, grace_period};
 use bulkhead_model::host_policy::HostPolicy;
 
+use super::epochs::Settling;
 use super::{NftDataplane, failed};
 use crate::flows::Judge;
+use crate::groups::Groups;
 use crate::image::{Changes, Image};
 use crate::message::{Request, SUBSYSTEM_NFTABLES, messages};
 use crate::object::Element;
+use crate::rules::Shape;
 use crate::schema::{ATTACHED, EDGE, FENCE, JUDGE};
 use crate::socket::{Refused, Talker};
-use crate::{kernel, links, readback, requirements, skeleton};
+use crate::{kernel, links, readback, requirements, rules, skeleton};
 
 /// `NFNLGRP_NFTABLES`: whatever anybody changes in any table.
 const GROUP_TABLES: u32 = 7;
@@ -26,8 +30,11 @@ impl NftDataplane {
         if !self.ours {
             // Tables of another layout go on until the first replacement.
             self.generation = 1;
-            self.variants = false;
-            return if exists { Ok(()) } else { self.rebuild(&HostPolicy::default(), &BTreeSet::new()) };
+            return if exists {
+                Ok(())
+            } else {
+                self.rebuild(&HostPolicy::default(), &BTreeSet::new(), &Groups::new())
+            };
         }
         let before = self.fence()?.unwrap_or(0);
         self.generation = before + 1;
@@ -36,8 +43,8 @@ impl NftDataplane {
         FENCE.add(&[fence_element(self.generation)], &mut requests);
         self.transact(&requests)?;
         self.image = readback::read(&mut self.talker)?.image();
-        // Rules ask for source ports before there is a row that does, and until there is none.
-        self.variants = self.image.has_variants();
+        // The rules may be able to ask more: they are written anew at the first replacement.
+        self.shape = None;
         Ok(())
     }
 
@@ -98,12 +105,13 @@ impl NftDataplane {
         &mut self,
         policy: &HostPolicy,
         attached: &BTreeSet<u32>,
+        groups: &Groups,
     ) -> Result<(), DataplaneError> {
         let context = failed("read the tables");
         for table in [JUDGE, EDGE] {
             kernel::counters(&mut self.talker, table, &mut self.counted).map_err(&context)?;
         }
-        let (image, changes) = Image::rebuild(policy, attached.clone());
+        let (image, changes) = Image::rebuild(policy, attached.clone(), groups.clone());
         let mut requests = Vec::new();
         for table in [JUDGE, EDGE] {
             if kernel::user_data(&mut self.talker, table).map_err(&context)?.is_some() {
@@ -111,7 +119,7 @@ impl NftDataplane {
             }
         }
         let user_data = skeleton::user_data(&self.settings);
-        requests.extend(skeleton::create(&user_data, &self.counted, image.has_variants()));
+        requests.extend(skeleton::create(&user_data, &self.counted, image.shape()));
         FENCE.add(&[fence_element(self.generation)], &mut requests);
         for (ifindex, name) in named(attached) {
             requests.extend(skeleton::hook(ifindex, &name));
@@ -119,7 +127,12 @@ impl NftDataplane {
         }
         requests.extend(changes.requests().into_iter().flatten());
         self.transact(&requests)?;
-        (self.variants, self.ours, self.disturbed) = (image.has_variants(), true, false);
+        (self.shape, self.ours, self.disturbed) = (Some(image.shape()), true, false);
+        // What labels say stays, and may be of tables of another layout.
+        let mut epochs = self.epochs.take().unwrap_or_default();
+        epochs.end();
+        self.epochs = Some(epochs);
+        self.settling = Settling::Changed(Instant::now());
         self.set_image(image);
         Ok(())
     }
@@ -135,59 +148,73 @@ impl NftDataplane {
         self.unsettled = true;
     }
 
-    /// Writes what the image has become.
-    pub(super) fn commit(&mut self, changes: &Changes) -> Result<(), DataplaneError> {
-        let [mut first, second, mut last] = changes.requests();
-        let wanted = self.image.has_variants();
-        if wanted && !self.variants {
-            first.extend(skeleton::rewrite(true));
-        } else if !wanted && self.variants {
-            last.extend(skeleton::rewrite(false));
-        }
-        let written = [first, second]
-            .into_iter()
-            .try_for_each(|requests| self.write(requests))
-            .and_then(|()| {
-                // A packet that has read the old half of something must still find what it leads to.
-                if last.is_empty() {
-                    return Ok(());
-                }
-                grace_period().map_err(|error| DataplaneError::io("wait for packets on their way", error))
-            })
-            .and_then(|()| self.write(last));
+    /// Writes what the image has become; `before`: what the rules had to be able to ask until now.
+    pub(super) fn commit(&mut self, changes: &Changes, before: Shape) -> Result<(), DataplaneError> {
+        let replaced = std::mem::take(&mut self.replaced);
+        let written = self.write_changes(changes, before);
         self.know_endpoints();
-        match written {
-            Ok(()) => {
-                self.variants = wanted;
-                Ok(())
-            }
-            Err(error) => {
-                // What is there is not what we take it for, until a replacement has read it.
-                self.replaced = false;
-                Err(error)
-            }
+        if written.is_ok() {
+            self.replaced = replaced;
+        } else {
+            // What is there is not what we take it for, until a replacement has read it.
+            (self.shape, self.epochs) = (None, None);
         }
+        written
+    }
+
+    fn write_changes(&mut self, changes: &Changes, before: Shape) -> Result<(), DataplaneError> {
+        let mut all = changes.requests();
+        let wanted = self.image.shape();
+        // Packets on their way meet rules that can ask what either state needs.
+        let meanwhile = self.shape.map_or(wanted.union(before), |shape| shape.union(wanted));
+        if self.shape != Some(meanwhile) {
+            let chains = kernel::chains(&mut self.talker, JUDGE).map_err(failed("list chains"))?;
+            all[0].extend(skeleton::rewrite(meanwhile, &chains));
+        }
+        if wanted != meanwhile {
+            all[2].extend(skeleton::rewrite(wanted, &rules::names(meanwhile)));
+        }
+        if let Some(earliest) = all.iter_mut().find(|requests| !requests.is_empty()) {
+            earliest.splice(0..0, self.end_epoch()?);
+        }
+        let [first, second, last] = all;
+        self.write(first)?;
+        self.write(second)?;
+        if !last.is_empty() {
+            // A packet that has read the old half of something must still find what it leads to.
+            grace_period().map_err(|error| DataplaneError::io("wait for packets on their way", error))?;
+            self.write(last)?;
+        }
+        self.shape = Some(wanted);
+        Ok(())
     }
 
     pub(super) fn replace_all(&mut self, policy: &HostPolicy) -> Result<Changes, DataplaneError> {
         self.check_fence()?;
         Image::check_policy(policy, &self.capacities)?;
-        let attached = self.image.attached().clone();
+        let (attached, groups) = (self.image.attached().clone(), self.image.groups().clone());
         let there =
             |table, talker: &mut Talker| kernel::user_data(talker, table).map_err(failed("read the tables"));
         let whole = there(JUDGE, &mut self.talker)?.is_some() && there(EDGE, &mut self.talker)?.is_some();
         if !self.ours || !whole || self.disturbed {
-            self.rebuild(policy, &attached)?;
+            self.rebuild(policy, &attached, &groups)?;
             self.replaced = true;
-            return Ok(Image::rebuild(policy, attached).1);
+            return Ok(Image::rebuild(policy, attached, groups).1);
         }
         if !self.replaced {
             self.image = readback::read(&mut self.talker)?.image();
         }
+        let before = self.image.shape();
         let changes = self.image.replace(policy);
-        self.commit(&changes)?;
+        self.commit(&changes, before)?;
         self.replaced = true;
         Ok(changes)
+    }
+
+    pub(super) fn put_groups(&mut self, groups: Groups) -> Result<(), DataplaneError> {
+        let before = self.image.shape();
+        let changes = self.image.set_groups(groups);
+        self.commit(&changes, before)
     }
 
     pub(super) fn put_attached(
@@ -197,9 +224,13 @@ impl NftDataplane {
     ) -> Result<(), DataplaneError> {
         let changes = self.image.set_attached(attached);
         requests.extend(changes.requests().into_iter().flatten());
-        self.write(requests)?;
+        requests.splice(0..0, self.end_epoch()?);
+        let written = self.write(requests);
+        if written.is_err() {
+            self.epochs = None;
+        }
         self.know_endpoints();
-        Ok(())
+        written
     }
 
     /// Has the kernel show us what bridges carry, once an interface in charge is a port of one. It may have become one
@@ -224,7 +255,8 @@ impl NftDataplane {
     pub(super) fn repair(&mut self) -> Result<(), DataplaneError> {
         self.check_fence()?;
         let (policy, attached) = (self.image.policy().clone(), self.image.attached().clone());
-        self.rebuild(&policy, &attached)
+        let groups = self.image.groups().clone();
+        self.rebuild(&policy, &attached, &groups)
     }
 
     /// Whether somebody else has changed a table of ours.

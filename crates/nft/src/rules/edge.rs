@@ -6,7 +6,7 @@ use bulkhead_model::verdict::{Builtin, Direction, Verdict as Answer};
 use super::{Chains, DENIED, ICMPV6, SCRATCH, UDP, count_and_drop, joined, prefix};
 use crate::expression::{Base, Expression as E, Meta, Register, Verdict};
 use crate::schema::{
-    self, FAMILIES, Family, OPEN_RECEIVERS, OPEN_SENDERS, RECEIVERS, SENDERS, UNRECORDED, Words,
+    self, FAMILIES, Family, Kind, OPEN_RECEIVERS, OPEN_SENDERS, RECEIVERS, SENDERS, UNRECORDED, Words,
 };
 
 const ETHERTYPE_ARP: [u8; 2] = [0x08, 0x06];
@@ -127,7 +127,10 @@ impl Side {
                 joined([
                     ethertype(family),
                     vec![
-                        schema::denied_begin(reason, self.direction),
+                        E::Immediate(
+                            0,
+                            schema::denied_begin(reason, self.direction, Kind::Workload).to_vec(),
+                        ),
                         E::Meta(self.interface, 1),
                         E::Meta(Meta::Transport, 2),
                         address(family, true, 3),
@@ -145,7 +148,7 @@ impl Side {
                 E::Immediate(DENIED, data),
                 E::Add { map, key: 0, data: DENIED },
                 E::SetMeta(Meta::Mark, DENIED + 1),
-                E::Log { group: log_group, prefix: prefix(reason, self.direction) },
+                E::Log { group: log_group, prefix: prefix(Kind::Workload, reason, self.direction) },
             ];
             rules.push(joined([key(), fresh, count_and_drop(reason)]));
             rules.push(joined([ethertype(family), vec![E::Count(UNRECORDED)], count_and_drop(reason)]));

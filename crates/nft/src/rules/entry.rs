@@ -4,14 +4,26 @@ use bulkhead_model::flow::DropReason;
 use bulkhead_model::verdict::Direction;
 
 use super::{
-    ICMP, ICMPV6, LABEL, Question, Roles, SCRATCH, accept, count_and_drop, edge, goto, handshake, joined,
+    ICMP, ICMPV6, Question, Roles, SCRATCH, back, count_and_drop, edge, goto, handshake, joined, turned, way,
 };
 use crate::expression::{Ct, Expression as E, Tuple};
-use crate::schema::{Family, REVERSED};
+use crate::schema::{Family, Subject};
+
+fn caller(family: &'static Family, roles: Roles) -> Question {
+    Question::new(Subject::Workload, family, Direction::Egress, roles)
+}
+
+/// A connection of the family's own ICMP.
+pub(super) fn icmp(family: &Family) -> Vec<E> {
+    vec![
+        E::Ct(Ct::Protocol, Some(Tuple::Original), SCRATCH),
+        E::Equal(SCRATCH, vec![if family.v6 { ICMPV6 } else { ICMP }]),
+    ]
+}
 
 /// The chain that every packet of a family enters.
 pub(super) fn packet(family: &'static Family) -> Vec<Vec<E>> {
-    let question = Question { family, direction: Direction::Egress, roles: Roles::Ports };
+    let question = caller(family, Roles::Ports);
     let mut rules = infrastructure(family);
     let judge = if family.v6 { "judge6" } else { "judge4" };
     for tuple in [Tuple::Original, Tuple::Reply] {
@@ -33,43 +45,30 @@ fn infrastructure(family: &'static Family) -> Vec<Vec<E>> {
     for (from, to, source) in [(false, true, false), (true, false, true)] {
         // From or to whoever is not a workload of ours: what they say to each other is judged.
         let other = [edge::address(family, source, 0), E::Lacks { set: family.ours.name, key: 0 }];
-        rules.push(joined([edge::dhcp(family.v6, from, to), other.to_vec(), accept()]));
+        rules.push(joined([edge::dhcp(family.v6, from, to), other.to_vec(), back()]));
     }
     if family.v6 {
-        rules.extend(edge::discovery().into_iter().map(|rule| joined([rule, accept()])));
+        rules.extend(edge::discovery().into_iter().map(|rule| joined([rule, back()])));
     }
     rules
 }
 
 /// What is left: packets of connections that one of ours is in.
 pub(super) fn judge(family: &'static Family) -> Vec<Vec<E>> {
-    let question = Question { family, direction: Direction::Egress, roles: Roles::Ports };
-    let name = |roles| Question { roles, ..question }.name("egress");
+    let question = caller(family, Roles::Ports);
+    let name = |roles| caller(family, roles).name();
     let second = if family.v6 { 4 } else { 1 };
     let own = vec![
         question.address(Tuple::Original, 0),
         question.address(Tuple::Reply, second),
         E::Contains { set: family.selves.name, key: 0 },
     ];
-    let reply = vec![E::Ct(Ct::Direction, None, SCRATCH), E::Equal(SCRATCH, vec![Tuple::Reply as u8])];
-    let mut mask = vec![0; 4];
-    mask.extend(REVERSED.to_be_bytes());
-    mask.resize(16, 0);
-    let turned = vec![
-        E::Ct(Ct::Labels, None, LABEL),
-        E::Mask { from: LABEL, to: LABEL, mask },
-        E::NotEqual(LABEL, vec![0; 16]),
-    ];
-    let icmp = vec![
-        E::Ct(Ct::Protocol, Some(Tuple::Original), SCRATCH),
-        E::Equal(SCRATCH, vec![if family.v6 { ICMPV6 } else { ICMP }]),
-    ];
     vec![
-        joined([own, accept()]),
+        joined([own, back()]),
         // Whoever sends a SYN begins, whatever was between the two before.
-        joined([handshake(true), reply, goto(name(Roles::Reversed))]),
-        joined([turned, goto(name(Roles::Reversed))]),
-        joined([icmp, goto(name(Roles::Icmp))]),
+        joined([handshake(true), way(Tuple::Reply), goto(name(Roles::Reversed))]),
+        joined([turned(), goto(name(Roles::Reversed))]),
+        joined([icmp(family), goto(name(Roles::Icmp))]),
         goto(name(Roles::Ports)),
     ]
 }

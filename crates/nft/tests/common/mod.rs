@@ -7,6 +7,8 @@ use std::process::Command;
 
 use bulkhead_dataplane::Dataplane;
 use bulkhead_dataplane_testing::namespace::{Namespace, enter_new_namespace, ifindex, run};
+use bulkhead_dataplane_testing::world::{End, tables};
+use bulkhead_model::flow::RawFlow;
 use bulkhead_model::host_policy::Attachment;
 use bulkhead_nft::{Capacities, NftDataplane};
 
@@ -33,6 +35,51 @@ impl World {
         dataplane.attach(Attachment::Interface(ifindex("wb"))).unwrap();
         assert_eq!(dataplane.attached().unwrap().len(), BTreeSet::from([1, 2]).len());
         Self { a, b, dataplane }
+    }
+}
+
+/// A host that routes, with whatever endpoints.
+pub(crate) struct Host {
+    pub(crate) dataplane: NftDataplane,
+    events: Vec<RawFlow>,
+}
+
+impl Host {
+    pub(crate) fn new() -> Self {
+        enter_new_namespace();
+        run("ip link set lo up");
+        run("sysctl -qw net.ipv4.ip_forward=1");
+        run("sysctl -qw net.ipv6.conf.all.forwarding=1");
+        let dataplane = NftDataplane::open(Capacities::default()).unwrap();
+        let mut host = Self { dataplane, events: Vec::new() };
+        host.listen();
+        host
+    }
+
+    /// Another process takes over.
+    pub(crate) fn reopen(&mut self) {
+        self.dataplane = NftDataplane::open(Capacities::default()).unwrap();
+        self.listen();
+    }
+
+    /// Refused packets are told once somebody listens.
+    fn listen(&mut self) {
+        self.dataplane.poll(&mut |flow| self.events.push(flow)).unwrap();
+    }
+
+    pub(crate) fn put(&mut self, ends: &[End<'_>]) {
+        self.dataplane.replace(&tables(ends)).unwrap();
+        for end in ends {
+            self.dataplane.attach(end.0).unwrap();
+        }
+        self.listen();
+    }
+
+    /// What has been reported since the last call.
+    pub(crate) fn events(&mut self) -> Vec<RawFlow> {
+        let mut events = std::mem::take(&mut self.events);
+        self.dataplane.poll(&mut |flow| events.push(flow)).unwrap();
+        events
     }
 }
 
