@@ -88,6 +88,15 @@ pub struct AgentReport {
     pub entries_written: u64,
     /// Flow records that were dropped for want of room.
     pub flow_records_lost: u64,
+    /// Events that nobody read in time; the next sweep tells of the connections that are still there.
+    #[serde(default)]
+    pub events_lost: u64,
+    /// Refused packets that are in `drops` and in no flow, for want of room.
+    #[serde(default)]
+    pub refusals_unrecorded: u64,
+    /// Refused packets whose sender should have been told and was not.
+    #[serde(default)]
+    pub refusals_untold: u64,
 }
 
 #[derive(Clone)]

@@ -59,6 +59,9 @@ impl Agent {
             tables: stats.tables.iter().map(|t| (t.table.to_owned(), (t.used, t.capacity))).collect(),
             entries_written: self.entries_written,
             flow_records_lost: self.flows.lost(),
+            events_lost: stats.lost_events,
+            refusals_unrecorded: stats.unrecorded_denials,
+            refusals_untold: stats.untold_refusals,
         }
     }
 }

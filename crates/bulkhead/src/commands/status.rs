@@ -158,6 +158,18 @@ fn host_page(page: &mut String, here: &Value) {
     if !drops.is_empty() {
         let _ = writeln!(page, "dropped packets: {}", drops.join(", "));
     }
+    let missing = [
+        ("flowRecordsLost", "flow records lost"),
+        ("eventsLost", "events lost"),
+        ("refusalsUnrecorded", "refusals without a flow"),
+        ("refusalsUntold", "refusals untold"),
+    ];
+    let missing = missing.map(|(name, what)| (here[name].as_u64().unwrap_or(0), what));
+    let missing: Vec<_> = missing.iter().filter(|(count, _)| *count > 0).collect();
+    if !missing.is_empty() {
+        let missing: Vec<_> = missing.iter().map(|(count, what)| format!("{what} {count}")).collect();
+        let _ = writeln!(page, "{}: {}", paint(Style::Bad, "not reported"), missing.join(", "));
+    }
 }
 
 /// The tables of this host, as values.
