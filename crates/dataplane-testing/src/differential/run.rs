@@ -282,10 +282,12 @@ impl World {
         let judged = judge(machine.fleet().world(), entity, direction, peer, key, source);
         let cell = policy.lookup(&entity.name, direction, peer, key, source);
         let rule = |id| policy.rules.get(&id);
-        let found = cell
-            .map(|cell| (cell.verdict, rule(cell.rule), cell.audit_verdict, rule(cell.audit_rule), cell.log));
-        let Judgement { verdict, rule, audit_verdict, audit_rule, log, .. } = &judged;
-        let wanted = (*verdict, Some(rule), *audit_verdict, Some(audit_rule), *log);
+        let found = cell.map(|cell| {
+            let (enforced, audit) = (rule(cell.rule), rule(cell.audit_rule));
+            (cell.verdict, enforced, cell.audit_verdict, audit, cell.log, cell.reject)
+        });
+        let Judgement { verdict, rule, audit_verdict, audit_rule, log, reject, .. } = &judged;
+        let wanted = (*verdict, Some(rule), *audit_verdict, Some(audit_rule), *log, *reject);
         if found != Some(wanted) {
             at.wrong(Some(question), format!("{direction}: tables say {found:?}, the reference {wanted:?}"));
         }

@@ -105,6 +105,9 @@ impl Maker {
         if self.chance(15) {
             rule["log"] = json!(true);
         }
+        if action == "Deny" && self.chance(30) {
+            rule["reject"] = json!(true);
+        }
         rule
     }
 
