@@ -12,6 +12,7 @@ mod conntrack;
 mod dataplane;
 mod elements;
 mod expression;
+mod fence;
 mod flows;
 mod fresh;
 mod groups;
@@ -32,3 +33,4 @@ mod socket;
 
 pub use capacities::Capacities;
 pub use dataplane::NftDataplane;
+pub use fence::Fence;

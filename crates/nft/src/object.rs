@@ -101,6 +101,20 @@ pub(crate) fn generation() -> Request {
     }
 }
 
+/// Where a base chain is called.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Devices<'a> {
+    /// Of other families than netdev.
+    All,
+    One(&'a str),
+    /// Those that there are and will be: names, or with `*` at their end beginnings of names.
+    Matching(&'a [String]),
+}
+
+/// `NFTA_DEVICE_NAME` and `NFTA_DEVICE_PREFIX`.
+const DEVICE_NAME: u16 = 1;
+const DEVICE_PREFIX: u16 = 2;
+
 impl Table {
     fn request(self, kind: u16, flags: u16, attributes: Attributes) -> Request {
         Request { subsystem: SUBSYSTEM_NFTABLES, kind, flags, family: self.family, resource: 0, attributes }
@@ -132,12 +146,25 @@ impl Table {
         self.request(NEW_CHAIN, CREATE, a)
     }
 
-    /// A chain that the kernel calls. `device`: of a netdev table.
-    pub(crate) fn base_chain(self, name: &str, hook: u32, priority: i32, device: Option<&str>) -> Request {
+    /// A chain that the kernel calls.
+    pub(crate) fn base_chain(self, name: &str, hook: u32, priority: i32, devices: Devices<'_>) -> Request {
         let mut hooked = Attributes::default();
         hooked.number(1, hook).bytes(2, &priority.to_be_bytes());
-        if let Some(device) = device {
-            hooked.text(3, device);
+        match devices {
+            Devices::All => {}
+            Devices::One(device) => {
+                hooked.text(3, device);
+            }
+            Devices::Matching(patterns) => {
+                let mut devices = Attributes::default();
+                for pattern in patterns {
+                    match pattern.strip_suffix('*') {
+                        Some(start) => devices.text(DEVICE_PREFIX, start),
+                        None => devices.text(DEVICE_NAME, pattern),
+                    };
+                }
+                hooked.nest(4, &devices);
+            }
         }
         let mut a = self.named(1);
         a.text(3, name).nest(4, &hooked).number(5, 1).text(7, "filter");

@@ -22,13 +22,13 @@ pub(crate) const LOG_GROUP: u16 = 0xb01d;
 
 // Types by which `nft` prints keys and data. The kernel does not look at them.
 /// Bytes, printed like a hardware address: `nft` takes no joined type for intervals of this kind.
-const BYTES: u32 = 6;
+pub(crate) const BYTES: u32 = 6;
 const IPV4: u32 = 7;
 const IPV6: u32 = 8;
 const MARK: u32 = 19;
 const INTERFACE: u32 = 20;
 
-const fn set(table: Table, name: &'static str, key_type: u32, key_len: u32) -> Set {
+pub(crate) const fn set(table: Table, name: &'static str, key_type: u32, key_len: u32) -> Set {
     Set { table, name, flags: 0, key_type, key_len, data_type: 0, data_len: 0, size: None }
 }
 

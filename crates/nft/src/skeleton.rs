@@ -6,7 +6,7 @@ use bulkhead_model::host_policy::ClassId;
 
 use crate::fresh::Place;
 use crate::message::Request;
-use crate::object::{Element, Table};
+use crate::object::{Devices, Element, Table};
 use crate::rules::{self, Chains, Shape};
 use crate::schema::{self, COUNTERS, EDGE, FAMILIES, JUDGE, LAYOUT, LOG_GROUP, UNRECORDED};
 
@@ -19,8 +19,12 @@ const JUDGE_HOOKS: [(&str, u32, &[&str]); 3] = [
     ("forward", 2, &["packet"]),
     ("output", 3, &["packet", "process_output", "host_output"]),
 ];
-/// `NF_NETDEV_INGRESS`, `NF_NETDEV_EGRESS` and the chain that each leads to.
-const EDGE_HOOKS: [(&str, u32, &str); 2] = [("from", 0, "from_workload"), ("to", 1, "to_workload")];
+/// `NF_NETDEV_INGRESS` and `NF_NETDEV_EGRESS`.
+pub(crate) const INGRESS: u32 = 0;
+pub(crate) const EGRESS: u32 = 1;
+/// What the kernel calls at an interface, and the chain that each leads to.
+const EDGE_HOOKS: [(&str, u32, &str); 2] =
+    [("from", INGRESS, "from_workload"), ("to", EGRESS, "to_workload")];
 
 /// Packets counted before, by table and counter.
 pub(crate) type Counted = BTreeMap<(Table, String), u64>;
@@ -69,7 +73,7 @@ pub(crate) fn create(user_data: &[u8], counted: &Counted, shape: Shape) -> Vec<R
     put_chains(JUDGE, &rules::judging_chains(LOG_GROUP, shape), &mut requests);
     put_chains(EDGE, &rules::edge::chains(LOG_GROUP), &mut requests);
     for (name, hook, asked) in JUDGE_HOOKS {
-        requests.push(JUDGE.base_chain(name, hook, PRIORITY, None));
+        requests.push(JUDGE.base_chain(name, hook, PRIORITY, Devices::All));
         let place = if name == "forward" { Place::Forward } else { Place::Local };
         requests.extend(rules::pass_fresh(place).iter().map(|rule| JUDGE.rule(name, rule)));
         requests.extend(asked.iter().map(|chain| JUDGE.rule(name, &rules::jump(chain))));
@@ -105,7 +109,7 @@ pub(crate) fn hook(ifindex: u32, device: &str) -> Vec<Request> {
     let mut requests = Vec::new();
     for (name, hook, chain) in EDGE_HOOKS {
         let name = format!("{name}_{ifindex}");
-        requests.push(EDGE.base_chain(&name, hook, 0, Some(device)));
+        requests.push(EDGE.base_chain(&name, hook, 0, Devices::One(device)));
         requests.push(EDGE.rule(&name, &rules::jump(chain)));
     }
     requests
