@@ -14,7 +14,7 @@ use bulkhead_dataplane::Dataplane;
 use bulkhead_discover::links;
 use bulkhead_ebpf::bench::EmptyHooks;
 use bulkhead_ebpf::{Capacities, EbpfDataplane};
-use bulkhead_nft::NftDataplane;
+use bulkhead_nft::{Fence, NftDataplane};
 
 use crate::load::Test;
 use crate::netns::{Namespace, feed, host, run};
@@ -42,6 +42,7 @@ enum Variant {
     EmptyAtInterfaces,
     EmptyEverywhere,
     Ours10,
+    OursFenced,
     Ours100k,
     OverNft10,
     OverNft100k,
@@ -51,11 +52,12 @@ enum Variant {
 }
 
 impl Variant {
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 13] = [
         Self::None,
         Self::EmptyAtInterfaces,
         Self::EmptyEverywhere,
         Self::Ours10,
+        Self::OursFenced,
         Self::Ours100k,
         Self::OverNft10,
         Self::OverNft100k,
@@ -74,6 +76,7 @@ impl Variant {
             Self::EmptyAtInterfaces => "empty programs at the interfaces".into(),
             Self::EmptyEverywhere => "empty programs at the same hooks".into(),
             Self::Ours10 => "bulkhead, 10 rules".into(),
+            Self::OursFenced => "bulkhead and its fence, 10 rules".into(),
             Self::Ours100k => "bulkhead, 100 000 rules".into(),
             Self::OverNft10 => "bulkhead over nftables, 10 rules".into(),
             Self::OverNft100k => "bulkhead over nftables, 100 000 rules".into(),
@@ -115,6 +118,11 @@ fn sample(effort: Effort) -> anyhow::Result<Samples> {
                 Variant::EmptyAtInterfaces => empty = Some(EmptyHooks::attach(&interfaces()?, false)?),
                 Variant::EmptyEverywhere => empty = Some(EmptyHooks::attach(&interfaces()?, true)?),
                 Variant::Ours10 => ours = Some(Ours::over_ebpf(10)?),
+                Variant::OursFenced => {
+                    ours = Some(Ours::over_ebpf(10)?);
+                    let patterns: Vec<String> = vec!["w*".into()];
+                    let _ = Fence::raise(&patterns, interfaces()?.into_iter().collect())?;
+                }
                 Variant::Ours100k => ours = Some(Ours::over_ebpf(100_000)?),
                 Variant::OverNft10 => ours = Some(Ours::over_nft(10)?),
                 Variant::OverNft100k => ours = Some(Ours::over_nft(100_000)?),
@@ -136,6 +144,10 @@ fn sample(effort: Effort) -> anyhow::Result<Samples> {
             match variant {
                 Variant::None | Variant::EmptyAtInterfaces | Variant::EmptyEverywhere => {}
                 // Removed whole: programs at netfilter's hooks would cost the others, too, and somebody flushes below.
+                Variant::OursFenced => {
+                    drop(ours);
+                    Fence::remove()?;
+                }
                 Variant::Ours10 | Variant::Ours100k | Variant::OverNft10 | Variant::OverNft100k => drop(ours),
                 // iptables' tables are nftables' too, so that nothing of either stays.
                 Variant::NftSet | Variant::Iptables(_) => run("nft flush ruleset")?,
@@ -257,6 +269,7 @@ fn lines(samples: &Samples) -> Vec<Line> {
                 Variant::None,
                 Variant::EmptyAtInterfaces,
                 Variant::EmptyEverywhere,
+                Variant::OursFenced,
                 Variant::NftSet,
                 Variant::Ipset,
                 Variant::Iptables(100),
