@@ -17,6 +17,9 @@ pub(crate) enum Meta {
     Mark = 3,
     InputInterface = 4,
     OutputInterface = 5,
+    /// Its name: 16 bytes. Of none, zeros.
+    InputName = 6,
+    OutputName = 7,
     Family = 15,
     Transport = 16,
 }

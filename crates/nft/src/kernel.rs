@@ -148,10 +148,13 @@ pub(crate) fn own_addresses() -> BTreeMap<std::net::IpAddr, u32> {
         if libc::getifaddrs(&raw mut list) != 0 {
             return all;
         }
+        // Each question to the kernel about an interface waits for its lock of all of them: one per interface.
+        let mut indices: BTreeMap<&CStr, u32> = BTreeMap::new();
         let mut next = list;
         while let Some(entry) = next.as_ref() {
             if let Some(address) = entry.ifa_addr.as_ref() {
-                let index = libc::if_nametoindex(entry.ifa_name);
+                let name = CStr::from_ptr(entry.ifa_name);
+                let index = *indices.entry(name).or_insert_with(|| libc::if_nametoindex(entry.ifa_name));
                 match i32::from(address.sa_family) {
                     libc::AF_INET => {
                         let v4 = entry.ifa_addr.cast::<libc::sockaddr_in>().read_unaligned();

@@ -15,6 +15,7 @@ mod expression;
 mod flows;
 mod fresh;
 mod groups;
+mod guard;
 mod image;
 mod kernel;
 mod links;

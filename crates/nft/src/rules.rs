@@ -24,6 +24,7 @@ use bulkhead_model::verdict::Direction;
 
 use crate::expression::{Base, Ct, Expression as E, Meta, Register, Tuple, Verdict};
 use crate::fresh::Place;
+use crate::guard;
 use crate::schema::{self, ALLOW, FAMILIES, Family, HOST_MAY, Kind, REVERSED, Subject};
 
 mod ask;
@@ -323,6 +324,17 @@ impl Shape {
     }
 }
 
+/// Refuses what comes from, or goes to, an interface of a workload that nobody is in charge of yet.
+fn guarding() -> Vec<Vec<E>> {
+    let ways = [(Meta::InputName, Meta::InputInterface), (Meta::OutputName, Meta::OutputInterface)];
+    let rule = |(name, index): (Meta, Meta)| {
+        let workload = vec![E::Meta(name, 0), E::Contains { set: schema::GUARDED.name, key: 0 }];
+        let open = [schema::ATTACHED, schema::SPARED].map(|set| E::Lacks { set: set.name, key: 0 });
+        joined([workload, vec![E::Meta(index, 0)], open.into(), count_and_drop(DropReason::Unprogrammed)])
+    };
+    ways.into_iter().map(rule).collect()
+}
+
 /// Names of all that [`judging_chains`] makes.
 pub(crate) fn names(shape: Shape) -> Vec<String> {
     judging_chains(0, shape).into_iter().map(|(name, _)| name).collect()
@@ -330,7 +342,7 @@ pub(crate) fn names(shape: Shape) -> Vec<String> {
 
 /// Every chain of the table that judges connections, but for those that the kernel calls.
 pub(crate) fn judging_chains(log_group: u16, shape: Shape) -> Chains {
-    let mut chains = vec![(NOTHING.to_owned(), Vec::new())];
+    let mut chains = vec![(NOTHING.to_owned(), Vec::new()), (guard::CHAIN.to_owned(), guarding())];
     for family in &FAMILIES {
         judging(family, log_group, shape.variants, &mut chains);
         let number = if family.v6 { 6 } else { 4 };

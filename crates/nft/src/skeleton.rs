@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use bulkhead_model::host_policy::ClassId;
 
 use crate::fresh::Place;
+use crate::guard;
 use crate::message::Request;
 use crate::object::{Element, Table};
 use crate::rules::{self, Chains, Shape};
@@ -70,6 +71,8 @@ pub(crate) fn create(user_data: &[u8], counted: &Counted, shape: Shape) -> Vec<R
     put_chains(EDGE, &rules::edge::chains(LOG_GROUP), &mut requests);
     for (name, hook, asked) in JUDGE_HOOKS {
         requests.push(JUDGE.base_chain(name, hook, PRIORITY, None));
+        // Before anything is let pass for what its connection is: whose an interface is comes first.
+        requests.push(JUDGE.rule(name, &rules::jump(guard::CHAIN)));
         let place = if name == "forward" { Place::Forward } else { Place::Local };
         requests.extend(rules::pass_fresh(place).iter().map(|rule| JUDGE.rule(name, rule)));
         requests.extend(asked.iter().map(|chain| JUDGE.rule(name, &rules::jump(chain))));
