@@ -292,7 +292,7 @@ impl Dataplane for NftDataplane {
         for table in [JUDGE, EDGE] {
             kernel::counters(&mut talker, table, &mut counted).map_err(failed("read counters"))?;
         }
-        let (drops, unrecorded_denials) = kernel::drops(&counted);
+        let (drops, unrecorded_denials, untold_refusals) = kernel::drops(&counted);
         let entry = |(table, used)| TableUse { table, used, capacity: self.capacities.of(table) };
         let mut tables: Vec<_> = self.image.usage().map(entry).into();
         let denials = u64::from(DENIED_MAX) * 2 * FAMILIES.len() as u64;
@@ -306,8 +306,7 @@ impl Dataplane for NftDataplane {
             drops,
             unrecorded_denials,
             lost_events: self.lost_events,
-            // The kernel's own, which keeps no count of those that it leaves out.
-            untold_refusals: 0,
+            untold_refusals,
             tables,
         })
     }

@@ -231,14 +231,15 @@ pub(crate) mod settings {
     }
 }
 
-/// What counters have counted, by reason.
-pub(crate) fn drops(counted: &Counted) -> (BTreeMap<bulkhead_model::flow::DropReason, u64>, u64) {
-    let (mut drops, mut unrecorded) = (BTreeMap::new(), 0);
+/// What counters have counted: packets by reason, those without an entry of their own, those that were not told of.
+pub(crate) fn drops(counted: &Counted) -> (BTreeMap<bulkhead_model::flow::DropReason, u64>, u64, u64) {
+    let (mut drops, mut unrecorded, mut untold) = (BTreeMap::new(), 0, 0);
     for ((_, name), packets) in counted.iter().filter(|(_, packets)| **packets > 0) {
         match crate::schema::COUNTERS.iter().find(|(known, _)| known == name) {
             Some((_, reason)) => *drops.entry(*reason).or_default() += packets,
+            None if name == crate::schema::UNTOLD => untold += packets,
             None => unrecorded += packets,
         }
     }
-    (drops, unrecorded)
+    (drops, unrecorded, untold)
 }

@@ -10,7 +10,7 @@ use bulkhead_model::verdict::{Builtin, Direction, Verdict};
 use crate::object::{INET, NETDEV, SET_DYNAMIC, SET_INTERVAL, SET_MAP, Set, Table};
 
 /// Version of everything in this file and of the rules.
-pub(crate) const LAYOUT: u32 = 3;
+pub(crate) const LAYOUT: u32 = 4;
 
 /// Judges connections.
 pub(crate) const JUDGE: Table = Table { family: INET, name: "bulkhead" };
@@ -237,6 +237,8 @@ pub(crate) const COUNTERS: [(&str, DropReason); 6] = {
 };
 /// Dropped without an entry of their own.
 pub(crate) const UNRECORDED: &str = "unrecorded";
+/// Refused, and not told although a rule says so: too many at once.
+pub(crate) const UNTOLD: &str = "untold";
 
 /// Largest id of a policy, class, row or variant that rules can carry from one map to the next.
 pub(crate) const NUMBER_MAX: u32 = u32::MAX >> 1;

@@ -9,7 +9,7 @@ use crate::guard;
 use crate::message::Request;
 use crate::object::{Element, Table};
 use crate::rules::{self, Chains, Shape};
-use crate::schema::{self, COUNTERS, EDGE, FAMILIES, JUDGE, LAYOUT, LOG_GROUP, UNRECORDED};
+use crate::schema::{self, COUNTERS, EDGE, FAMILIES, JUDGE, LAYOUT, LOG_GROUP, UNRECORDED, UNTOLD};
 
 /// After destination NAT (-100) and everybody's filters (0), before source NAT (100): the caller's own address and
 /// the one that is really reached.
@@ -52,7 +52,7 @@ pub(crate) fn create(user_data: &[u8], counted: &Counted, shape: Shape) -> Vec<R
     let mut set_id = 0;
     for table in [JUDGE, EDGE] {
         requests.push(table.create(user_data));
-        for name in COUNTERS.iter().map(|(name, _)| *name).chain([UNRECORDED]) {
+        for name in COUNTERS.iter().map(|(name, _)| *name).chain([UNRECORDED, UNTOLD]) {
             let packets = counted.get(&(table, name.to_owned())).copied().unwrap_or(0);
             requests.push(table.counter(name, packets));
         }
