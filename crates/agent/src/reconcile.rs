@@ -99,6 +99,8 @@ pub(crate) struct Agent {
     attached: BTreeSet<Attachment>,
     /// Interfaces that were there before this agent: left alone until somebody claims them.
     older_interfaces: BTreeSet<u32>,
+    /// Those among them that are workloads' by their names.
+    spared: BTreeSet<u32>,
     flows: Flows,
     entries_written: u64,
 }
@@ -147,6 +149,7 @@ impl Agent {
             failed: None,
             attached: BTreeSet::new(),
             older_interfaces: BTreeSet::new(),
+            spared: BTreeSet::new(),
             flows,
             entries_written: 0,
             config,

@@ -19,6 +19,8 @@ pub struct Handover {
     current: Box<dyn Dataplane>,
     previous: Option<Box<dyn Dataplane>>,
     because: Option<String>,
+    /// What the later one is told when it is in charge.
+    guarded: Option<(Vec<String>, BTreeSet<u32>)>,
 }
 
 impl std::fmt::Debug for Handover {
@@ -39,7 +41,7 @@ impl Handover {
         previous: Option<Box<dyn Dataplane>>,
         because: Option<String>,
     ) -> Self {
-        Self { current, previous, because }
+        Self { current, previous, because, guarded: None }
     }
 }
 
@@ -54,6 +56,15 @@ impl Dataplane for Handover {
 
     fn cannot_enforce(&self, attachment: Attachment) -> Option<String> {
         self.current.cannot_enforce(attachment)
+    }
+
+    fn guard(&mut self, names: &[String], spared: &BTreeSet<u32>) -> Result<(), DataplaneError> {
+        self.guarded = Some((names.to_vec(), spared.clone()));
+        match &mut self.previous {
+            // What it is in charge of, the later one is not yet.
+            Some(previous) => previous.guard(names, spared),
+            None => self.current.guard(names, spared),
+        }
     }
 
     fn attach(&mut self, attachment: Attachment) -> Result<(), DataplaneError> {
@@ -87,6 +98,9 @@ impl Dataplane for Handover {
                 Ok(()) | Err(DataplaneError::Gone { .. }) => {}
                 Err(error) => return Err(error),
             }
+        }
+        if let Some((names, spared)) = &self.guarded {
+            self.current.guard(names, spared)?;
         }
         previous.cleanup()?;
         self.previous = None;

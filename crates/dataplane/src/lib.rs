@@ -48,6 +48,13 @@ pub trait Dataplane: Send {
         None
     }
 
+    /// Names of interfaces (`*` stands for anything at the end) that belong to workloads, and those of them that are left
+    /// alone until somebody claims them. A dataplane that can judge interfaces by their names refuses what all others send
+    /// and get from the moment they appear, before [`Self::attach`], and whether or not this process lives.
+    fn guard(&mut self, _names: &[String], _spared: &BTreeSet<u32>) -> Result<(), DataplaneError> {
+        Ok(())
+    }
+
     /// Takes charge of an interface or control group, in both directions: deny all from now on, until a binding for it
     /// is applied. Idempotent; one that already has a binding keeps it. The host itself needs none: it is judged where
     /// it has a binding, so that nobody is locked out before there is a policy.

@@ -17,6 +17,7 @@ use bulkhead_model::ports::PortKey;
 use crate::flows::{Denials, Flows, Judge};
 use crate::fresh::Epochs;
 use crate::groups::Group;
+use crate::guard::Guard;
 use crate::image::{Changes, Image};
 use crate::rules::Shape;
 use crate::schema::{ATTACHED, DENIED_MAX, EDGE, FAMILIES, JUDGE};
@@ -45,6 +46,8 @@ pub struct NftDataplane {
     wait: OwnedFd,
     capacities: Capacities,
     image: Image,
+    /// What is closed before it is in charge; `None`: nobody has said.
+    guard: Option<Guard>,
     /// Whether the kernel's tables have this layout.
     ours: bool,
     /// Whether a whole state has been put into force by this process.
@@ -103,6 +106,7 @@ impl NftDataplane {
             wait,
             capacities,
             image: Image::default(),
+            guard: None,
             replaced: false,
             disturbed: false,
             suspicious: false,
@@ -157,6 +161,11 @@ impl Dataplane for NftDataplane {
 
     fn cannot_enforce(&self, attachment: Attachment) -> Option<String> {
         matches!(attachment, Attachment::Forwarded(_)).then(|| no_forwarding(attachment).to_string())
+    }
+
+    fn guard(&mut self, names: &[String], spared: &BTreeSet<u32>) -> Result<(), DataplaneError> {
+        self.guard = Some(Guard::new(names, spared));
+        self.put_guard()
     }
 
     fn attach(&mut self, attachment: Attachment) -> Result<(), DataplaneError> {
@@ -283,7 +292,7 @@ impl Dataplane for NftDataplane {
         for table in [JUDGE, EDGE] {
             kernel::counters(&mut talker, table, &mut counted).map_err(failed("read counters"))?;
         }
-        let (drops, unrecorded_denials) = kernel::drops(&counted);
+        let (drops, unrecorded_denials, untold_refusals) = kernel::drops(&counted);
         let entry = |(table, used)| TableUse { table, used, capacity: self.capacities.of(table) };
         let mut tables: Vec<_> = self.image.usage().map(entry).into();
         let denials = u64::from(DENIED_MAX) * 2 * FAMILIES.len() as u64;
@@ -297,8 +306,7 @@ impl Dataplane for NftDataplane {
             drops,
             unrecorded_denials,
             lost_events: self.lost_events,
-            // The kernel's own, which keeps no count of those that it leaves out.
-            untold_refusals: 0,
+            untold_refusals,
             tables,
         })
     }

@@ -79,7 +79,6 @@ pub(crate) fn segment(segment: Segment, v6: bool, into: &mut Vec<Element>) {
 
 /// The ranges that `elements` are.
 pub(crate) fn segments(mut elements: Vec<Element>, v6: bool) -> Vec<Segment> {
-    // An end comes before a beginning at the same place.
     elements.sort_unstable_by(|left, right| order(left).cmp(&order(right)));
     let mut all: Vec<Segment> = Vec::new();
     for element in elements {
@@ -99,7 +98,8 @@ pub(crate) fn segments(mut elements: Vec<Element>, v6: bool) -> Vec<Segment> {
     all
 }
 
-fn order(element: &Element) -> (&[u8], bool) {
+/// Where an element stands: an end comes before a beginning at the same place.
+pub(crate) fn order(element: &Element) -> (&[u8], bool) {
     match element {
         Element::Key { key, .. } => (key, true),
         Element::End { key } => (key, false),

@@ -17,6 +17,9 @@ pub(crate) enum Meta {
     Mark = 3,
     InputInterface = 4,
     OutputInterface = 5,
+    /// Its name: 16 bytes. Of none, zeros.
+    InputName = 6,
+    OutputName = 7,
     Family = 15,
     Transport = 16,
 }
@@ -114,6 +117,15 @@ pub(crate) enum Expression {
         data: Register,
     },
     Count(&'static str),
+    /// Holds for packets beyond so many a second, after so many at once. Of all that meet this rule.
+    Beyond {
+        a_second: u64,
+        at_once: u32,
+    },
+    /// Ends as a drop; the sender hears a TCP reset.
+    Reset,
+    /// Ends as a drop; the sender hears that this was forbidden.
+    Forbid,
     Log {
         group: u16,
         prefix: &'static str,
@@ -198,6 +210,19 @@ impl Expression {
                 a.number(1, OBJECT_COUNTER).text(2, counter);
                 "objref"
             }
+            Self::Beyond { a_second, at_once } => {
+                a.bytes(1, &a_second.to_be_bytes()).bytes(2, &1u64.to_be_bytes()).number(3, *at_once);
+                a.number(4, 0).number(5, LIMIT_INVERTED);
+                "limit"
+            }
+            Self::Reset => {
+                a.number(1, REJECT_TCP_RESET);
+                "reject"
+            }
+            Self::Forbid => {
+                a.number(1, REJECT_ICMPX).bytes(2, &[REJECT_ICMPX_PROHIBITED]);
+                "reject"
+            }
             Self::Log { group, prefix } => {
                 a.bytes(1, &group.to_be_bytes()).text(2, prefix).number(3, LOG_BYTES);
                 "log"
@@ -214,6 +239,13 @@ impl Expression {
 /// `NFT_SOCKET_WILDCARD` and `NFT_SOCKET_CGROUPV2`.
 const SOCKET_WILDCARD: u32 = 2;
 const SOCKET_CGROUPV2: u32 = 3;
+
+/// `NFT_LIMIT_F_INV`.
+const LIMIT_INVERTED: u32 = 1;
+/// `NFT_REJECT_TCP_RST`, `NFT_REJECT_ICMPX_UNREACH` and `NFT_REJECT_ICMPX_ADMIN_PROHIBITED`.
+const REJECT_TCP_RESET: u32 = 1;
+const REJECT_ICMPX: u32 = 2;
+const REJECT_ICMPX_PROHIBITED: u8 = 3;
 
 /// `NFT_OBJECT_COUNTER`.
 pub(crate) const OBJECT_COUNTER: u32 = 1;

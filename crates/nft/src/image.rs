@@ -136,6 +136,7 @@ impl Image {
         let by_interface = |binding: &EndpointBinding| matches!(binding.attachment, Attachment::Host(1..));
         Shape {
             variants: self.numbers.has_variants(),
+            rejects: self.numbers.has_rejects(),
             host: self.policy.endpoints.values().any(host),
             by_interface: self.policy.endpoints.values().any(by_interface),
             levels: self.groups.values().fold(0, |levels, group| levels | 1 << group.level),

@@ -148,10 +148,13 @@ pub(crate) fn own_addresses() -> BTreeMap<std::net::IpAddr, u32> {
         if libc::getifaddrs(&raw mut list) != 0 {
             return all;
         }
+        // Each question to the kernel about an interface waits for its lock of all of them: one per interface.
+        let mut indices: BTreeMap<&CStr, u32> = BTreeMap::new();
         let mut next = list;
         while let Some(entry) = next.as_ref() {
             if let Some(address) = entry.ifa_addr.as_ref() {
-                let index = libc::if_nametoindex(entry.ifa_name);
+                let name = CStr::from_ptr(entry.ifa_name);
+                let index = *indices.entry(name).or_insert_with(|| libc::if_nametoindex(entry.ifa_name));
                 match i32::from(address.sa_family) {
                     libc::AF_INET => {
                         let v4 = entry.ifa_addr.cast::<libc::sockaddr_in>().read_unaligned();
@@ -228,14 +231,15 @@ pub(crate) mod settings {
     }
 }
 
-/// What counters have counted, by reason.
-pub(crate) fn drops(counted: &Counted) -> (BTreeMap<bulkhead_model::flow::DropReason, u64>, u64) {
-    let (mut drops, mut unrecorded) = (BTreeMap::new(), 0);
+/// What counters have counted: packets by reason, those without an entry of their own, those that were not told of.
+pub(crate) fn drops(counted: &Counted) -> (BTreeMap<bulkhead_model::flow::DropReason, u64>, u64, u64) {
+    let (mut drops, mut unrecorded, mut untold) = (BTreeMap::new(), 0, 0);
     for ((_, name), packets) in counted.iter().filter(|(_, packets)| **packets > 0) {
         match crate::schema::COUNTERS.iter().find(|(known, _)| known == name) {
             Some((_, reason)) => *drops.entry(*reason).or_default() += packets,
+            None if name == crate::schema::UNTOLD => untold += packets,
             None => unrecorded += packets,
         }
     }
-    (drops, unrecorded)
+    (drops, unrecorded, untold)
 }

@@ -16,6 +16,7 @@ mod fence;
 mod flows;
 mod fresh;
 mod groups;
+mod guard;
 mod image;
 mod kernel;
 mod links;

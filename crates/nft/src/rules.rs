@@ -24,6 +24,7 @@ use bulkhead_model::verdict::Direction;
 
 use crate::expression::{Base, Ct, Expression as E, Meta, Register, Tuple, Verdict};
 use crate::fresh::Place;
+use crate::guard;
 use crate::schema::{self, ALLOW, FAMILIES, Family, HOST_MAY, Kind, REVERSED, Subject};
 
 mod ask;
@@ -31,6 +32,7 @@ pub(crate) mod edge;
 mod entry;
 mod host;
 mod process;
+mod tell;
 
 use ask::{NOTHING, Outcome, Question, ask, refuse};
 
@@ -156,9 +158,17 @@ fn handshake(begins: bool) -> Vec<E> {
     ]
 }
 
-fn count_and_drop(reason: DropReason) -> Vec<E> {
+fn counted(reason: DropReason) -> E {
     let named = schema::COUNTERS.iter().find(|(_, other)| *other == reason).map(|(name, _)| *name);
-    vec![E::Count(named.unwrap_or("policy")), E::Verdict(Verdict::Drop)]
+    E::Count(named.unwrap_or("policy"))
+}
+
+fn count_and_drop(reason: DropReason) -> Vec<E> {
+    vec![counted(reason), E::Verdict(Verdict::Drop)]
+}
+
+fn count_and_goto(reason: DropReason, chain: String) -> Vec<E> {
+    vec![counted(reason), E::Verdict(Verdict::Goto(chain))]
 }
 
 /// What a log message says before its packet: see [`crate::log`].
@@ -205,7 +215,8 @@ fn turned() -> Vec<E> {
 }
 
 /// The chains that judge connections of workloads of one family.
-fn judging(family: &'static Family, log_group: u16, variants: bool, chains: &mut Chains) {
+fn judging(family: &'static Family, log_group: u16, shape: Shape, chains: &mut Chains) {
+    let variants = shape.variants;
     let question = |direction, roles| Question::new(Subject::Workload, family, direction, roles);
     let mut label = vec![0; 4];
     label.extend(REVERSED.to_be_bytes());
@@ -223,7 +234,7 @@ fn judging(family: &'static Family, log_group: u16, variants: bool, chains: &mut
         let (egress, ingress) = (question(Direction::Egress, roles), question(Direction::Ingress, roles));
         let label = roles != Roles::Reversed;
         for question in [&egress, &ingress] {
-            chains.push((question.refusing(), refuse(question, log_group, variants)));
+            refuse(question, log_group, shape, chains);
         }
         let refuse = Some(ingress.refusing());
         let host = Outcome { bit: HOST_MAY, label, then: back(), nobody: back(), refuse: refuse.clone() };
@@ -298,6 +309,8 @@ fn by_family(chain: &str) -> Vec<Vec<E>> {
 pub(crate) struct Shape {
     /// Whether some policy asks for source ports.
     pub(crate) variants: bool,
+    /// Whether some refusal is told to whoever is refused.
+    pub(crate) rejects: bool,
     /// Whether the host is an endpoint.
     pub(crate) host: bool,
     /// Whether it is another endpoint behind some of its interfaces.
@@ -316,11 +329,23 @@ impl Shape {
     pub(crate) fn union(self, other: Self) -> Self {
         Self {
             variants: self.variants || other.variants,
+            rejects: self.rejects || other.rejects,
             host: self.host || other.host,
             by_interface: self.by_interface || other.by_interface,
             levels: self.levels | other.levels,
         }
     }
+}
+
+/// Refuses what comes from, or goes to, an interface of a workload that nobody is in charge of yet.
+fn guarding() -> Vec<Vec<E>> {
+    let ways = [(Meta::InputName, Meta::InputInterface), (Meta::OutputName, Meta::OutputInterface)];
+    let rule = |(name, index): (Meta, Meta)| {
+        let workload = vec![E::Meta(name, 0), E::Contains { set: schema::GUARDED.name, key: 0 }];
+        let open = [schema::ATTACHED, schema::SPARED].map(|set| E::Lacks { set: set.name, key: 0 });
+        joined([workload, vec![E::Meta(index, 0)], open.into(), count_and_drop(DropReason::Unprogrammed)])
+    };
+    ways.into_iter().map(rule).collect()
 }
 
 /// Names of all that [`judging_chains`] makes.
@@ -330,20 +355,25 @@ pub(crate) fn names(shape: Shape) -> Vec<String> {
 
 /// Every chain of the table that judges connections, but for those that the kernel calls.
 pub(crate) fn judging_chains(log_group: u16, shape: Shape) -> Chains {
-    let mut chains = vec![(NOTHING.to_owned(), Vec::new())];
+    let mut chains = vec![(NOTHING.to_owned(), Vec::new()), (guard::CHAIN.to_owned(), guarding())];
+    if shape.rejects {
+        chains.push((tell::CHAIN.to_owned(), tell::rules()));
+    }
     for family in &FAMILIES {
-        judging(family, log_group, shape.variants, &mut chains);
+        judging(family, log_group, shape, &mut chains);
         let number = if family.v6 { 6 } else { 4 };
         chains.push((format!("judge{number}"), entry::judge(family)));
         chains.push((format!("packet{number}"), entry::packet(family)));
         if shape.host {
-            host::chains(family, log_group, shape.variants, &mut chains);
+            host::chains(family, log_group, shape, &mut chains);
         }
         if shape.levels != 0 {
-            process::chains(family, log_group, (shape.variants, shape.levels), &mut chains);
+            process::chains(family, log_group, shape, &mut chains);
         }
     }
-    chains.push(("packet".to_owned(), by_family("packet")));
+    let mut packet = if shape.rejects { tell::pass() } else { Vec::new() };
+    packet.extend(by_family("packet"));
+    chains.push(("packet".to_owned(), packet));
     if shape.levels != 0 {
         process::by_families(shape.levels, &mut chains);
     }

@@ -10,7 +10,7 @@ use bulkhead_model::verdict::{Builtin, Direction, Verdict};
 use crate::object::{INET, NETDEV, SET_DYNAMIC, SET_INTERVAL, SET_MAP, Set, Table};
 
 /// Version of everything in this file and of the rules.
-pub(crate) const LAYOUT: u32 = 2;
+pub(crate) const LAYOUT: u32 = 4;
 
 /// Judges connections.
 pub(crate) const JUDGE: Table = Table { family: INET, name: "bulkhead" };
@@ -128,7 +128,11 @@ const fn family(v6: bool) -> Family {
 pub(crate) const DENIED_MAX: u32 = 65_536;
 
 /// Interfaces in charge.
-pub(crate) const ATTACHED: Set = set(EDGE, "attached", INTERFACE, 4);
+pub(crate) const ATTACHED: Set = set(JUDGE, "attached", INTERFACE, 4);
+/// Names of interfaces that are workloads' whoever claims them: see [`crate::guard`].
+pub(crate) const GUARDED: Set = Set { flags: SET_INTERVAL, ..set(JUDGE, "guarded", BYTES, 16) };
+/// Interfaces of such names that are left alone.
+pub(crate) const SPARED: Set = set(JUDGE, "spared", INTERFACE, 4);
 /// Interfaces whose workloads may begin connections, if policy lets them.
 pub(crate) const SENDERS: Set = set(EDGE, "senders", INTERFACE, 4);
 /// Interfaces whose workloads may be called, if policy lets them.
@@ -178,6 +182,8 @@ pub(crate) fn sets(table: Table) -> Vec<Set> {
         STEPS,
         VARIANTS,
         ATTACHED,
+        GUARDED,
+        SPARED,
         SENDERS,
         RECEIVERS,
         OPEN_SENDERS,
@@ -231,6 +237,8 @@ pub(crate) const COUNTERS: [(&str, DropReason); 6] = {
 };
 /// Dropped without an entry of their own.
 pub(crate) const UNRECORDED: &str = "unrecorded";
+/// Refused, and not told although a rule says so: too many at once.
+pub(crate) const UNTOLD: &str = "untold";
 
 /// Largest id of a policy, class, row or variant that rules can carry from one map to the next.
 pub(crate) const NUMBER_MAX: u32 = u32::MAX >> 1;

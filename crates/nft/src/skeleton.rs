@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use bulkhead_model::host_policy::ClassId;
 
 use crate::fresh::Place;
+use crate::guard;
 use crate::message::Request;
 use crate::object::{Devices, Element, Table};
 use crate::rules::{self, Chains, Shape};
-use crate::schema::{self, COUNTERS, EDGE, FAMILIES, JUDGE, LAYOUT, LOG_GROUP, UNRECORDED};
+use crate::schema::{self, COUNTERS, EDGE, FAMILIES, JUDGE, LAYOUT, LOG_GROUP, UNRECORDED, UNTOLD};
 
 /// After destination NAT (-100) and everybody's filters (0), before source NAT (100): the caller's own address and
 /// the one that is really reached.
@@ -55,7 +56,7 @@ pub(crate) fn create(user_data: &[u8], counted: &Counted, shape: Shape) -> Vec<R
     let mut set_id = 0;
     for table in [JUDGE, EDGE] {
         requests.push(table.create(user_data));
-        for name in COUNTERS.iter().map(|(name, _)| *name).chain([UNRECORDED]) {
+        for name in COUNTERS.iter().map(|(name, _)| *name).chain([UNRECORDED, UNTOLD]) {
             let packets = counted.get(&(table, name.to_owned())).copied().unwrap_or(0);
             requests.push(table.counter(name, packets));
         }
@@ -74,6 +75,8 @@ pub(crate) fn create(user_data: &[u8], counted: &Counted, shape: Shape) -> Vec<R
     put_chains(EDGE, &rules::edge::chains(LOG_GROUP), &mut requests);
     for (name, hook, asked) in JUDGE_HOOKS {
         requests.push(JUDGE.base_chain(name, hook, PRIORITY, Devices::All));
+        // Before anything is let pass for what its connection is: whose an interface is comes first.
+        requests.push(JUDGE.rule(name, &rules::jump(guard::CHAIN)));
         let place = if name == "forward" { Place::Forward } else { Place::Local };
         requests.extend(rules::pass_fresh(place).iter().map(|rule| JUDGE.rule(name, rule)));
         requests.extend(asked.iter().map(|chain| JUDGE.rule(name, &rules::jump(chain))));

@@ -31,9 +31,16 @@ impl Agent {
             // start nothing is touched before its policy is known.
             if !first_start && self.config.is_workload_interface(&link.name) {
                 self.attach(Attachment::Interface(link.index));
+            } else if self.config.is_workload_interface(&link.name) {
+                self.spared.insert(link.index);
             }
         }
-        Ok(())
+        self.guard()
+    }
+
+    /// Says which interfaces are workloads' whoever claims them: that one appears is heard late.
+    fn guard(&mut self) -> Result<(), AgentError> {
+        Ok(self.dataplane.guard(&self.config.workload_interfaces, &self.spared)?)
     }
 
     pub(super) fn link_changed(&mut self, change: LinkChange) {
@@ -51,6 +58,12 @@ impl Agent {
             }
             LinkChange::Gone(link) => {
                 self.older_interfaces.remove(&link.index);
+                // Another one may get its number.
+                if self.spared.remove(&link.index)
+                    && let Err(error) = self.guard()
+                {
+                    tracing::warn!(interface = link.name, %error, "cannot forget an interface");
+                }
                 let there = Attachment::Interface(link.index);
                 if self.attached.remove(&there)
                     && let Err(error) = self.dataplane.detach(there)

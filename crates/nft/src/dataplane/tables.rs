@@ -11,11 +11,12 @@ use super::epochs::Settling;
 use super::{NftDataplane, failed};
 use crate::flows::Judge;
 use crate::groups::Groups;
+use crate::guard::{self, Guard};
 use crate::image::{Changes, Image};
 use crate::message::{Request, SUBSYSTEM_NFTABLES, messages};
 use crate::object::Element;
 use crate::rules::Shape;
-use crate::schema::{ATTACHED, EDGE, FENCE, JUDGE};
+use crate::schema::{ATTACHED, EDGE, FENCE, GUARDED, JUDGE, SPARED};
 use crate::socket::{Refused, Talker};
 use crate::{kernel, links, readback, requirements, rules, skeleton};
 
@@ -125,6 +126,16 @@ impl NftDataplane {
             requests.extend(skeleton::hook(ifindex, &name));
             ATTACHED.add(&[interface_element(ifindex)], &mut requests);
         }
+        if self.guard.is_none() && self.ours {
+            // Of an earlier process, until this one is told.
+            for set in [GUARDED, SPARED] {
+                let found = kernel::elements(&mut self.talker, set).unwrap_or_default();
+                set.add(&guard::in_order(found), &mut requests);
+            }
+        }
+        for (set, elements) in self.guard.iter().flat_map(Guard::elements) {
+            set.add(&elements, &mut requests);
+        }
         requests.extend(changes.requests().into_iter().flatten());
         self.transact(&requests)?;
         (self.shape, self.ours, self.disturbed) = (Some(image.shape()), true, false);
@@ -211,6 +222,34 @@ impl NftDataplane {
         Ok(changes)
     }
 
+    /// Has the tables close what the agent has named, before anybody is in charge of it.
+    pub(super) fn put_guard(&mut self) -> Result<(), DataplaneError> {
+        self.check_fence()?;
+        if !self.ours {
+            // With the tables that come.
+            return Ok(());
+        }
+        let mut requests = Vec::new();
+        for (set, wanted) in self.guard.iter().flat_map(Guard::elements) {
+            let found = kernel::elements(&mut self.talker, set).map_err(failed("read the tables"))?;
+            let found = guard::in_order(found);
+            if found != guard::in_order(wanted.clone()) {
+                set.remove(&found, &mut requests);
+                set.add(&wanted, &mut requests);
+            }
+        }
+        self.write(requests)
+    }
+
+    /// Whether the tables close what they have to.
+    fn guards(&mut self) -> bool {
+        let wanted = self.guard.as_ref().map(Guard::elements);
+        wanted.into_iter().flatten().all(|(set, wanted)| {
+            let found = kernel::elements(&mut self.talker, set);
+            found.is_ok_and(|found| guard::in_order(found) == guard::in_order(wanted))
+        })
+    }
+
     pub(super) fn put_groups(&mut self, groups: Groups) -> Result<(), DataplaneError> {
         let before = self.image.shape();
         let changes = self.image.set_groups(groups);
@@ -262,7 +301,8 @@ impl NftDataplane {
     /// Whether somebody else has changed a table of ours.
     pub(super) fn watch(&mut self) -> Result<(), DataplaneError> {
         if std::mem::take(&mut self.suspicious) {
-            self.disturbed |= !readback::read(&mut self.talker).is_ok_and(|found| found.is(&self.image));
+            let whole = readback::read(&mut self.talker).is_ok_and(|found| found.is(&self.image));
+            self.disturbed |= !whole || !self.guards();
         }
         loop {
             match self.tables.next() {

@@ -24,9 +24,15 @@ pub(crate) struct Numbers {
     variants: HashMap<Arc<Row>, Held>,
     /// Of the last one given out.
     last: u32,
+    /// Step functions that tell somebody of a refusal.
+    rejecting: usize,
     /// Elements in the kernel: steps, variants.
     pub(super) steps_used: u64,
     pub(super) variants_used: u64,
+}
+
+fn rejects(columns: &[Column]) -> bool {
+    columns.iter().any(|column| column.cell.reject)
 }
 
 impl Numbers {
@@ -35,6 +41,7 @@ impl Numbers {
         for (number, columns) in steps {
             self.steps_used += columns.len() as u64;
             self.last = self.last.max(number);
+            self.rejecting += usize::from(rejects(&columns));
             self.steps.insert(columns, Held { number, by: 0 });
         }
         for (number, row) in rows {
@@ -65,6 +72,11 @@ impl Numbers {
     /// Whether some row asks for source ports.
     pub(super) fn has_variants(&self) -> bool {
         !self.variants.is_empty()
+    }
+
+    /// Whether some row tells of a refusal.
+    pub(super) fn has_rejects(&self) -> bool {
+        self.rejecting > 0
     }
 
     /// Steps and variants that these rows would add.
@@ -111,6 +123,7 @@ impl Numbers {
         }
         self.last += 1;
         let number = self.last;
+        self.rejecting += usize::from(rejects(columns));
         self.steps.insert(Arc::clone(columns), Held { number, by: 1 });
         self.steps_used += columns.len() as u64;
         elements::steps(number, columns, changes.prepare(STEPS));
@@ -147,10 +160,12 @@ impl Numbers {
             self.variants_used -= parts.len() as u64;
             elements::variants(held.number, &parts, changes.drop_later(VARIANTS));
         }
-        let (steps_used, later) = (&mut self.steps_used, changes.drop_later(STEPS));
+        let (steps_used, rejecting) = (&mut self.steps_used, &mut self.rejecting);
+        let later = changes.drop_later(STEPS);
         self.steps.retain(|columns, held| {
             if held.by == 0 {
                 *steps_used -= columns.len() as u64;
+                *rejecting -= usize::from(rejects(columns));
                 elements::steps(held.number, columns, later);
             }
             held.by > 0

@@ -4,16 +4,16 @@ use bulkhead_model::flow::DropReason;
 use bulkhead_model::verdict::{Builtin, Direction, Verdict as Answer};
 
 use super::{
-    DECISION, DENIED, LABEL, Roles, SCRATCH, answered, count_and_drop, first_packet, goto, handshake, has,
-    joined, lacks, prefix, turned,
+    Chains, DECISION, DENIED, LABEL, Roles, SCRATCH, Shape, answered, count_and_drop, count_and_goto,
+    first_packet, goto, handshake, has, joined, lacks, prefix, tell, turned,
 };
 use crate::elements;
 use crate::expression::{Ct, Expression as E, Meta, Register, Tuple, Verdict};
 use crate::object::Set;
 use crate::schema::{
     self, ASK_BLOCKS, DEFAULT_ROW, FAMILIES, Family, GROUP, GROUP_EGRESS, GROUP_INGRESS, GROUP_NUMBERS,
-    GROUPS, HOST_EGRESS, HOST_INGRESS, HOST_INTERFACES, Kind, NAMED, NAMED_INGRESS, NAMES, ROWS, RULE_END,
-    STEPS, Subject, UNRECORDED, VARIANTS, Words,
+    GROUPS, HOST_EGRESS, HOST_INGRESS, HOST_INTERFACES, Kind, NAMED, NAMED_INGRESS, NAMES, REJECT, ROWS,
+    RULE_END, STEPS, Subject, UNRECORDED, VARIANTS, Words,
 };
 
 /// Where the number of a control group goes, beside keys.
@@ -359,8 +359,15 @@ pub(super) fn ask(question: &Question, outcome: &Outcome, variants: bool) -> Vec
 }
 
 /// A chain that refuses: counted in the connection's entry, told when that is made.
-pub(super) fn refuse(question: &Question, log_group: u16, variants: bool) -> Vec<Vec<E>> {
+pub(super) fn refuse(question: &Question, log_group: u16, shape: Shape, chains: &mut Chains) {
+    let variants = shape.variants;
     let mut rules = Vec::new();
+    let drop = |reason| {
+        if shape.rejects { count_and_goto(reason, question.chain("tell_")) } else { count_and_drop(reason) }
+    };
+    if shape.rejects {
+        chains.push((question.chain("tell_"), tell(question, variants)));
+    }
     if question.roles == Roles::Ports && question.subject != Subject::Labelled {
         // Its entry may have been lost, or the tables came after it: whoever began, if that was allowed, it goes on.
         let again = vec![E::Verdict(Verdict::Jump(question.first_try().trying()))];
@@ -379,14 +386,14 @@ pub(super) fn refuse(question: &Question, log_group: u16, variants: bool) -> Vec
             question.first(first),
             question.denied_key(reason),
             vec![E::Get { map: denied, key: 0, to: DENIED }],
-            count_and_drop(reason),
+            drop(reason),
         ]));
     }
     let add = E::Add { map: denied, key: 0, data: DENIED };
     // The rule; of a process, who it is, which nothing else tells.
     let told = if question.subject.kind() == Kind::Group { 1 } else { DENIED + 1 };
     let prefix = |reason| prefix(question.subject.kind(), reason, question.direction);
-    let tell =
+    let log =
         |reason| vec![E::SetMeta(Meta::Mark, told), E::Log { group: log_group, prefix: prefix(reason) }];
     for (first, reason) in seen {
         for row in rows(variants) {
@@ -396,8 +403,8 @@ pub(super) fn refuse(question: &Question, log_group: u16, variants: bool) -> Vec
                 question.decide(*row, DENIED + 1),
                 question.denied_key(reason),
                 vec![add.clone()],
-                if first { tell(reason) } else { Vec::new() },
-                count_and_drop(reason),
+                if first { log(reason) } else { Vec::new() },
+                drop(reason),
             ]));
         }
     }
@@ -406,14 +413,26 @@ pub(super) fn refuse(question: &Question, log_group: u16, variants: bool) -> Vec
     for (first, reason) in seen {
         let full = vec![E::Count(UNRECORDED)];
         let row = question.find_row(Row::Default);
-        rules.push(joined([question.first(first), row, full, count_and_drop(reason)]));
+        rules.push(joined([question.first(first), row, full, drop(reason)]));
     }
     rules.push(joined([
         question.denied_key(reason),
         vec![E::Immediate(DENIED, none), add],
-        tell(reason),
+        log(reason),
         count_and_drop(reason),
     ]));
     rules.push(joined([vec![E::Count(UNRECORDED)], count_and_drop(reason)]));
+    chains.push((question.refusing(), rules));
+}
+
+/// What is left of a refusal when it has been counted: whoever is refused is told, if the rule that refuses says so. Asked
+/// anew, since the entry that counts has the rule by which it was made.
+fn tell(question: &Question, variants: bool) -> Vec<Vec<E>> {
+    let mut rules = Vec::new();
+    for row in rows(variants) {
+        rules.push(joined([question.decide(*row, DECISION), has(REJECT, DECISION), goto(tell::CHAIN)]));
+        rules.push(joined([question.decide(*row, DECISION), vec![E::Verdict(Verdict::Drop)]]));
+    }
+    rules.push(vec![E::Verdict(Verdict::Drop)]);
     rules
 }

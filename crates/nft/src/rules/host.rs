@@ -5,8 +5,8 @@ use bulkhead_model::verdict::Direction;
 
 use super::ask::{self, Outcome, Question, ask, refuse};
 use super::{
-    Chains, ICMP, ICMPV6, Roles, SCRATCH, back, by_family, count_and_drop, edge, entry, goto, handshake,
-    joined, turned, way,
+    Chains, ICMP, ICMPV6, Roles, SCRATCH, Shape, back, by_family, count_and_drop, edge, entry, goto,
+    handshake, joined, turned, way,
 };
 use crate::expression::{Ct, Expression as E, Meta, RELATED, Tuple};
 use crate::schema::{ALLOW, Family, HOST_INTERFACES, Subject};
@@ -53,7 +53,8 @@ pub(super) fn entry(hook: Hook) -> Vec<Vec<E>> {
 }
 
 /// Every chain of one family.
-pub(super) fn chains(family: &'static Family, log_group: u16, variants: bool, chains: &mut Chains) {
+pub(super) fn chains(family: &'static Family, log_group: u16, shape: Shape, chains: &mut Chains) {
+    let variants = shape.variants;
     for direction in Direction::BOTH {
         let question = |subject, roles| Question::new(subject, family, direction, roles);
         // Taken the other way round, the other end is asked as well.
@@ -71,7 +72,7 @@ pub(super) fn chains(family: &'static Family, log_group: u16, variants: bool, ch
             let by_interface = question(Subject::HostInterface, roles);
             let by_address = question(Subject::HostAddress, roles);
             for (asked, nobody) in [(&by_interface, back()), (&by_address, goto(by_interface.name()))] {
-                chains.push((asked.refusing(), refuse(asked, log_group, variants)));
+                refuse(asked, log_group, shape, chains);
                 let (label, refuse) = (roles != Roles::Reversed, Some(asked.refusing()));
                 let outcome = Outcome { bit: ALLOW, label, then: back(), nobody, refuse };
                 chains.push((asked.name(), ask(asked, &outcome, variants)));

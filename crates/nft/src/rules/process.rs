@@ -10,7 +10,8 @@ use bulkhead_model::verdict::{Builtin, Direction, Verdict as Answer};
 use super::ask::{Outcome, Peer, Question, ask, called_group, caller_group, group_number, refuse, undecided};
 use super::host::{Hook, by_roles, infrastructure, loops};
 use super::{
-    Chains, LABEL, Roles, SCRATCH, back, by_family, count_and_drop, first_packet, goto, joined, jump, way,
+    Chains, LABEL, Roles, SCRATCH, Shape, back, by_family, count_and_drop, first_packet, goto, joined, jump,
+    way,
 };
 use crate::expression::{Ct, Expression as E, Meta, Tuple};
 use crate::schema::{ALLOW, Family, GROUPS, HOST_MAY, NAMED, Subject, Words};
@@ -70,12 +71,8 @@ pub(super) fn sockets(hook: Hook, levels: u32) -> Vec<Vec<E>> {
 }
 
 /// Every chain of one family.
-pub(super) fn chains(
-    family: &'static Family,
-    log_group: u16,
-    (variants, levels): (bool, u32),
-    chains: &mut Chains,
-) {
+pub(super) fn chains(family: &'static Family, log_group: u16, shape: Shape, chains: &mut Chains) {
+    let (variants, levels) = (shape.variants, shape.levels);
     for subject in subjects(levels) {
         for direction in Direction::BOTH {
             let question = |roles| Question::new(subject, family, direction, roles);
@@ -93,11 +90,11 @@ pub(super) fn chains(
                 let called = Question { peer, ..called };
                 let bit = if peer == Peer::Host { HOST_MAY } else { ALLOW };
                 let own = if peer == Peer::Address { from_neighbours(&called) } else { Vec::new() };
-                put(&called, bit, own, log_group, variants, chains);
+                put(&called, bit, own, log_group, shape, chains);
             }
             let calls = Question::new(subject, family, Direction::Egress, roles);
             if subject != Subject::Labelled {
-                put(&calls, ALLOW, to_loopback(&calls), log_group, variants, chains);
+                put(&calls, ALLOW, to_loopback(&calls), log_group, shape, chains);
             }
         }
     }
@@ -128,12 +125,12 @@ pub(super) fn by_families(levels: u32, chains: &mut Chains) {
     chains.push((SOCKETS.to_owned(), sockets(Hook::Input, levels)));
 }
 
-fn put(question: &Question, bit: u32, own: Vec<Vec<E>>, log_group: u16, variants: bool, chains: &mut Chains) {
+fn put(question: &Question, bit: u32, own: Vec<Vec<E>>, log_group: u16, shape: Shape, chains: &mut Chains) {
     let label = question.roles != Roles::Reversed && question.subject != Subject::Labelled;
     let outcome = Outcome { bit, label, then: back(), nobody: back(), refuse: Some(question.refusing()) };
-    chains.push((question.refusing(), refuse(question, log_group, variants)));
+    refuse(question, log_group, shape, chains);
     let mut rules = own;
-    rules.extend(ask(question, &outcome, variants));
+    rules.extend(ask(question, &outcome, shape.variants));
     chains.push((question.name(), rules));
 }
 
