@@ -14,6 +14,8 @@ use crate::process::Process;
 use crate::wait::eventually;
 use crate::workload::Workload;
 
+mod trouble;
+
 /// Where the controller listens, in the fabric.
 const API: &str = "10.200.0.1:7440";
 const AGENTS: &str = "10.200.0.1:7441";
@@ -58,6 +60,8 @@ pub struct Bulkhead {
     controller: Option<Process>,
     agents: BTreeMap<String, Agent>,
     binary: PathBuf,
+    /// More arguments for the controller, when it is started next.
+    pub controller_arguments: Vec<String>,
     /// Where all this happens.
     pub lab: Lab,
 }
@@ -105,7 +109,13 @@ impl Bulkhead {
             let options = options.get(&host.name).cloned().unwrap_or_default();
             (host.name.clone(), Agent { host: host.name.clone(), socket, options, process: None })
         });
-        Self { controller: None, agents: agents.collect(), binary: binary.into(), lab }
+        Self {
+            controller: None,
+            agents: agents.collect(),
+            binary: binary.into(),
+            controller_arguments: Vec::new(),
+            lab,
+        }
     }
 
     /// Starts the controller and waits until it is ready.
@@ -115,20 +125,13 @@ impl Bulkhead {
     pub fn start_controller(&mut self) -> Result<()> {
         let mut command = Command::new(&self.binary);
         command.args(["controller", "--listen", API, "--listen-agents", AGENTS, "--data-dir"]);
-        command.arg(self.lab.directory().join("controller"));
+        command.arg(self.lab.directory().join("controller")).args(&self.controller_arguments);
         plain(&mut command);
         let log = self.lab.directory().join("controller.log");
         let mut process = Process::start(&self.lab.fabric, command, &log, &self.lab.ledger())?;
         eventually("the controller is ready", || alive(&mut process, || self.status()))?;
         self.controller = Some(process);
         Ok(())
-    }
-
-    /// SIGKILL for the controller.
-    pub fn kill_controller(&mut self) {
-        if let Some(mut process) = self.controller.take() {
-            process.kill();
-        }
     }
 
     /// All the controller has logged.
@@ -189,31 +192,6 @@ impl Bulkhead {
 
     fn state_directory(&self, host: &str) -> PathBuf {
         self.lab.directory().join(format!("{host}.state"))
-    }
-
-    /// SIGKILL for a host's agent.
-    pub fn kill_agent(&mut self, host: &str) {
-        if let Some(mut process) = self.agents.get_mut(host).and_then(|agent| agent.process.take()) {
-            process.kill();
-        }
-    }
-
-    /// SIGTERM for a host's agent; answers whether it ended well.
-    pub fn stop_agent(&mut self, host: &str) -> bool {
-        let process = self.agents.get_mut(host).and_then(|agent| agent.process.take());
-        process.is_some_and(|mut process| process.stop().is_some_and(|status| status.success()))
-    }
-
-    /// What a reboot does to a host whose agent does not run: everything in the kernel goes.
-    ///
-    /// # Errors
-    /// If the clean-up fails.
-    pub fn clean_kernel(&self, host: &str) -> Result<()> {
-        let mut command = self.agent_command(host);
-        command.arg("--cleanup");
-        let output = self.lab.host(host).netns.run(|| Ok(command.output()?))?;
-        ensure!(output.status.success(), "cleanup: {}", String::from_utf8_lossy(&output.stderr));
-        Ok(())
     }
 
     /// A host's agent.

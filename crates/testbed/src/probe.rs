@@ -108,7 +108,8 @@ pub fn matrix(
     })
 }
 
-fn probe_here(probes: &[Probe], wait: Duration) -> Result<Vec<Outcome>> {
+/// In the namespace of this thread.
+pub(crate) fn probe_here(probes: &[Probe], wait: Duration) -> Result<Vec<Outcome>> {
     let mut attempts = Vec::with_capacity(probes.len());
     for probe in probes {
         attempts.push(begin(*probe)?);

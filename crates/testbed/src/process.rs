@@ -63,11 +63,16 @@ impl Process {
         let _ = self.child.wait();
     }
 
+    /// A signal, and nothing waited for.
+    pub(crate) fn signal(&self, signal: Signal) {
+        if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
+            let _ = kill_process(pid, signal);
+        }
+    }
+
     /// SIGTERM, and waits for its end; SIGKILL if it takes longer than [`STOP_TIME`].
     pub fn stop(&mut self) -> Option<ExitStatus> {
-        if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
-            let _ = kill_process(pid, Signal::TERM);
-        }
+        self.signal(Signal::TERM);
         let deadline = Instant::now() + STOP_TIME;
         while Instant::now() < deadline {
             if let Some(status) = self.ended() {

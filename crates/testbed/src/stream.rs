@@ -76,6 +76,21 @@ impl UdpStream {
         rate: u32,
         ports: usize,
     ) -> Result<Self> {
+        Self::start_from(from, to, SocketAddr::new(address, port), rate, vec![0; ports.max(1)])
+    }
+
+    /// As [`UdpStream::start`], from these source ports in turn; 0 is any that is free.
+    ///
+    /// # Errors
+    /// If a namespace is gone or the receiver's port is taken.
+    pub fn start_from(
+        from: &Workload,
+        to: &Workload,
+        target: SocketAddr,
+        rate: u32,
+        sources: Vec<u16>,
+    ) -> Result<Self> {
+        let (address, port) = (target.ip(), target.port());
         let socket = to.netns.run(|| {
             // Any address: the one that is meant may not be there yet.
             let socket =
@@ -92,8 +107,7 @@ impl UdpStream {
         };
         let sender = {
             let (shared, path) = (Arc::clone(&shared), from.netns.path());
-            let to = SocketAddr::new(address, port);
-            std::thread::spawn(move || send(&path, to, rate, ports.max(1), &shared))
+            std::thread::spawn(move || send(&path, target, rate, &sources, &shared))
         };
         Ok(Self { shared, stop_receiver, sender: Some(sender), receiver: Some(receiver) })
     }
@@ -175,11 +189,11 @@ fn receive(socket: &UdpSocket, shared: &Shared, stop: &AtomicBool) {
     }
 }
 
-fn send(namespace: &std::path::Path, to: SocketAddr, rate: u32, ports: usize, shared: &Shared) {
+fn send(namespace: &std::path::Path, to: SocketAddr, rate: u32, sources: &[u16], shared: &Shared) {
     let any = unspecified(to.ip());
     let open = || -> Result<Vec<UdpSocket>> {
         enter(namespace)?;
-        (0..ports).map(|_| UdpSocket::bind((any, 0)).map_err(Into::into)).collect()
+        sources.iter().map(|source| UdpSocket::bind((any, *source)).map_err(Into::into)).collect()
     };
     // Without sockets nothing is sent, which every caller's figures show.
     let Ok(sockets) = open() else { return };

@@ -1,40 +1,38 @@
-//! Agents that are killed, restarted and rebooted under traffic.
+//! Agents that are killed, hung, restarted and rebooted under traffic.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use anyhow::ensure;
-use bulkhead_testbed::{Family, HOSTS, PingPong, Protocol, UdpStream, eventually, expected};
+use bulkhead_testbed::{
+    AgentOptions, Bulkhead, Example, Family, HOSTS, Lab, OTHER_PORT, Outcome, PingPong, Protocol, UdpStream,
+    eventually, expected, find_binary,
+};
 
-use crate::common::example;
+use crate::common::{example, member, wait_outcome};
+use crate::traffic::Traffic;
 
 #[test]
 fn an_agent_killed_and_restarted_under_traffic_loses_and_leaks_nothing() {
     let mut example = example("bt-kill");
     example.apply().unwrap();
     example.wait_expected().unwrap();
-    let of = |name: &str| example.workload(name);
-    // Both ends on hosts whose agents die; inside an application every port is allowed.
-    let (from, to, stranger) = (of("order-web"), of("geo-check"), of("ip-map"));
-    let v6 = UdpStream::start(from, to, to.v6.into(), 7001, 1000, 8).unwrap();
-    let v4 = UdpStream::start(from, to, to.v4.into(), 7002, 1000, 8).unwrap();
-    let forbidden = UdpStream::start(stranger, to, to.v4.into(), 7003, 1000, 8).unwrap();
-    let tcp = PingPong::start(of("credit-check-eu"), SocketAddr::new(of("ip-map").v4.into(), 8084)).unwrap();
-    let wait_sent = |count: u64| {
-        eventually("traffic flows", || {
-            ensure!(v4.so_far().sent > count && tcp.round_trips() > 100);
-            Ok(())
-        })
-        .unwrap();
+    let Example { members, bulkhead } = &mut example;
+    let of = |name: &str| {
+        let (_, member) = members.iter().find(|(component, _)| component.name == name).unwrap();
+        &member.workload
     };
-    wait_sent(500);
+    // Both ends on hosts whose agents die; inside an application every port is allowed.
+    let traffic = Traffic::start(of("order-web"), of("ip-map"), of("geo-check"), OTHER_PORT);
+    // Between applications, by a policy with a port.
+    let tcp = PingPong::start(of("credit-check-eu"), SocketAddr::new(of("ip-map").v4.into(), 8084)).unwrap();
     for _ in 0..2 {
         for host in ["host-1", "host-2"] {
-            example.bulkhead.kill_agent(host);
-            wait_sent(v4.so_far().sent + 300);
-            example.bulkhead.start_agent(host).unwrap();
-            example.bulkhead.wait_connected().unwrap();
-            wait_sent(v4.so_far().sent + 300);
+            bulkhead.kill_agent(host);
+            traffic.goes_on();
+            bulkhead.start_agent(host).unwrap();
+            bulkhead.wait_connected().unwrap();
+            traffic.goes_on();
         }
     }
     let talked = tcp.round_trips();
@@ -43,12 +41,107 @@ fn an_agent_killed_and_restarted_under_traffic_loses_and_leaks_nothing() {
         Ok(())
     })
     .unwrap();
-    let (v4, v6, forbidden) = (v4.finish(), v6.finish(), forbidden.finish());
-    assert_eq!((v4.lost(), v6.lost(), forbidden.received), (0, 0, 0), "{v4:?} {v6:?} {forbidden:?}");
-    assert!(v4.sent > 2_000 && forbidden.sent > 2_000, "{v4:?} {forbidden:?}");
-    assert!(v4.longest_gap < Duration::from_secs(1), "{v4:?}");
+    traffic.end("agents killed");
     assert_eq!(tcp.finish().broken, None);
     example.check(Family::V4, |component| Protocol::Tcp(component.port), expected).unwrap();
+}
+
+const SECOND_TOO: &str = "
+apiVersion: bulkhead.dev/v1
+kind: Policy
+metadata: {name: server}
+spec:
+  appliesTo: role == 'server'
+  ingress:
+  - action: Allow
+    from: {selector: role == 'client' || role == 'second'}
+";
+
+const LATE_TOO: &str = "
+apiVersion: bulkhead.dev/v1
+kind: Policy
+metadata: {name: server}
+spec:
+  appliesTo: role == 'server'
+  ingress:
+  - action: Allow
+    from: {selector: role == 'client' || role == 'late'}
+";
+
+#[test]
+fn a_hung_agent_leaves_in_force_what_was_and_hears_of_the_rest_when_it_goes_on() {
+    let lab = Lab::new("bt-hung", &["host-1", "host-2"]).unwrap();
+    let registrations = lab.directory().join("registrations");
+    std::fs::create_dir_all(&registrations).unwrap();
+    // An agent is unseen after a second, and its workloads are kept for long.
+    let config = lab.directory().join("controller.yaml");
+    std::fs::write(&config, "leaseMs: 1000\ngraceMs: 600000\n").unwrap();
+    let watch = ["--workload-dir".to_owned(), registrations.display().to_string()];
+    let options = AgentOptions { arguments: watch.into(), ..AgentOptions::default() };
+    let options = BTreeMap::from([("host-1".to_owned(), options)]);
+    let mut bulkhead = Bulkhead::without_processes(lab, &find_binary().unwrap(), &options);
+    bulkhead.controller_arguments = vec!["--config".to_owned(), config.display().to_string()];
+    bulkhead.start_controller().unwrap();
+    bulkhead.start_agents().unwrap();
+    bulkhead.wait_connected().unwrap();
+    let server = member(&bulkhead, "host-2", "server", &[("role", "server")], &[5000]);
+    let of = |name: &str| member(&bulkhead, "host-1", name, &[("role", name)], &[5000]);
+    let (client, second, stranger) = (of("client"), of("second"), of("stranger"));
+    let server = &server.workload;
+    bulkhead.apply_text("server.yaml", SECOND_TOO).unwrap();
+    wait_outcome(&client.workload, server, Protocol::Tcp(5000), Outcome::Reached);
+    wait_outcome(&second.workload, server, Protocol::Tcp(5000), Outcome::Reached);
+    wait_outcome(&stranger.workload, server, Protocol::Tcp(5000), Outcome::Silent);
+    let traffic = Traffic::start(&client.workload, &stranger.workload, server, 5000);
+    let revoked = PingPong::start(&second.workload, SocketAddr::new(server.v4.into(), 5000)).unwrap();
+
+    let hosts = ["host-1", "host-2"];
+    hosts.iter().for_each(|host| bulkhead.hang_agent(host));
+    eventually("the controller has not heard of them for a lease", || {
+        for host in hosts {
+            let session = bulkhead.agent_session(host)?;
+            ensure!(session["connected"] == false, "{session}");
+        }
+        Ok(())
+    })
+    .unwrap();
+    let listed = bulkhead.json(&["get", "workloads"]).unwrap().to_string();
+    assert!(listed.contains("client.host-1") && listed.contains("server.host-2"), "kept: {listed}");
+    // A change of policy, and a new workload for which it is.
+    let change = bulkhead.file("late.yaml", LATE_TOO).unwrap();
+    bulkhead.ok(&["apply", "-f", &change.display().to_string()]).unwrap();
+    let late = bulkhead.lab.workload("host-1", "late").unwrap();
+    let text = format!("name: late\nlabels: {{role: late}}\nnetns: {}\n", late.netns.path().display());
+    std::fs::write(registrations.join("late.yaml"), text).unwrap();
+    let early = UdpStream::start(&late, server, server.v4.into(), 7010, 500, 8).unwrap();
+    traffic.goes_on();
+    let talked = revoked.round_trips();
+    eventually("what was in force is", || {
+        ensure!(revoked.round_trips() > talked + 20 && early.so_far().sent > 200, "{:?}", early.so_far());
+        Ok(())
+    })
+    .unwrap();
+    assert_eq!(early.so_far().received, 0, "whom nobody knows does not get in: {:?}", early.so_far());
+
+    hosts.iter().for_each(|host| bulkhead.wake_agent(host));
+    wait_outcome(&late, server, Protocol::Tcp(5000), Outcome::Reached);
+    eventually("what is allowed no longer is cut", || {
+        ensure!(revoked.has_stalled(), "{} round trips", revoked.round_trips());
+        Ok(())
+    })
+    .unwrap();
+    bulkhead.wait_connected().unwrap();
+    for host in hosts {
+        eventually("the controller sees them again", || {
+            let session = bulkhead.agent_session(host)?;
+            ensure!(session["connected"] == true, "{session}");
+            Ok(())
+        })
+        .unwrap();
+    }
+    traffic.goes_on();
+    traffic.end("agents hung");
+    assert!(revoked.finish().broken.is_some());
 }
 
 #[test]

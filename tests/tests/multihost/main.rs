@@ -5,7 +5,9 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails here")]
 
 mod common;
+mod traffic;
 
+mod addresses;
 mod agents;
 mod changes;
 mod containers;
