@@ -48,6 +48,8 @@ pub struct Config {
     /// Names of interfaces (`*` stands for anything at the end) that belong to workloads. One that appears
     /// while the agent runs is closed at once, before anybody knows whose it is.
     pub workload_interfaces: Vec<String>,
+    /// Whether the kernel keeps them closed by itself until an agent is in charge, also while none runs.
+    pub fence: bool,
     /// What happens to connections of endpoints that no policy speaks of.
     pub default_posture: Verdict,
     /// What enforces in the kernel.
@@ -67,6 +69,7 @@ impl Default for Config {
             docker_socket: None,
             workload_directory: None,
             workload_interfaces: Vec::new(),
+            fence: false,
             default_posture: Verdict::Allow,
             dataplane: DataplaneChoice::Auto,
             sweep_interval_ms: 5_000,

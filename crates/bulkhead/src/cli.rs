@@ -211,6 +211,9 @@ pub(crate) struct AgentSettings {
     /// [default: veth* with Docker, else none]
     #[arg(long = "workload-interface", value_name = "PATTERN")]
     pub(crate) workload_interfaces: Vec<String>,
+    /// Have the kernel keep new interfaces of these names closed while no agent runs, at a cost for every packet (Linux 6.17)
+    #[arg(long)]
+    pub(crate) fence: bool,
     /// What happens to connections of endpoints that no policy speaks of [default: allow]
     #[arg(long, value_name = "VERDICT")]
     pub(crate) default_posture: Option<Posture>,

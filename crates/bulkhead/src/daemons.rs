@@ -50,7 +50,7 @@ pub(crate) async fn agent(common: &Common, args: &AgentArgs) -> Result<(), Failu
     if args.cleanup {
         return dataplanes::cleanup(&pins).map_err(describe);
     }
-    let dataplane = dataplanes::open(config.dataplane, &pins).map_err(describe)?;
+    let dataplane = dataplanes::open(config.dataplane, config.fence, &pins).map_err(describe)?;
     bulkhead_agent::run(config, dataplane, stop_signal()?).await.map_err(describe)
 }
 
@@ -61,7 +61,7 @@ pub(crate) async fn standalone(common: &Common, args: &StandaloneArgs) -> Result
     let mut agent = agent_config(agent, common, &args.agent)?;
     // Whatever the kernel lacks is said before anything runs.
     let pins = pin_directory(&args.agent, &agent.host);
-    let dataplane = dataplanes::open(agent.dataplane, &pins).map_err(describe)?;
+    let dataplane = dataplanes::open(agent.dataplane, agent.fence, &pins).map_err(describe)?;
     let shutdown = stop_signal()?;
     let mut running = bulkhead_controller::start(controller).await.map_err(describe)?;
     agent.controller = format!("http://{}", running.agents);
@@ -102,6 +102,7 @@ fn agent_config(
         docker,
         workload_dir,
         workload_interfaces,
+        fence,
         default_posture,
         sweep_interval_ms,
         dataplane,
@@ -136,6 +137,7 @@ fn agent_config(
     if config.workload_interfaces.is_empty() && config.docker_socket.is_some() {
         config.workload_interfaces.push(DOCKER_INTERFACES.into());
     }
+    config.fence |= fence;
     match default_posture {
         Some(Posture::Allow) => config.default_posture = Verdict::Allow,
         Some(Posture::Deny) => config.default_posture = Verdict::Deny,

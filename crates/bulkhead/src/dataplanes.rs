@@ -5,7 +5,7 @@ use std::path::Path;
 use bulkhead_agent::DataplaneChoice;
 use bulkhead_dataplane::{Dataplane, DataplaneError, Handover};
 use bulkhead_ebpf::EbpfDataplane;
-use bulkhead_nft::NftDataplane;
+use bulkhead_nft::{Fence, Fenced, NftDataplane};
 
 fn ebpf(pins: &Path) -> Result<Box<dyn Dataplane>, DataplaneError> {
     let dataplane = EbpfDataplane::open(pins, bulkhead_ebpf::Capacities::default())?;
@@ -18,7 +18,12 @@ fn nftables() -> Result<Box<dyn Dataplane>, DataplaneError> {
 }
 
 /// Opens the one that was asked for, or that this host can do; what another left stays in force until it has taken over.
-pub(crate) fn open(choice: DataplaneChoice, pins: &Path) -> Result<Box<dyn Dataplane>, DataplaneError> {
+/// `fence`: whether the kernel keeps new interfaces closed by itself.
+pub(crate) fn open(
+    choice: DataplaneChoice,
+    fence: bool,
+    pins: &Path,
+) -> Result<Box<dyn Dataplane>, DataplaneError> {
     let (current, because) = match choice {
         DataplaneChoice::Ebpf => (ebpf(pins)?, None),
         DataplaneChoice::Nftables => (nftables()?, None),
@@ -45,11 +50,18 @@ pub(crate) fn open(choice: DataplaneChoice, pins: &Path) -> Result<Box<dyn Datap
     if let Some(previous) = &previous {
         tracing::info!(from = previous.name(), to = current.name(), "taking over from another dataplane");
     }
-    Ok(Box::new(Handover::new(current, previous, because)))
+    let dataplane = Box::new(Handover::new(current, previous, because));
+    if fence {
+        return Ok(Box::new(Fenced::new(dataplane)));
+    }
+    // One that is not asked for any more would close what nobody opens.
+    Fence::remove()?;
+    Ok(dataplane)
 }
 
 /// Removes every trace of every dataplane.
 pub(crate) fn cleanup(pins: &Path) -> Result<(), DataplaneError> {
+    Fence::remove()?;
     if NftDataplane::is_there()? {
         nftables()?.cleanup()?;
     }

@@ -1,13 +1,20 @@
 //! A fence that the kernel keeps: an interface that is a workload's by its name is closed from the moment it appears, also
 //! while no agent runs, until somebody is in charge of it.
 //!
-//! A table of its own beside those of a dataplane, for either kind of those. Hooks by the beginning of a name need Linux
-//! 6.16 (`NFTA_DEVICE_PREFIX`: 6.17).
+//! A table of its own beside those of a dataplane, of either kind. It stands at the interfaces themselves, so it also keeps back
+//! what a bridge would carry, and every packet pays for asking (docs/benchmarks.md): whoever wants it says so. Hooks by the
+//! beginning of a name need Linux 6.17 (`NFTA_DEVICE_PREFIX`).
 
 use std::collections::BTreeSet;
 use std::io;
+use std::net::IpAddr;
+use std::os::fd::BorrowedFd;
 
-use bulkhead_dataplane::DataplaneError;
+use bulkhead_dataplane::{Applied, Dataplane, DataplaneError, DataplaneStats, SweepStats};
+use bulkhead_model::Direction;
+use bulkhead_model::flow::RawFlow;
+use bulkhead_model::host_policy::{Attachment, Cell, HostDelta, HostPolicy};
+use bulkhead_model::ports::PortKey;
 
 use crate::expression::{Expression, Meta, Register, Verdict};
 use crate::kernel;
@@ -17,7 +24,7 @@ use crate::skeleton;
 use crate::socket::Talker;
 
 const TABLE: Table = Table { family: NETDEV, name: "bulkhead-fence" };
-/// Interfaces that somebody is or was in charge of, or that were there before the fence.
+/// Interfaces that somebody is in charge of, or that are left alone.
 const CLAIMED: Set = schema::set(TABLE, "claimed", BYTES, 4);
 /// Packets that it has kept back.
 const KEPT_BACK: &str = "kept_back";
@@ -34,16 +41,14 @@ pub struct Fence {
 }
 
 impl Fence {
-    /// Raises the fence for interfaces of these names (`veth*` or whole ones), or changes it to them. `open`: those that
-    /// stay as they are, on top of what an earlier one let through.
+    /// Raises the fence for interfaces of these names (`veth*` or whole ones), whatever fence there was before. `open`:
+    /// those that it lets through.
     ///
     /// # Errors
     /// [`DataplaneError::Requirement`] where the kernel has no hooks by the beginning of a name.
     pub fn raise(patterns: &[String], open: BTreeSet<u32>) -> Result<Self, DataplaneError> {
-        let mut talker = Talker::open().map_err(failed("open a netlink socket"))?;
-        let mut claimed = open;
-        claimed.extend(claimed_before(&mut talker).map_err(failed("read the fence"))?);
-        let mut fence = Self { talker, patterns: patterns.to_vec(), claimed };
+        let talker = Talker::open().map_err(failed("open a netlink socket"))?;
+        let mut fence = Self { talker, patterns: patterns.to_vec(), claimed: open };
         fence.rebuild()?;
         Ok(fence)
     }
@@ -52,13 +57,13 @@ impl Fence {
     pub fn is_there() -> Result<bool, DataplaneError> {
         // A kernel without nftables has none.
         let Ok(mut talker) = Talker::open() else { return Ok(false) };
-        is_there(&mut talker).map_err(failed("look for the fence"))
+        Ok(is_there(&mut talker).unwrap_or(false))
     }
 
     /// Takes the fence away, if there is one.
     pub fn remove() -> Result<(), DataplaneError> {
         let Ok(mut talker) = Talker::open() else { return Ok(()) };
-        if is_there(&mut talker).map_err(failed("look for the fence"))? {
+        if is_there(&mut talker).unwrap_or(false) {
             let removed = talker.transact(&[TABLE.delete()]);
             removed.map_err(|refused| failed("remove the fence")(refused.error))?;
         }
@@ -137,14 +142,120 @@ fn is_there(talker: &mut Talker) -> io::Result<bool> {
     talker.one(&TABLE.get(), |_| Some(())).map(|found| found.is_some())
 }
 
-fn claimed_before(talker: &mut Talker) -> io::Result<BTreeSet<u32>> {
-    let number = |element: &Element| match element {
-        Element::Key { key, .. } => key.get(..4)?.try_into().ok().map(u32::from_ne_bytes),
-        _ => None,
-    };
-    Ok(kernel::elements(talker, CLAIMED)?.iter().filter_map(number).collect())
-}
-
 fn failed(context: &'static str) -> impl Fn(io::Error) -> DataplaneError {
     move |error| DataplaneError::io(context, error)
+}
+
+/// A dataplane behind a fence, which is opened for each interface once that is in charge of it.
+pub struct Fenced {
+    inner: Box<dyn Dataplane>,
+    fence: Option<Fence>,
+}
+
+impl std::fmt::Debug for Fenced {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Fenced").field("inner", &self.inner.name()).field("fence", &self.fence).finish()
+    }
+}
+
+impl Fenced {
+    /// No fence is raised before [`Dataplane::guard`] says for whom.
+    pub fn new(inner: Box<dyn Dataplane>) -> Self {
+        Self { inner, fence: None }
+    }
+}
+
+impl Dataplane for Fenced {
+    fn name(&self) -> &'static str {
+        self.inner.name()
+    }
+
+    fn chosen_because(&self) -> Option<&str> {
+        self.inner.chosen_because()
+    }
+
+    fn cannot_enforce(&self, attachment: Attachment) -> Option<String> {
+        self.inner.cannot_enforce(attachment)
+    }
+
+    fn guard(&mut self, names: &[String], spared: &BTreeSet<u32>) -> Result<(), DataplaneError> {
+        self.inner.guard(names, spared)?;
+        if names.is_empty() {
+            self.fence = None;
+            return Fence::remove();
+        }
+        let mut open = spared.clone();
+        open.extend(self.inner.attached()?.into_iter().filter_map(|attachment| match attachment {
+            Attachment::Interface(ifindex) => Some(ifindex),
+            _ => None,
+        }));
+        self.fence = Some(Fence::raise(names, open)?);
+        Ok(())
+    }
+
+    fn attach(&mut self, attachment: Attachment) -> Result<(), DataplaneError> {
+        self.inner.attach(attachment)?;
+        match (attachment, &mut self.fence) {
+            (Attachment::Interface(ifindex), Some(fence)) => fence.open(ifindex),
+            _ => Ok(()),
+        }
+    }
+
+    fn detach(&mut self, attachment: Attachment) -> Result<(), DataplaneError> {
+        self.inner.detach(attachment)
+    }
+
+    fn attached(&self) -> Result<BTreeSet<Attachment>, DataplaneError> {
+        self.inner.attached()
+    }
+
+    fn replace(&mut self, policy: &HostPolicy) -> Result<Applied, DataplaneError> {
+        self.inner.replace(policy)
+    }
+
+    fn apply(&mut self, delta: &HostDelta) -> Result<Applied, DataplaneError> {
+        self.inner.apply(delta)
+    }
+
+    fn poll(&mut self, sink: &mut dyn FnMut(RawFlow)) -> Result<(), DataplaneError> {
+        self.inner.poll(sink)
+    }
+
+    fn event_fd(&self) -> Option<BorrowedFd<'_>> {
+        self.inner.event_fd()
+    }
+
+    fn sweep(&mut self, now_ns: u64, sink: &mut dyn FnMut(RawFlow)) -> Result<SweepStats, DataplaneError> {
+        self.fence.as_mut().map_or(Ok(()), Fence::repair)?;
+        self.inner.sweep(now_ns, sink)
+    }
+
+    fn stats(&self) -> Result<DataplaneStats, DataplaneError> {
+        self.inner.stats()
+    }
+
+    fn lookup(
+        &self,
+        attachment: Attachment,
+        direction: Direction,
+        peer: IpAddr,
+        key: PortKey,
+        source_port: u16,
+    ) -> Result<Option<Cell>, DataplaneError> {
+        self.inner.lookup(attachment, direction, peer, key, source_port)
+    }
+
+    fn read_back(&self) -> Result<HostPolicy, DataplaneError> {
+        self.inner.read_back()
+    }
+
+    fn generation(&self) -> u64 {
+        self.inner.generation()
+    }
+
+    fn cleanup(&mut self) -> Result<(), DataplaneError> {
+        self.inner.cleanup()?;
+        self.fence = None;
+        Fence::remove()
+    }
 }

@@ -34,4 +34,4 @@ mod socket;
 
 pub use capacities::Capacities;
 pub use dataplane::NftDataplane;
-pub use fence::Fence;
+pub use fence::{Fence, Fenced};

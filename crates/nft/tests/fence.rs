@@ -39,8 +39,8 @@ fn what_appears_is_closed_until_somebody_is_in_charge_of_it() {
     drop(fence);
     let meanwhile = Namespace::workload("wl2", 5);
     assert_eq!((both(&meanwhile, 5), both(&new, 3)), ((false, false), (true, true)));
-    // The next one knows what was open.
-    let mut fence = Fence::raise(&["wl*".into()], [].into()).unwrap();
+    // The next one is in charge of what was open.
+    let mut fence = Fence::raise(&["wl*".into()], [ifindex("wl0"), ifindex("wl1")].into()).unwrap();
     assert_eq!((both(&meanwhile, 5), both(&new, 3)), ((false, false), (true, true)));
     assert_eq!(both(&named, 4), (true, true), "it is nobody's by its name any more");
     // Somebody flushes everything, and an interface comes again under the name of one that was open.

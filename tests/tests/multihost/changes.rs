@@ -5,10 +5,11 @@ use std::path::Path;
 
 use anyhow::ensure;
 use bulkhead_testbed::{
-    Example, Family, HOSTS, OTHER_PORT, Outcome, PingPong, Protocol, Server, UdpStream, eventually, expected,
+    Example, Family, HOSTS, OTHER_PORT, Outcome, PingPong, Protocol, Server, UdpStream, Workload, eventually,
+    expected,
 };
 
-use crate::common::{example, member, outcome, start, wait_outcome};
+use crate::common::{example, member, outcome, start, start_with, wait_address, wait_outcome};
 
 #[test]
 fn live_connections_end_with_the_label_or_the_policy_that_allowed_them() {
@@ -140,6 +141,31 @@ fn interfaces_that_appear_are_closed_before_a_packet_passes() {
         leaked += report.received;
     }
     assert_eq!(leaked, 0, "of {sent} packets of twelve workloads that nobody claimed");
+}
+
+#[test]
+fn interfaces_that_appear_while_no_agent_runs_are_kept_back_by_the_fence() {
+    let mut bulkhead = start_with("bt-fence", &["host-1", "host-2"], &["--fence"]);
+    let sink = member(&bulkhead, "host-2", "sink", &[("role", "sink")], &[5000]);
+    let old = member(&bulkhead, "host-1", "old", &[("role", "old")], &[5000]);
+    bulkhead.kill_agent("host-1");
+    let new = bulkhead.lab.workload("host-1", "new").unwrap();
+    let reaches = |from: &Workload, wanted| {
+        wait_address(from, sink.workload.v4.into(), Protocol::Tcp(5000), wanted);
+    };
+    reaches(&old.workload, Outcome::Reached);
+    let out = UdpStream::start(&new, &sink.workload, sink.workload.v4.into(), 7001, 4000, 4).unwrap();
+    eventually("it has sent", || {
+        ensure!(out.so_far().sent > 500);
+        Ok(())
+    })
+    .unwrap();
+    let report = out.so_far();
+    assert_eq!(report.received, 0, "{report:?}");
+    bulkhead.start_agent("host-1").unwrap();
+    bulkhead.register(&new, &[("role", "new")]).unwrap();
+    reaches(&new, Outcome::Reached);
+    reaches(&old.workload, Outcome::Reached);
 }
 
 fn entries_written(example: &Example) -> Vec<u64> {
