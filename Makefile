@@ -17,9 +17,6 @@ export BULKHEAD_BIN ?= $(abspath $(TARGET)/release/bulkhead)
 ORACLE_ROUNDS ?= 600
 ORACLE_SEED ?= 1
 
-# What nftables does not do, forwarded traffic of host endpoints: docs/design/004-nftables.md.
-NOT_NFTABLES := --skip what_a_host_forwards_is_judged_at_its_interface
-
 # Seconds that each fuzz target runs.
 FUZZ_SECONDS ?= 60
 # Seconds for which random histories go through both dataplanes, side by side, and the first one's number: others each time.
@@ -56,7 +53,7 @@ demo-clean: root ## Remove what a demo with KEEP=1 left
 .PHONY: test
 test: root build test-deps conformance oracle-short ## Run every test, those on real kernels, hosts and containers too
 	$(CARGO) test --locked --workspace
-	BULKHEAD_DATAPLANE=nftables $(CARGO) test --locked -p bulkhead-tests -- $(NOT_NFTABLES)
+	BULKHEAD_DATAPLANE=nftables $(CARGO) test --locked -p bulkhead-tests
 
 .PHONY: conformance
 conformance: build ## Run the public policy cases, where they lie beside the checkout

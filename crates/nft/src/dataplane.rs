@@ -149,18 +149,9 @@ fn applied(started: Instant, changes: &Changes) -> Applied {
     Applied { entries_written, entries_deleted, duration: started.elapsed() }
 }
 
-/// What this backend does not know.
-fn no_forwarding(attachment: Attachment) -> DataplaneError {
-    requirements::missing("eBPF", format!("the nftables dataplane cannot enforce at {attachment}"))
-}
-
 impl Dataplane for NftDataplane {
     fn name(&self) -> &'static str {
         "nftables"
-    }
-
-    fn cannot_enforce(&self, attachment: Attachment) -> Option<String> {
-        matches!(attachment, Attachment::Forwarded(_)).then(|| no_forwarding(attachment).to_string())
     }
 
     fn guard(&mut self, names: &[String], spared: &BTreeSet<u32>) -> Result<(), DataplaneError> {
@@ -173,8 +164,7 @@ impl Dataplane for NftDataplane {
         let ifindex = match attachment {
             Attachment::Interface(ifindex) => ifindex,
             // It is judged wherever it is bound.
-            Attachment::Host(_) => return Ok(()),
-            Attachment::Forwarded(_) => return Err(no_forwarding(attachment)),
+            Attachment::Host(_) | Attachment::Forwarded(_) => return Ok(()),
             Attachment::Cgroup(inode) => {
                 let groups = Group::add(inode, self.image.groups())?;
                 return if groups == *self.image.groups() { Ok(()) } else { self.put_groups(groups) };
@@ -196,8 +186,7 @@ impl Dataplane for NftDataplane {
         self.check_fence()?;
         let ifindex = match attachment {
             Attachment::Interface(ifindex) => ifindex,
-            Attachment::Host(_) => return Ok(()),
-            Attachment::Forwarded(_) => return Err(no_forwarding(attachment)),
+            Attachment::Host(_) | Attachment::Forwarded(_) => return Ok(()),
             Attachment::Cgroup(inode) => {
                 let mut groups = self.image.groups().clone();
                 return if groups.remove(&inode).is_some() { self.put_groups(groups) } else { Ok(()) };

@@ -34,7 +34,8 @@ pub(crate) struct Judge {
     /// The host as an endpoint: by address, and by interface (0: every other).
     hosts: HashMap<IpAddr, Endpoint>,
     interfaces: BTreeMap<u32, Endpoint>,
-    /// Control groups by number, each with those around it that are in charge, from the inside out.
+    /// Control groups by number, each with those around it that are in charge, from the inside out; and endpoints for what is
+    /// forwarded by theirs.
     groups: HashMap<u32, Vec<Endpoint>>,
     /// Addresses of the host itself, and the interface that each is at.
     own: BTreeMap<IpAddr, u32>,
@@ -74,7 +75,10 @@ impl Judge {
                 Attachment::Cgroup(inode) => {
                     bound.insert(*inode, endpoint);
                 }
-                Attachment::Interface(_) | Attachment::Forwarded(_) => {}
+                Attachment::Forwarded(index) => {
+                    judge.groups.insert(schema::forwarded_number(*index), vec![endpoint]);
+                }
+                Attachment::Interface(_) => {}
             }
         }
         for inode in image.groups().keys() {

@@ -27,7 +27,7 @@ const FORWARD: [(usize, u8); EPOCHS] = [(0, 1 << 2), (4, 1 << 2), (4, 1 << 3), (
 const LOCAL: [(usize, u8); EPOCHS] = [(8, 1 << 2), (12, 1 << 2), (12, 1 << 3), (12, 1 << 4)];
 
 impl Place {
-    const BOTH: [Self; 2] = [Self::Forward, Self::Local];
+    pub(crate) const BOTH: [Self; 2] = [Self::Forward, Self::Local];
 
     fn bits(self) -> &'static [(usize, u8); EPOCHS] {
         match self {
@@ -108,9 +108,8 @@ impl Epochs {
     }
 
     /// Begins one whose bit no connection has: what to add. `None` if there is none.
-    pub(crate) fn begin(&mut self, local: bool) -> Option<Elements> {
+    pub(crate) fn begin(&mut self, places: &[Place]) -> Option<Elements> {
         let epoch = (0..EPOCHS).map(|epoch| 1u8 << epoch).find(|epoch| self.used & epoch == 0)?;
-        let places = if local { &Place::BOTH[..] } else { &Place::BOTH[..1] };
         let (mut current, mut fresh) = (Vec::new(), Vec::new());
         for place in places {
             current.push(Element::Key { key: place.key(), data: place.label(epoch).to_vec() });
@@ -148,11 +147,11 @@ mod tests {
     #[test]
     fn a_bit_is_given_out_again_only_when_it_was_cleared() {
         let mut epochs = Epochs::default();
-        assert!(epochs.begin(true).is_none(), "nothing is known of labels");
+        assert!(epochs.begin(&Place::BOTH).is_none(), "nothing is known of labels");
         epochs.cleared(epochs.over());
         let mut seen = 0;
         for _ in 0..EPOCHS {
-            let [(_, current), (_, fresh)] = epochs.begin(true).unwrap();
+            let [(_, current), (_, fresh)] = epochs.begin(&Place::BOTH).unwrap();
             let Element::Key { data, .. } = &current[0] else { panic!() };
             let epoch = epochs_of(data);
             assert_eq!(seen & epoch, 0);
@@ -166,9 +165,9 @@ mod tests {
             assert!(epochs.over() & epoch == 0, "not while it is in force");
             epochs.end().unwrap();
         }
-        assert!(epochs.begin(true).is_none());
+        assert!(epochs.begin(&Place::BOTH).is_none());
         epochs.cleared(0b10);
-        assert_eq!(epochs.begin(false).map(|[(_, current), _]| current.len()), Some(1));
+        assert_eq!(epochs.begin(&[Place::Forward]).map(|[(_, current), _]| current.len()), Some(1));
     }
 
     #[test]

@@ -134,11 +134,13 @@ impl Image {
     pub(crate) fn shape(&self) -> Shape {
         let host = |binding: &EndpointBinding| matches!(binding.attachment, Attachment::Host(_));
         let by_interface = |binding: &EndpointBinding| matches!(binding.attachment, Attachment::Host(1..));
+        let forwarded = |binding: &EndpointBinding| matches!(binding.attachment, Attachment::Forwarded(_));
         Shape {
             variants: self.numbers.has_variants(),
             rejects: self.numbers.has_rejects(),
             host: self.policy.endpoints.values().any(host),
             by_interface: self.policy.endpoints.values().any(by_interface),
+            forwarded: self.policy.endpoints.values().any(forwarded),
             levels: self.groups.values().fold(0, |levels, group| levels | 1 << group.level),
         }
     }

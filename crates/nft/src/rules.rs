@@ -30,6 +30,7 @@ use crate::schema::{self, ALLOW, FAMILIES, Family, HOST_MAY, Kind, REVERSED, Sub
 mod ask;
 pub(crate) mod edge;
 mod entry;
+mod forwarded;
 mod host;
 mod process;
 mod tell;
@@ -315,14 +316,19 @@ pub(crate) struct Shape {
     pub(crate) host: bool,
     /// Whether it is another endpoint behind some of its interfaces.
     pub(crate) by_interface: bool,
+    /// Whether something is asked about what is forwarded through interfaces.
+    pub(crate) forwarded: bool,
     /// Levels at which there are control groups in charge, as bits.
     pub(crate) levels: u32,
 }
 
 impl Shape {
-    /// Whether what passes at the host depends on nothing but the connection's addresses and ports.
-    pub(crate) fn by_address(self) -> bool {
-        !self.by_interface && self.levels == 0
+    /// Where what passes depends on nothing but the connection's addresses and ports.
+    pub(crate) fn by_address(self, place: Place) -> bool {
+        match place {
+            Place::Forward => !self.forwarded,
+            Place::Local => !self.by_interface && self.levels == 0,
+        }
     }
 
     /// Rules that can ask what either can.
@@ -332,6 +338,7 @@ impl Shape {
             rejects: self.rejects || other.rejects,
             host: self.host || other.host,
             by_interface: self.by_interface || other.by_interface,
+            forwarded: self.forwarded || other.forwarded,
             levels: self.levels | other.levels,
         }
     }
@@ -367,6 +374,9 @@ pub(crate) fn judging_chains(log_group: u16, shape: Shape) -> Chains {
         if shape.host {
             host::chains(family, log_group, shape, &mut chains);
         }
+        if shape.forwarded {
+            forwarded::chains(family, log_group, shape, &mut chains);
+        }
         if shape.levels != 0 {
             process::chains(family, log_group, shape, &mut chains);
         }
@@ -374,6 +384,10 @@ pub(crate) fn judging_chains(log_group: u16, shape: Shape) -> Chains {
     let mut packet = if shape.rejects { tell::pass() } else { Vec::new() };
     packet.extend(by_family("packet"));
     chains.push(("packet".to_owned(), packet));
+    if shape.forwarded {
+        forwarded::by_families(&mut chains);
+    }
+    chains.push((forwarded::CHAIN.to_owned(), if shape.forwarded { forwarded::entry() } else { Vec::new() }));
     if shape.levels != 0 {
         process::by_families(shape.levels, &mut chains);
     }

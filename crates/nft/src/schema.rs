@@ -10,7 +10,7 @@ use bulkhead_model::verdict::{Builtin, Direction, Verdict};
 use crate::object::{INET, NETDEV, SET_DYNAMIC, SET_INTERVAL, SET_MAP, Set, Table};
 
 /// Version of everything in this file and of the rules.
-pub(crate) const LAYOUT: u32 = 4;
+pub(crate) const LAYOUT: u32 = 5;
 
 /// Judges connections.
 pub(crate) const JUDGE: Table = Table { family: INET, name: "bulkhead" };
@@ -152,6 +152,15 @@ pub(crate) const HOST_EGRESS: Set = map(JUDGE, "host_egress", (BYTES, 8), WORD, 
 /// Interface → policy of what the host is called for there.
 pub(crate) const HOST_INGRESS: Set = map(JUDGE, "host_ingress", (BYTES, 8), WORD, 0);
 
+/// Interfaces through which what the host forwards is judged; 0: all that have nothing of their own.
+pub(crate) const FORWARDED: Set = set(JUDGE, "forwarded", MARK, 4);
+/// Such an interface → policy of what goes out there.
+pub(crate) const FORWARDED_EGRESS: Set = map(JUDGE, "forwarded_egress", WORD, WORD, 0);
+/// Such an interface → policy of what comes in there.
+pub(crate) const FORWARDED_INGRESS: Set = map(JUDGE, "forwarded_ingress", WORD, WORD, 0);
+/// Such an interface → [`GROUP`] and its number.
+pub(crate) const FORWARDED_NUMBERS: Set = map(JUDGE, "forwarded_numbers", WORD, WORD, 0);
+
 /// Control groups in charge, by their ids.
 pub(crate) const GROUPS: Set = set(JUDGE, "groups", BYTES, 8);
 /// Control group → [`GROUP`] and its number, level.
@@ -192,6 +201,10 @@ pub(crate) fn sets(table: Table) -> Vec<Set> {
         HOST_INTERFACES,
         HOST_EGRESS,
         HOST_INGRESS,
+        FORWARDED,
+        FORWARDED_EGRESS,
+        FORWARDED_INGRESS,
+        FORWARDED_NUMBERS,
         GROUPS,
         GROUP_NUMBERS,
         GROUP_EGRESS,
@@ -342,6 +355,14 @@ pub(crate) fn from_host(cell: Cell) -> Cell {
     answer
 }
 
+/// Where a forwarded packet meets an endpoint: the interface that it comes by, or goes by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Through {
+    pub(crate) out: bool,
+    /// The endpoint for all interfaces that have none of their own.
+    pub(crate) any: bool,
+}
+
 /// Who is asked: how an endpoint is found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum Subject {
@@ -351,6 +372,8 @@ pub(crate) enum Subject {
     HostAddress,
     /// The host, by the interface.
     HostInterface,
+    /// Whoever has what is forwarded, by the interface.
+    Forwarded(Through),
     /// Processes, by the control group at this level above their socket.
     Group(u32),
     /// Processes that are called, by what the connection's label says of them: while there is no whole socket.
@@ -374,7 +397,8 @@ impl Subject {
         match self {
             Self::Workload => Kind::Workload,
             Self::HostAddress | Self::HostInterface => Kind::Host,
-            Self::Group(_) | Self::Labelled => Kind::Group,
+            // Known by a number as well.
+            Self::Group(_) | Self::Labelled | Self::Forwarded(_) => Kind::Group,
         }
     }
 }
@@ -399,6 +423,13 @@ pub(crate) fn group_id(inode: u32) -> Vec<u8> {
 /// A control group's number, as labels have it. Two in charge must not have the same.
 pub(crate) fn group_number(inode: u32) -> u32 {
     inode & RULE_MASK
+}
+
+/// Number of an endpoint for what is forwarded, beside those of control groups. If one of these ever has the same, reports
+/// take the one for the other.
+pub(crate) fn forwarded_number(index: u32) -> u32 {
+    const ABOVE: u32 = RULE_END >> 1;
+    ABOVE | (index & (ABOVE - 1))
 }
 
 /// Begins a refused connection's key with why, and whose policy.

@@ -17,7 +17,7 @@ const PRIORITY: i32 = 50;
 /// `NF_INET_LOCAL_IN`, `NF_INET_FORWARD`, `NF_INET_LOCAL_OUT`, and what is asked there one after the other.
 const JUDGE_HOOKS: [(&str, u32, &[&str]); 3] = [
     ("input", 1, &["packet", "process_input", "host_input"]),
-    ("forward", 2, &["packet"]),
+    ("forward", 2, &["packet", "forwarded"]),
     ("output", 3, &["packet", "process_output", "host_output"]),
 ];
 /// `NF_NETDEV_INGRESS` and `NF_NETDEV_EGRESS`.

@@ -8,7 +8,7 @@ use bulkhead_dataplane::{DataplaneError, grace_period};
 
 use super::{NftDataplane, failed};
 use crate::conntrack::{self, Report};
-use crate::fresh::Epochs;
+use crate::fresh::{Epochs, Place};
 use crate::kernel;
 use crate::message::Request;
 use crate::schema::{CURRENT, FRESH};
@@ -75,8 +75,10 @@ impl NftDataplane {
         if waits || !self.settling.is_over() || !self.ours || self.disturbed {
             return Ok(());
         }
-        let local = self.shape.is_some_and(|shape| shape.by_address());
-        let Some(elements) = self.epochs.as_mut().and_then(|epochs| epochs.begin(local)) else {
+        let places = Place::BOTH.into_iter();
+        let places: Vec<_> =
+            places.filter(|place| self.shape.is_some_and(|shape| shape.by_address(*place))).collect();
+        let Some(elements) = self.epochs.as_mut().and_then(|epochs| epochs.begin(&places)) else {
             return Ok(());
         };
         let mut requests = Vec::new();

@@ -10,9 +10,9 @@ use crate::elements::{self, octets};
 use crate::groups::{Group, Groups};
 use crate::object::{Element, Set};
 use crate::schema::{
-    self, BOUND, FAMILIES, Family, GROUP_EGRESS, GROUP_INGRESS, GROUP_NUMBERS, GROUPS, HOST_EGRESS,
-    HOST_INGRESS, HOST_INTERFACES, NAMED, NAMED_INGRESS, NAMES, OPEN_RECEIVERS, OPEN_SENDERS, RECEIVERS,
-    SENDERS,
+    self, BOUND, FAMILIES, FORWARDED, FORWARDED_EGRESS, FORWARDED_INGRESS, FORWARDED_NUMBERS, Family,
+    GROUP_EGRESS, GROUP_INGRESS, GROUP_NUMBERS, GROUPS, HOST_EGRESS, HOST_INGRESS, HOST_INTERFACES, NAMED,
+    NAMED_INGRESS, NAMES, OPEN_RECEIVERS, OPEN_SENDERS, RECEIVERS, SENDERS,
 };
 
 /// Key of what holds for all others.
@@ -35,6 +35,10 @@ pub(crate) fn sets() -> Vec<Set> {
         HOST_INTERFACES,
         HOST_EGRESS,
         HOST_INGRESS,
+        FORWARDED,
+        FORWARDED_EGRESS,
+        FORWARDED_INGRESS,
+        FORWARDED_NUMBERS,
         GROUPS,
         GROUP_NUMBERS,
         GROUP_EGRESS,
@@ -85,7 +89,8 @@ pub(crate) fn content(policy: &HostPolicy, attached: &BTreeSet<u32>, groups: &Gr
             }
             Attachment::Host(index) => put_host(index, binding, &mut put),
             Attachment::Cgroup(inode) if groups.contains_key(&inode) => put_group(inode, binding, &mut put),
-            Attachment::Interface(_) | Attachment::Forwarded(_) | Attachment::Cgroup(_) => continue,
+            Attachment::Forwarded(index) => put_forwarded(index, binding, &mut put),
+            Attachment::Interface(_) | Attachment::Cgroup(_) => continue,
         }
         let policies = [binding.ingress.0.to_be_bytes(), binding.egress.0.to_be_bytes()].concat();
         put(BOUND, elements::attachment_key(binding.attachment), policies);
@@ -136,6 +141,20 @@ fn put_group(inode: u32, binding: &EndpointBinding, put: &mut dyn FnMut(Set, Vec
     put(GROUP_EGRESS, id.clone(), binding.egress.0.to_be_bytes().to_vec());
     put(GROUP_INGRESS, id, ingress.clone());
     put(NAMED_INGRESS, group_key(inode), ingress);
+    for address in &binding.addresses {
+        let key = [&elements::attachment_key(binding.attachment)[..], &octets(*address)].concat();
+        put(family_of(*address).held, key, Vec::new());
+    }
+}
+
+/// `index` 0: every interface that has none of its own.
+fn put_forwarded(index: u32, binding: &EndpointBinding, put: &mut dyn FnMut(Set, Vec<u8>, Vec<u8>)) {
+    let key = index.to_ne_bytes().to_vec();
+    let number = schema::GROUP | schema::forwarded_number(index);
+    put(FORWARDED, key.clone(), Vec::new());
+    put(FORWARDED_EGRESS, key.clone(), binding.egress.0.to_be_bytes().to_vec());
+    put(FORWARDED_INGRESS, key.clone(), binding.ingress.0.to_be_bytes().to_vec());
+    put(FORWARDED_NUMBERS, key, number.to_be_bytes().to_vec());
     for address in &binding.addresses {
         let key = [&elements::attachment_key(binding.attachment)[..], &octets(*address)].concat();
         put(family_of(*address).held, key, Vec::new());

@@ -11,9 +11,10 @@ use crate::elements;
 use crate::expression::{Ct, Expression as E, Meta, Register, Tuple, Verdict};
 use crate::object::Set;
 use crate::schema::{
-    self, ASK_BLOCKS, DEFAULT_ROW, FAMILIES, Family, GROUP, GROUP_EGRESS, GROUP_INGRESS, GROUP_NUMBERS,
-    GROUPS, HOST_EGRESS, HOST_INGRESS, HOST_INTERFACES, Kind, NAMED, NAMED_INGRESS, NAMES, REJECT, ROWS,
-    RULE_END, STEPS, Subject, UNRECORDED, VARIANTS, Words,
+    self, ASK_BLOCKS, DEFAULT_ROW, FAMILIES, FORWARDED, FORWARDED_EGRESS, FORWARDED_INGRESS,
+    FORWARDED_NUMBERS, Family, GROUP, GROUP_EGRESS, GROUP_INGRESS, GROUP_NUMBERS, GROUPS, HOST_EGRESS,
+    HOST_INGRESS, HOST_INTERFACES, Kind, NAMED, NAMED_INGRESS, NAMES, REJECT, ROWS, RULE_END, STEPS, Subject,
+    Through, UNRECORDED, VARIANTS, Words,
 };
 
 /// Where the number of a control group goes, beside keys.
@@ -104,6 +105,12 @@ impl Question {
             Subject::Workload => "",
             Subject::HostAddress => "host_",
             Subject::HostInterface => "host_interface_",
+            Subject::Forwarded(Through { out, any }) => match (out, any) {
+                (false, false) => "in_",
+                (false, true) => "any_in_",
+                (true, false) => "out_",
+                (true, true) => "any_out_",
+            },
             Subject::Group(level) => &format!("group{level}_"),
             Subject::Labelled => "labelled_",
         };
@@ -152,7 +159,7 @@ impl Question {
         }
     }
 
-    fn peer_tuple(&self) -> Tuple {
+    pub(super) fn peer_tuple(&self) -> Tuple {
         match self.direction {
             Direction::Egress => self.roles.called(),
             Direction::Ingress => self.roles.caller(),
@@ -166,6 +173,7 @@ impl Question {
             Subject::Workload => (vec![self.address(self.own(), to)], family.ours),
             Subject::HostAddress => (vec![self.address(self.own(), to)], family.host_own),
             Subject::HostInterface => (interfaces(to), HOST_INTERFACES),
+            Subject::Forwarded(through) => (vec![forwarded_through(through, to)], FORWARDED),
             Subject::Group(level) => (vec![E::Group { level, to }], GROUPS),
             Subject::Labelled => (called_group(to), NAMED),
         }
@@ -178,6 +186,7 @@ impl Question {
             Subject::Workload => (family.egress, family.ingress),
             Subject::HostAddress => (family.host_egress, family.host_ingress),
             Subject::HostInterface => (HOST_EGRESS, HOST_INGRESS),
+            Subject::Forwarded(_) => (FORWARDED_EGRESS, FORWARDED_INGRESS),
             Subject::Group(_) => (GROUP_EGRESS, GROUP_INGRESS),
             Subject::Labelled => (NAMED_INGRESS, NAMED_INGRESS),
         };
@@ -232,8 +241,11 @@ impl Question {
                 Direction::Ingress => Direction::Egress,
             },
         };
-        let subject =
-            if self.subject == Subject::HostInterface { Subject::HostAddress } else { self.subject };
+        let subject = match self.subject {
+            Subject::HostInterface => Subject::HostAddress,
+            Subject::Forwarded(through) => Subject::Forwarded(Through { any: false, ..through }),
+            other => other,
+        };
         Self { subject, direction, roles: Roles::Reversed, peer: Peer::Address, ..*self }
     }
 
@@ -245,6 +257,7 @@ impl Question {
         let whose = match self.subject {
             Subject::Group(level) => group_number(level, 1),
             Subject::Labelled => called_group(1),
+            Subject::Forwarded(through) => forwarded_number(through, 1),
             _ => Vec::new(),
         };
         // As much as can be written at once: see `key_of`.
@@ -258,6 +271,19 @@ impl Question {
         ];
         joined([begin, whose, key])
     }
+}
+
+/// What the maps of [`FORWARDED`] are asked for.
+fn forwarded_through(through: Through, to: Register) -> E {
+    match through {
+        Through { any: true, .. } => E::Immediate(to, vec![0; 4]),
+        Through { out: false, .. } => E::Meta(Meta::InputInterface, to),
+        Through { out: true, .. } => E::Meta(Meta::OutputInterface, to),
+    }
+}
+
+fn forwarded_number(through: Through, to: Register) -> Vec<E> {
+    vec![forwarded_through(through, to), E::Get { map: FORWARDED_NUMBERS.name, key: to, to }]
 }
 
 /// Number of the control group at a level, with [`GROUP`], and something else behind it.
@@ -332,6 +358,7 @@ pub(super) fn ask(question: &Question, outcome: &Outcome, variants: bool) -> Vec
             let (undecided, whose) = match question.subject {
                 Subject::Workload => (Vec::new(), Vec::new()),
                 Subject::Group(level) => (undecided(question.direction), group_number(level, 0)),
+                Subject::Forwarded(through) => (undecided(question.direction), forwarded_number(through, 0)),
                 _ => (undecided(question.direction), Vec::new()),
             };
             // The number instead of the audit rule: conntrack does not know whose a socket is.
