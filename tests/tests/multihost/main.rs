@@ -12,6 +12,7 @@ mod agents;
 mod changes;
 mod containers;
 mod controller;
+mod damage;
 mod endpoints;
 mod fallback;
 mod flows;
