@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use bulkhead_dataplane::{
     Applied, Dataplane, DataplaneError, DataplaneStats, SweepStats, TableUse, grace_period,
@@ -82,6 +82,11 @@ impl EbpfDataplane {
         let config = Mapping::<u64>::new(config_map.as_fd(), CONFIG_WORDS)
             .map_err(|error| DataplaneError::io("map the configuration into memory", error))?;
         let generation = config.word(CONFIG_GENERATION).fetch_add(1, Ordering::SeqCst) + 1;
+        if generation == 1 {
+            // Connections may be remembered from before somebody removed an earlier configuration: under no revision
+            // of theirs, lest one that is no longer allowed passes unjudged.
+            config.half(CONFIG_REVISION).store(first_revision(), Ordering::SeqCst);
+        }
         let refuser = Refuser::open();
         for (index, cookie) in (CONFIG_REFUSERS..).zip(refuser.cookies()) {
             config.word(index).store(cookie, Ordering::SeqCst);
@@ -271,6 +276,12 @@ impl EbpfDataplane {
         sys::sum_per_cpu(self.counters.as_fd(), index, self.cpus)
             .map_err(|error| DataplaneError::io("read counters", error))
     }
+}
+
+/// One that is later than any of an earlier configuration, whose revisions rise less often than once a millisecond.
+#[expect(clippy::cast_possible_truncation, reason = "it may wrap around")]
+fn first_revision() -> u32 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u32
 }
 
 fn applied(started: Instant, tally: Tally) -> Applied {

@@ -1,4 +1,4 @@
-//! Pins that somebody removes while packets flow.
+//! Pins that somebody removes while packets flow and while nobody is there, and what comes of connections from before.
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails here")]
 
 mod common;
@@ -8,9 +8,11 @@ use std::fs;
 use bulkhead_dataplane::Dataplane;
 use bulkhead_dataplane_testing::traffic::{Running, world_policy};
 use bulkhead_ebpf::{ABI_VERSION, EbpfDataplane};
-use bulkhead_model::verdict::Verdict::Allow;
+use bulkhead_model::host_policy::HostPolicy;
+use bulkhead_model::verdict::Verdict::{self, Allow, Deny};
 use common::live::Namespace;
-use common::{PinRoot, enter_new_namespace, interface, run, small};
+use common::packet::{ACK, Packet, SYN};
+use common::{Bench, PinRoot, Rule, enter_new_namespace, interface, policy, run, small};
 
 #[test]
 fn no_pin_that_somebody_removes_opens_or_closes_anything() {
@@ -54,4 +56,25 @@ fn files(directory: &std::path::Path) -> Vec<std::path::PathBuf> {
     found.extend(directories.iter().flat_map(|directory| files(directory)));
     found.sort();
     found
+}
+
+/// A connection that has been silent since it was allowed is judged again, whichever pins have gone meanwhile.
+#[test]
+fn a_connection_from_before_gets_through_by_no_revision_that_begins_anew() {
+    let mut bench = Bench::new();
+    let state = |verdict: Verdict| -> HostPolicy {
+        let rules = [Rule("10.0.1.0/24", "tcp/80", verdict, 1)];
+        policy(bench.ifindex, &["172.16.0.1".parse().unwrap()], &rules, &[], Deny)
+    };
+    let (allowed, refused) = (state(Allow), state(Deny));
+    let packet = |flags| Packet::tcp([10, 0, 1, 7].into(), 40_000, [172, 16, 0, 1].into(), 80, flags);
+    bench.dataplane.attach(interface("w")).unwrap();
+    bench.dataplane.replace(&allowed).unwrap();
+    assert!(bench.to(&packet(SYN)));
+    assert!(bench.to(&packet(ACK)));
+    bench.dataplane.replace(&refused).unwrap();
+    fs::remove_file(bench.root.path().join(format!("v{ABI_VERSION}/config"))).unwrap();
+    bench.reopen().unwrap();
+    bench.dataplane.replace(&refused).unwrap();
+    assert!(!bench.to(&packet(ACK)));
 }
