@@ -23,3 +23,4 @@ mod interfaces;
 mod language;
 mod processes;
 mod reachability;
+mod uninstall;
