@@ -392,7 +392,14 @@ impl Agent {
     }
 
     fn sweep(&mut self) {
-        self.with_flows(|dataplane, sink| dataplane.sweep(monotonic_ns(), sink).map(|_| ()));
+        let mut pins = 0;
+        self.with_flows(|dataplane, sink| {
+            pins = dataplane.sweep(monotonic_ns(), sink)?.put_back;
+            Ok(())
+        });
+        if pins > 0 {
+            tracing::warn!(pins, "somebody had removed pins: put back");
+        }
     }
 
     fn with_flows(

@@ -48,7 +48,12 @@ pub(crate) async fn agent(common: &Common, args: &AgentArgs) -> Result<(), Failu
     }
     let pins = pin_directory(&args.settings, &config.host);
     if args.cleanup {
-        return dataplanes::cleanup(&pins).map_err(describe);
+        dataplanes::cleanup(&pins).map_err(describe)?;
+        // What an agent makes besides, and leaves, lest it takes away that of its successor. The directory stays if
+        // another agent of this kernel has its pins there.
+        let _not_there = std::fs::remove_file(&config.socket);
+        let _not_empty = std::fs::remove_dir(PIN_ROOT);
+        return Ok(());
     }
     let dataplane = dataplanes::open(config.dataplane, config.fence, &pins).map_err(describe)?;
     bulkhead_agent::run(config, dataplane, stop_signal()?).await.map_err(describe)

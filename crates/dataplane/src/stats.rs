@@ -27,6 +27,8 @@ pub struct SweepStats {
     pub closed: u64,
     /// Entries of refused connections reported and removed.
     pub denials: u64,
+    /// Files by which tables and programs outlive the agent, put back after somebody had removed them.
+    pub put_back: u64,
 }
 
 /// How full one table is.

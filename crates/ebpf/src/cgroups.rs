@@ -40,7 +40,7 @@ impl Groups {
 
     /// Attaches both programs, or replaces those that are attached. Until the group has been named to them they refuse
     /// everything.
-    pub(crate) fn attach(&self, loaded: &Loaded, inode: u32) -> Result<(), DataplaneError> {
+    pub(crate) fn attach(&mut self, loaded: &Loaded, inode: u32) -> Result<(), DataplaneError> {
         let attachment = Attachment::Cgroup(inode);
         let failed = |error| DataplaneError::io(format!("attach to {attachment}"), error);
         let group = ControlGroup::open(inode).map_err(|error| match error.raw_os_error() {
@@ -58,7 +58,7 @@ impl Groups {
     }
 
     /// Puts our programs into the links of an earlier process. Forgets links whose group is gone.
-    pub(crate) fn take_over(&self, loaded: &Loaded) -> Result<(), DataplaneError> {
+    pub(crate) fn take_over(&mut self, loaded: &Loaded) -> Result<(), DataplaneError> {
         let names = loaded.groups()?;
         for inode in self.attached()? {
             for (name, hook, suffix) in HOOKS {
@@ -71,7 +71,12 @@ impl Groups {
         Ok(())
     }
 
-    pub(crate) fn detach(&self, inode: u32) -> Result<(), DataplaneError> {
+    /// Pins again what somebody has removed; answers how many there were.
+    pub(crate) fn put_back(&self) -> Result<u64, DataplaneError> {
+        self.pins.put_back()
+    }
+
+    pub(crate) fn detach(&mut self, inode: u32) -> Result<(), DataplaneError> {
         HOOKS.into_iter().try_for_each(|(_, _, suffix)| self.pins.detach(inode, suffix))
     }
 

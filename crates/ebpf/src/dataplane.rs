@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use bulkhead_dataplane::{
     Applied, Dataplane, DataplaneError, DataplaneStats, SweepStats, TableUse, grace_period,
@@ -82,6 +82,11 @@ impl EbpfDataplane {
         let config = Mapping::<u64>::new(config_map.as_fd(), CONFIG_WORDS)
             .map_err(|error| DataplaneError::io("map the configuration into memory", error))?;
         let generation = config.word(CONFIG_GENERATION).fetch_add(1, Ordering::SeqCst) + 1;
+        if generation == 1 {
+            // Connections may be remembered from before somebody removed an earlier configuration: under no revision
+            // of theirs, lest one that is no longer allowed passes unjudged.
+            config.half(CONFIG_REVISION).store(first_revision(), Ordering::SeqCst);
+        }
         let refuser = Refuser::open();
         for (index, cookie) in (CONFIG_REFUSERS..).zip(refuser.cookies()) {
             config.word(index).store(cookie, Ordering::SeqCst);
@@ -90,9 +95,9 @@ impl EbpfDataplane {
         let cost = HALF_OPEN_SPAN / u64::from(capacities.half_open_max());
         let costs = loaded.table::<u32, u64>("half_open_ns")?;
         costs.put(&0, &cost).map_err(|error| DataplaneError::io("bound half-open connections", error))?;
-        let links = Links::open(&dir)?;
+        let mut links = Links::open(&dir)?;
         links.take_over(&loaded)?;
-        let groups = Groups::open(&dir)?;
+        let mut groups = Groups::open(&dir)?;
         groups.take_over(&loaded)?;
         let events = Events::open(loaded.map("events")?)
             .map_err(|error| DataplaneError::io("open the ring buffer", error))?;
@@ -150,6 +155,14 @@ impl EbpfDataplane {
         self.config.half(CONFIG_FORWARDED).store(forwarded, Ordering::SeqCst);
     }
 
+    /// Pins again what somebody has removed: it is in force as long as we live, and must be beyond that.
+    fn put_back(&self) -> Result<u64, DataplaneError> {
+        Ok(self.loaded.put_back()?
+            + self.gates.put_back()?
+            + self.links.put_back()?
+            + self.groups.put_back()?)
+    }
+
     fn grace_period() -> Result<(), DataplaneError> {
         grace_period().map_err(|error| DataplaneError::io("wait for running programs", error))
     }
@@ -194,14 +207,14 @@ impl EbpfDataplane {
 
     /// Programs of another layout, left by another version of the agent, have judged up to now. Ours come to stand beside
     /// them first: no packet passes unjudged.
-    fn remove_other_versions(&self) -> Result<(), DataplaneError> {
+    fn remove_other_versions(&mut self) -> Result<(), DataplaneError> {
         let there = |attached: Result<(), DataplaneError>| match attached {
             // An interface or a group that has gone meanwhile.
             Err(DataplaneError::Gone { .. }) => Ok(()),
             other => other,
         };
         for path in self.other_versions()? {
-            let (links, groups) = (Links::of_another(&path), Groups::of_another(&path));
+            let (mut links, mut groups) = (Links::of_another(&path), Groups::of_another(&path));
             for ifindex in links.attached()? {
                 there(self.links.attach(&self.loaded, ifindex))?;
                 links.detach(ifindex)?;
@@ -263,6 +276,12 @@ impl EbpfDataplane {
         sys::sum_per_cpu(self.counters.as_fd(), index, self.cpus)
             .map_err(|error| DataplaneError::io("read counters", error))
     }
+}
+
+/// One that is later than any of an earlier configuration, whose revisions rise less often than once a millisecond.
+#[expect(clippy::cast_possible_truncation, reason = "it may wrap around")]
+fn first_revision() -> u32 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u32
 }
 
 fn applied(started: Instant, tally: Tally) -> Applied {
@@ -342,7 +361,9 @@ impl Dataplane for EbpfDataplane {
 
     fn sweep(&mut self, now_ns: u64, sink: &mut dyn FnMut(RawFlow)) -> Result<SweepStats, DataplaneError> {
         self.check_fence()?;
-        self.sweeper.sweep(now_ns, sink).map_err(|error| DataplaneError::io("sweep connections", error))
+        let swept = self.sweeper.sweep(now_ns, sink);
+        let swept = swept.map_err(|error| DataplaneError::io("sweep connections", error))?;
+        Ok(SweepStats { put_back: self.put_back()?, ..swept })
     }
 
     fn stats(&self) -> Result<DataplaneStats, DataplaneError> {

@@ -13,7 +13,7 @@ use std::time::Duration;
 use bulkhead_dataplane::DataplaneError;
 
 use crate::loader::{Loaded, gates_directory, remove_pins};
-use crate::pins::remove;
+use crate::pins::{Held, remove};
 use crate::sys::{self, NetfilterHook, Table};
 
 /// After every rewriting of destinations (also IPVS, which takes its packets at 98) and before sources are hidden
@@ -36,6 +36,7 @@ const BUSY_WAIT: Duration = Duration::from_millis(5);
 #[derive(Debug)]
 pub(crate) struct Gates {
     dir: PathBuf,
+    links: Held,
     /// Whether the programs in force are this process's.
     installed: bool,
 }
@@ -43,7 +44,7 @@ pub(crate) struct Gates {
 impl Gates {
     /// Links the hooks if they are not linked yet. What is in force stays in force until [`Self::install`].
     pub(crate) fn open(root: &Path, loaded: &Loaded) -> Result<Self, DataplaneError> {
-        let gates = Self { dir: gates_directory(root), installed: false };
+        let mut gates = Self { dir: gates_directory(root), links: Held::default(), installed: false };
         gates.link(loaded).map_err(|error| match error.raw_os_error() {
             Some(libc::EINVAL | libc::EOPNOTSUPP) => DataplaneError::Requirement {
                 feature: "netfilter links",
@@ -62,7 +63,7 @@ impl Gates {
         Ok(gates)
     }
 
-    fn link(&self, loaded: &Loaded) -> io::Result<()> {
+    fn link(&mut self, loaded: &Loaded) -> io::Result<()> {
         let array = loaded.gates().map_err(io::Error::other)?;
         // What is linked jumps to the array that it was loaded with. If somebody has removed that one, all are made anew.
         let fresh = array.get(&0)?.is_none();
@@ -76,13 +77,15 @@ impl Gates {
                 if fresh {
                     // At once, lest its place is still taken when the next one comes.
                     remove(&path)?;
-                } else if sys::open_pin(&path).is_ok() {
+                } else if let Ok(link) = sys::open_pin(&path) {
+                    self.links.keep(path, link);
                     continue;
                 }
                 let program = loaded.gate_program(name).map_err(io::Error::other)?;
                 let at = NetfilterHook { family, hook, priority: PRIORITY };
                 let link = create(program.as_fd(), at)?;
                 sys::pin(link.as_fd(), &path)?;
+                self.links.keep(path, link);
             }
         }
         Ok(())
@@ -97,6 +100,11 @@ impl Gates {
             self.installed = true;
         }
         Ok(())
+    }
+
+    /// Pins again what somebody has removed; answers how many there were.
+    pub(crate) fn put_back(&self) -> Result<u64, DataplaneError> {
+        self.links.put_back()
     }
 
     /// Takes everything off the hooks.

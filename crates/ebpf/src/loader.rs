@@ -10,6 +10,7 @@ use libbpf_rs::{MapCore, Object, ObjectBuilder};
 
 use crate::capacities::Capacities;
 use crate::layout::{Plain, StorageKey};
+use crate::pins;
 use crate::sys::{self, Table};
 
 /// Compiled from `bpf/policy.bpf.c`.
@@ -118,6 +119,17 @@ impl Loaded {
     /// An own descriptor of a map.
     pub(crate) fn map(&self, name: &'static str) -> Result<OwnedFd, DataplaneError> {
         own_map(&self.policy, name)
+    }
+
+    /// Pins again the maps whose pins somebody has removed; answers how many there were.
+    pub(crate) fn put_back(&self) -> Result<u64, DataplaneError> {
+        let mut count = 0;
+        for map in [&self.policy, &self.gate, &self.process].into_iter().flat_map(Object::maps) {
+            if let Some(path) = map.get_pin_path() {
+                count += u64::from(pins::put_back(Path::new(path), map.as_fd())?);
+            }
+        }
+        Ok(count)
     }
 
     pub(crate) fn table<K: Plain, V: Plain>(

@@ -51,7 +51,7 @@ impl Links {
 
     /// Attaches both programs, or replaces those that are attached: each switch is one atomic store in
     /// the kernel, and no packet passes unjudged.
-    pub(crate) fn attach(&self, loaded: &Loaded, ifindex: u32) -> Result<(), DataplaneError> {
+    pub(crate) fn attach(&mut self, loaded: &Loaded, ifindex: u32) -> Result<(), DataplaneError> {
         for hook in Hook::BOTH {
             let program = loaded.program(hook)?;
             let create = || sys::link_create(program.as_fd(), ifindex, hook.attach_type());
@@ -66,7 +66,7 @@ impl Links {
     }
 
     /// Puts our programs into the links of an earlier process. Forgets links whose interface is gone.
-    pub(crate) fn take_over(&self, loaded: &Loaded) -> Result<(), DataplaneError> {
+    pub(crate) fn take_over(&mut self, loaded: &Loaded) -> Result<(), DataplaneError> {
         for ifindex in self.attached()? {
             for hook in Hook::BOTH {
                 self.pins.take_over(ifindex, hook.suffix(), loaded.program(hook)?.as_fd())?;
@@ -75,7 +75,12 @@ impl Links {
         Ok(())
     }
 
-    pub(crate) fn detach(&self, ifindex: u32) -> Result<(), DataplaneError> {
+    /// Pins again what somebody has removed; answers how many there were.
+    pub(crate) fn put_back(&self) -> Result<u64, DataplaneError> {
+        self.pins.put_back()
+    }
+
+    pub(crate) fn detach(&mut self, ifindex: u32) -> Result<(), DataplaneError> {
         Hook::BOTH.into_iter().try_for_each(|hook| self.pins.detach(ifindex, hook.suffix()))
     }
 

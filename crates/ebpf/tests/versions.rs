@@ -5,6 +5,11 @@
 mod common;
 
 use std::fs;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Duration;
 
 use bulkhead_dataplane::Dataplane;
 use bulkhead_dataplane_testing::traffic::{Running, world_policy};
@@ -17,6 +22,37 @@ use common::{PinRoot, enter_new_namespace, interface, run, small};
 fn become_another(root: &PinRoot, version: u32) {
     let path = |version| root.path().join(format!("v{version}"));
     fs::rename(path(ABI_VERSION), path(version)).unwrap();
+}
+
+/// Numbered messages over one connection, each sent when the one before has come back, until told to stop: how many.
+fn talk(from: &Namespace, to: &Namespace, stop: Arc<AtomicBool>) -> std::thread::JoinHandle<u64> {
+    let listener = to.exec(|| TcpListener::bind("10.0.2.2:5001").unwrap());
+    let mut caller = from.exec(|| TcpStream::connect("10.0.2.2:5001").unwrap());
+    let (mut called, _) = listener.accept().unwrap();
+    std::thread::spawn(move || {
+        let mut answer = called.try_clone().unwrap();
+        std::io::copy(&mut called, &mut answer).unwrap();
+    });
+    std::thread::spawn(move || {
+        caller.set_nodelay(true).unwrap();
+        let mut number = 0u64;
+        while !stop.load(Relaxed) {
+            caller.write_all(&number.to_be_bytes()).unwrap();
+            let mut answer = [0; 8];
+            caller.read_exact(&mut answer).unwrap();
+            assert_eq!(u64::from_be_bytes(answer), number);
+            number += 1;
+            std::thread::sleep(Duration::from_micros(300));
+        }
+        number
+    })
+}
+
+/// A connection that is not allowed comes to nothing. Nobody listens there: a SYN that arrived would be refused.
+fn knock(from: &Namespace) {
+    let to = "10.0.2.2:5002".parse().unwrap();
+    let failed = from.exec(move || TcpStream::connect_timeout(&to, Duration::from_millis(50)).unwrap_err());
+    assert_eq!(failed.kind(), ErrorKind::TimedOut, "{failed}");
 }
 
 fn hand_over(from: u32) {
@@ -32,21 +68,28 @@ fn hand_over(from: u32) {
     before.replace(&world_policy(Allow, 0)).unwrap();
     all.into_iter().for_each(|attachment| before.attach(attachment).unwrap());
     let running = Running::start(&a, &b);
+    let stop = Arc::new(AtomicBool::new(false));
+    let talking = talk(&a, &b, Arc::clone(&stop));
     drop(before);
     become_another(&root, from);
     for _ in 0..3 {
         // As often as it is killed before it has its first tables.
         let next = EbpfDataplane::open(root.path(), small()).unwrap();
         running.goes_on();
+        knock(&a);
         assert_eq!(next.attached().unwrap(), all.into(), "whatever was in charge of them");
     }
     let mut next = EbpfDataplane::open(root.path(), small()).unwrap();
     next.replace(&world_policy(Allow, 1)).unwrap();
     running.goes_on();
+    knock(&a);
     all.into_iter().for_each(|attachment| next.attach(attachment).unwrap());
     running.goes_on();
+    stop.store(true, Relaxed);
+    let talked = talking.join().unwrap();
     let [sent, received, tried, leaked] = running.end();
-    println!("from {from}: allowed {received} of {sent}, leaked {leaked} of {tried}");
+    println!("from {from}: allowed {received} of {sent}, leaked {leaked} of {tried}, {talked} over TCP");
+    assert!(talked > 100);
     assert_eq!((received, leaked), (sent, 0), "{:?}", next.stats());
     let pins: Vec<_> = fs::read_dir(root.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert!(!pins.contains(&format!("v{from}").into()), "nothing is left of it: {pins:?}");

@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 
 use anyhow::ensure;
 use bulkhead_testbed::{
-    AgentOptions, Bulkhead, Example, Family, HOSTS, Lab, OTHER_PORT, Outcome, PingPong, Protocol, UdpStream,
-    eventually, expected, find_binary,
+    AgentOptions, Bulkhead, Example, Family, HOSTS, Knocks, Lab, OTHER_PORT, Outcome, PingPong, Protocol,
+    UdpStream, eventually, expected, find_binary,
 };
 
 use crate::common::{example, member, wait_outcome};
@@ -142,6 +142,53 @@ fn a_hung_agent_leaves_in_force_what_was_and_hears_of_the_rest_when_it_goes_on()
     traffic.goes_on();
     traffic.end("agents hung");
     assert!(revoked.finish().broken.is_some());
+}
+
+/// Its workloads come back after the agent, as they do when a unit starts before those that it is to guard.
+#[test]
+fn a_host_that_reboots_under_traffic_lets_nobody_in_and_loses_nothing_once_it_is_back() {
+    let mut example = example("bt-reboot");
+    example.apply().unwrap();
+    example.wait_expected().unwrap();
+    let Example { members, bulkhead } = &mut example;
+    let of = |name: &str| {
+        let (_, member) = members.iter().find(|(component, _)| component.name == name).unwrap();
+        &member.workload
+    };
+    let (from, to, stranger) = (of("order-web"), of("geo-check"), of("ip-map"));
+    let forbidden = [7101, 7102].map(|port| {
+        let address = if port == 7101 { to.v4.into() } else { to.v6.into() };
+        UdpStream::start(stranger, to, address, port, 1000, 8).unwrap()
+    });
+    let knocks = Knocks::start(stranger, to, 7103).unwrap();
+    let host = to.host.clone();
+    let before: Vec<u64> = forbidden.iter().map(|stream| stream.so_far().sent).collect();
+    bulkhead.kill_agent(&host);
+    for (_, member) in members.iter().filter(|(component, _)| component.host == host) {
+        bulkhead.host(&host).netns.ip(&[format!("link del {}", member.workload.interface)]).unwrap();
+    }
+    bulkhead.clean_kernel(&host).unwrap();
+    bulkhead.kill_controller();
+    bulkhead.start_agent(&host).unwrap();
+    for (_, member) in members.iter().filter(|(component, _)| component.host == host) {
+        bulkhead.lab.join(&member.workload).unwrap();
+    }
+    wait_outcome(from, to, Protocol::Tcp(OTHER_PORT), Outcome::Reached);
+    let allowed = UdpStream::start(from, to, to.v4.into(), 7104, 1000, 8).unwrap();
+    eventually("traffic goes on", || {
+        ensure!(allowed.so_far().received > 300, "{:?}", allowed.so_far());
+        for (stream, before) in forbidden.iter().zip(&before) {
+            ensure!(stream.so_far().sent > before + 300, "{:?}", stream.so_far());
+        }
+        Ok(())
+    })
+    .unwrap();
+    let (knocks, allowed) = (knocks.finish(to).unwrap(), allowed.finish());
+    let forbidden = forbidden.map(UdpStream::finish);
+    println!("rebooted: {allowed:?} {forbidden:?} {knocks:?}");
+    assert_eq!(allowed.lost(), 0, "{allowed:?}");
+    assert_eq!(forbidden.map(|stream| stream.received), [0, 0]);
+    assert_eq!((knocks.arrived, knocks.answered), (0, 0), "{knocks:?}");
 }
 
 #[test]

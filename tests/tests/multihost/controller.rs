@@ -9,6 +9,7 @@ use bulkhead_testbed::{
 };
 
 use crate::common::{example, member, outcome, start, wait_outcome};
+use crate::traffic::Traffic;
 
 #[test]
 fn without_a_controller_everything_stays_enforced_and_agents_resume() {
@@ -86,6 +87,27 @@ fn new_one(example: &Example, name: &str, labels: &[(&str, &str)]) -> (Workload,
     let labels: Vec<_> = [("application", "orderInput")].iter().chain(labels).copied().collect();
     example.bulkhead.register(&workload, &labels).unwrap();
     (workload, server)
+}
+
+#[test]
+fn a_controller_that_goes_and_comes_back_under_traffic_costs_no_packet() {
+    let mut example = example("bt-ctl-live");
+    example.apply().unwrap();
+    example.wait_expected().unwrap();
+    let Example { members, bulkhead } = &mut example;
+    let of = |name: &str| {
+        let (_, member) = members.iter().find(|(component, _)| component.name == name).unwrap();
+        &member.workload
+    };
+    let traffic = Traffic::start(of("order-web"), of("ip-map"), of("geo-check"), OTHER_PORT);
+    for _ in 0..2 {
+        bulkhead.kill_controller();
+        traffic.goes_on();
+        bulkhead.start_controller().unwrap();
+        bulkhead.wait_connected().unwrap();
+        traffic.goes_on();
+    }
+    traffic.end("controller lost");
 }
 
 #[test]

@@ -240,8 +240,10 @@ impl Agent {
         }
         let unwanted: Vec<_> =
             self.members.keys().filter(|selector| !wanted.contains(*selector)).cloned().collect();
-        // Before the first tables are computed nothing is wanted yet; what is remembered must wait for them.
-        if self.programmed {
+        // Before the first tables are computed nothing is wanted yet; what is remembered must wait for them. And without
+        // a controller nobody could tell it again: after a boot the agent is there before its workloads.
+        let connected = self.link.as_ref().is_some_and(|link| link.epoch.is_some());
+        if self.programmed && connected {
             for selector in unwanted {
                 self.remember(&selector, KnownMembers::new());
                 self.members.remove(&selector);

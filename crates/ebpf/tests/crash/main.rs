@@ -24,7 +24,7 @@ use bulkhead_model::ports::Protocol;
 use bulkhead_model::verdict::Verdict::{self, Allow, Deny};
 use bulkhead_model::{Direction, Prefix};
 use common::packet::{Packet, SYN};
-use common::{Bench, Rule, cell, compile, interface, run, small};
+use common::{Bench, PinRoot, Rule, cell, compile, enter_new_namespace, interface, run, small};
 use libbpf_rs::{MapCore, MapFlags, MapHandle};
 use tracer::{Place, kill_at, watch};
 
@@ -381,6 +381,15 @@ fn starting_for_the_first_time(world: &mut World) {
     println!("first start: killed at {} places", places.len());
 }
 
+/// A dataplane of another network namespace, to hold the place of one that has ended.
+fn elsewhere() -> EbpfDataplane {
+    let open = || {
+        enter_new_namespace();
+        EbpfDataplane::open(PinRoot::new().path(), small()).unwrap()
+    };
+    std::thread::spawn(open).join().unwrap()
+}
+
 /// Tables that somebody emptied, and pins that somebody removed.
 fn damage_from_outside(world: &mut World) {
     let wanted = state(&[1, 2], 3, Allow);
@@ -421,6 +430,11 @@ fn damage_from_outside(world: &mut World) {
     let gates = world.pins("gates");
     assert!(gates.len() > 4, "{gates:?}");
     for gate in &gates {
+        std::fs::remove_file(gate).unwrap();
+        let swept = world.bench.dataplane.sweep(0, &mut |_flow| ()).unwrap();
+        assert_eq!((swept.put_back, world.pins("gates")), (1, gates.clone()), "{}", gate.display());
+        // And while nobody is there who could.
+        world.bench.dataplane = elsewhere();
         std::fs::remove_file(gate).unwrap();
         world.open();
         world.bench.dataplane.replace(&wanted).unwrap();
