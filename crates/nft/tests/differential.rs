@@ -167,9 +167,23 @@ impl World {
         loop {
             for (number, at) in self.stations.iter().enumerate() {
                 let frames = std::iter::from_fn(|| at.frames.next());
-                // The kernel's own (listener reports) carry no such number.
+                // The kernel's own (listener reports, and what tells whoever is refused) are for others, or carry no such number.
                 let ours = frames.filter(|frame| frame[..6] == station(number, false));
-                arrived.extend(ours.filter_map(|frame| Some((number, number_of(&frame)?))));
+                let asked = ours.filter_map(|frame| {
+                    let question = number_of(&frame)?;
+                    let (asked, ..) = questions.get(usize::from(question))?;
+                    let (protocol, end) = if asked.packet.dst.is_ipv4() { (23, 34) } else { (20, 54) };
+                    if frame.get(protocol) == Some(&Protocol::TCP.0) && frame.get(end + 13)? & 4 != 0 {
+                        // A reset, all of which have the number 0.
+                        return None;
+                    }
+                    let octets: Vec<u8> = match asked.packet.dst {
+                        IpAddr::V4(v4) => v4.octets().into(),
+                        IpAddr::V6(v6) => v6.octets().into(),
+                    };
+                    (frame.get(end - octets.len()..end)? == octets).then_some((number, question))
+                });
+                arrived.extend(asked);
             }
             if arrived.len() >= expected || Instant::now() > deadline {
                 break;

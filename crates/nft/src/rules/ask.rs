@@ -1,10 +1,11 @@
 //! One side's policy, asked: the look-ups, the chain that asks them, and the chain that refuses.
 
 use bulkhead_model::flow::DropReason;
+use bulkhead_model::host_policy::CompiledId;
 use bulkhead_model::verdict::{Builtin, Direction, Verdict as Answer};
 
 use super::{
-    Chains, DECISION, DENIED, LABEL, Roles, SCRATCH, Shape, answered, count_and_drop, count_and_goto,
+    Chains, DECISION, DENIED, LABEL, Roles, SCRATCH, Shape, answered, count_and_drop, count_and_goto, edge,
     first_packet, goto, handshake, has, joined, lacks, prefix, tell, turned,
 };
 use crate::elements;
@@ -455,7 +456,15 @@ pub(super) fn refuse(question: &Question, log_group: u16, shape: Shape, chains: 
 /// What is left of a refusal when it has been counted: whoever is refused is told, if the rule that refuses says so. Asked
 /// anew, since the entry that counts has the rule by which it was made.
 fn tell(question: &Question, variants: bool) -> Vec<Vec<E>> {
-    let mut rules = Vec::new();
+    let family = question.family;
+    // Whoever is closed to everything hears nothing: its interface would refuse the answer, and that would be reported.
+    let closed = vec![
+        edge::address(family, true, 0),
+        E::Get { map: family.ingress.name, key: 0, to: DECISION },
+        E::Equal(DECISION, CompiledId::NONE.0.to_be_bytes().to_vec()),
+        E::Verdict(Verdict::Drop),
+    ];
+    let mut rules = vec![closed];
     for row in rows(variants) {
         rules.push(joined([question.decide(*row, DECISION), has(REJECT, DECISION), goto(tell::CHAIN)]));
         rules.push(joined([question.decide(*row, DECISION), vec![E::Verdict(Verdict::Drop)]]));
