@@ -455,11 +455,6 @@ impl Agent {
         for (name, reason) in &self.refused {
             add(name, reason.clone());
         }
-        for (name, binding) in &self.engine.policy().endpoints {
-            if let Some(reason) = self.dataplane.cannot_enforce(binding.attachment) {
-                add(name, reason);
-            }
-        }
         if let Some((reason, _)) = &self.failed {
             add("dataplane", reason.clone());
         }

@@ -54,10 +54,6 @@ impl Dataplane for Handover {
         self.because.as_deref().or_else(|| self.current.chosen_because())
     }
 
-    fn cannot_enforce(&self, attachment: Attachment) -> Option<String> {
-        self.current.cannot_enforce(attachment)
-    }
-
     fn guard(&mut self, names: &[String], spared: &BTreeSet<u32>) -> Result<(), DataplaneError> {
         self.guarded = Some((names.to_vec(), spared.clone()));
         match &mut self.previous {

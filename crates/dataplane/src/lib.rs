@@ -43,11 +43,6 @@ pub trait Dataplane: Send {
         None
     }
 
-    /// Why endpoints that are met there are not enforced by this kind of dataplane at all; `None` if they are.
-    fn cannot_enforce(&self, _attachment: Attachment) -> Option<String> {
-        None
-    }
-
     /// Names of interfaces (`*` stands for anything at the end) that belong to workloads, and those of them that are left
     /// alone until somebody claims them. A dataplane that can judge interfaces by their names refuses what all others send
     /// and get from the moment they appear, before [`Self::attach`], and whether or not this process lives.

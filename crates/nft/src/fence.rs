@@ -174,10 +174,6 @@ impl Dataplane for Fenced {
         self.inner.chosen_because()
     }
 
-    fn cannot_enforce(&self, attachment: Attachment) -> Option<String> {
-        self.inner.cannot_enforce(attachment)
-    }
-
     fn guard(&mut self, names: &[String], spared: &BTreeSet<u32>) -> Result<(), DataplaneError> {
         self.inner.guard(names, spared)?;
         if names.is_empty() {
