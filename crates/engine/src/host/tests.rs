@@ -674,11 +674,13 @@ fn pieces(delta: &HostDelta) -> Vec<HostDelta> {
 
 fn assert_between(before: &HostPolicy, now: &HostPolicy, after: &HostPolicy) {
     for name in now.endpoints.keys() {
-        // What an endpoint's policy says of its own addresses is never asked: own traffic passes. (When an
-        // endpoint itself changes, its address and its binding do, and only there the two could mix.)
+        // What an endpoint's policy says of its own addresses is never asked: own traffic passes, and what is the host's
+        // own is not forwarded. (When an endpoint itself changes, its address and its binding do, and only there the two
+        // could mix.)
+        let holder = name.strip_suffix(FORWARDED).unwrap_or(name);
         let own = |peer: &IpAddr| {
             [before, now, after].iter().any(|policy| {
-                policy.endpoints.get(name).is_some_and(|endpoint| endpoint.addresses.contains(peer))
+                policy.endpoints.get(holder).is_some_and(|endpoint| endpoint.addresses.contains(peer))
             })
         };
         for direction in Direction::BOTH {
