@@ -15,7 +15,7 @@ use crate::elements;
 use crate::image::endpoints::{self, Content};
 use crate::image::{Image, numbers::Numbers};
 use crate::kernel;
-use crate::schema::{ATTACHED, BOUND, DEFAULT_ROW, FAMILIES, Family, ROWS, STEPS, VARIANTS};
+use crate::schema::{self, ATTACHED, BOUND, DEFAULT_ROW, FAMILIES, Family, ROWS, STEPS, VARIANTS};
 use crate::segments::Segments;
 use crate::socket::Talker;
 
@@ -66,7 +66,7 @@ pub(crate) fn read(talker: &mut Talker) -> Result<Found, DataplaneError> {
         policy.policies.insert(id, CompiledPolicy { id, default_row, rows });
     }
     let mut content = Content::new();
-    for set in endpoints::sets() {
+    for set in schema::endpoint_sets() {
         content.insert(set, endpoints::pairs(kernel::elements(talker, set).map_err(failed)?));
     }
     policy.endpoints = bindings(&content);

@@ -183,16 +183,9 @@ pub(crate) const CURRENT: Set = map(JUDGE, "current", WORD, (BYTES, 16), 0);
 /// What the labels' bits of that kind are, of connections that have been judged since tables last changed.
 pub(crate) const FRESH: Set = set(JUDGE, "fresh", BYTES, 16);
 
-/// All of a table.
-pub(crate) fn sets(table: Table) -> Vec<Set> {
+/// Whatever says which endpoints there are: what changes with them and not with policy.
+pub(crate) fn endpoint_sets() -> impl Iterator<Item = Set> {
     let single = [
-        FENCE,
-        ROWS,
-        STEPS,
-        VARIANTS,
-        ATTACHED,
-        GUARDED,
-        SPARED,
         SENDERS,
         RECEIVERS,
         OPEN_SENDERS,
@@ -212,28 +205,19 @@ pub(crate) fn sets(table: Table) -> Vec<Set> {
         NAMED,
         NAMES,
         NAMED_INGRESS,
-        CURRENT,
-        FRESH,
     ];
-    let by_family = FAMILIES.into_iter().flat_map(|f| {
-        [
-            f.ours,
-            f.selves,
-            f.egress,
-            f.ingress,
-            f.classes,
-            f.blocks,
-            f.prefixes,
-            f.denied,
-            f.own,
-            f.edge_denied,
-            f.host_own,
-            f.host_egress,
-            f.host_ingress,
-            f.held,
-        ]
+    let by_family = FAMILIES.iter().flat_map(|f| {
+        [f.ours, f.selves, f.egress, f.ingress, f.own, f.host_own, f.host_egress, f.host_ingress, f.held]
     });
-    single.into_iter().chain(by_family).filter(|set| set.table == table).collect()
+    single.into_iter().chain(by_family)
+}
+
+/// All of a table.
+pub(crate) fn sets(table: Table) -> Vec<Set> {
+    let single = [FENCE, ROWS, STEPS, VARIANTS, ATTACHED, GUARDED, SPARED, CURRENT, FRESH];
+    let by_family = FAMILIES.iter().flat_map(|f| [f.classes, f.blocks, f.prefixes, f.denied, f.edge_denied]);
+    let all = single.into_iter().chain(by_family).chain(endpoint_sets());
+    all.filter(|set| set.table == table).collect()
 }
 
 /// Why a packet was dropped, as the last byte of counters' names says it.

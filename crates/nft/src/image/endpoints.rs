@@ -21,35 +21,6 @@ const OTHERWISE: &[u8] = &[];
 /// Elements by set.
 pub(crate) type Content = BTreeMap<Set, BTreeMap<Vec<u8>, Vec<u8>>>;
 
-/// Every set that this fills.
-pub(crate) fn sets() -> Vec<Set> {
-    let by_family = FAMILIES.iter().flat_map(|f| {
-        [f.ours, f.selves, f.egress, f.ingress, f.own, f.host_own, f.host_egress, f.host_ingress, f.held]
-    });
-    let single = [
-        BOUND,
-        SENDERS,
-        RECEIVERS,
-        OPEN_SENDERS,
-        OPEN_RECEIVERS,
-        HOST_INTERFACES,
-        HOST_EGRESS,
-        HOST_INGRESS,
-        FORWARDED,
-        FORWARDED_EGRESS,
-        FORWARDED_INGRESS,
-        FORWARDED_NUMBERS,
-        GROUPS,
-        GROUP_NUMBERS,
-        GROUP_EGRESS,
-        GROUP_INGRESS,
-        NAMED,
-        NAMES,
-        NAMED_INGRESS,
-    ];
-    by_family.chain(single).collect()
-}
-
 /// Whether a policy refuses nothing: then nothing has to be known of a packet to let it through.
 fn is_open(policy: &CompiledPolicy) -> bool {
     let rows = std::iter::once(&policy.default_row).chain(policy.rows.values());
@@ -61,7 +32,7 @@ fn is_open(policy: &CompiledPolicy) -> bool {
 
 /// The content for the endpoints in charge: the host itself always is.
 pub(crate) fn content(policy: &HostPolicy, attached: &BTreeSet<u32>, groups: &Groups) -> Content {
-    let mut content: Content = sets().into_iter().map(|set| (set, BTreeMap::new())).collect();
+    let mut content: Content = schema::endpoint_sets().map(|set| (set, BTreeMap::new())).collect();
     let mut open: BTreeMap<CompiledId, bool> = BTreeMap::new();
     let mut is_open =
         |id: CompiledId| *open.entry(id).or_insert_with(|| policy.policies.get(&id).is_some_and(is_open));
