@@ -22,10 +22,20 @@ const MAY_DEPEND_ON: [(&str, &[&str]); 10] = [
     ("bulkhead-ebpf", &["bulkhead-model", "bulkhead-dataplane"]),
     ("bulkhead-nft", &["bulkhead-model", "bulkhead-dataplane"]),
     ("bulkhead-discover", &["bulkhead-model"]),
-    ("bulkhead-controller", &["bulkhead-model", "bulkhead-engine", "bulkhead-store", "bulkhead-wire"]),
+    (
+        "bulkhead-controller",
+        &["bulkhead-model", "bulkhead-engine", "bulkhead-identity", "bulkhead-store", "bulkhead-wire"],
+    ),
     (
         "bulkhead-agent",
-        &["bulkhead-model", "bulkhead-engine", "bulkhead-dataplane", "bulkhead-discover", "bulkhead-wire"],
+        &[
+            "bulkhead-model",
+            "bulkhead-engine",
+            "bulkhead-dataplane",
+            "bulkhead-discover",
+            "bulkhead-identity",
+            "bulkhead-wire",
+        ],
     ),
     (
         "bulkhead",
@@ -36,6 +46,7 @@ const MAY_DEPEND_ON: [(&str, &[&str]); 10] = [
             "bulkhead-controller",
             "bulkhead-dataplane",
             "bulkhead-ebpf",
+            "bulkhead-identity",
             "bulkhead-nft",
         ],
     ),

@@ -1,0 +1,293 @@
+//! Connections: mutual TLS made of [`Credentials`], and a listener that no slow caller holds up.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, ring};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::sign::CertifiedKey;
+use rustls::{
+    CertificateError as TlsCertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore,
+    ServerConfig, SignatureScheme,
+};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, mpsc};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+use crate::certificate::Holder;
+use crate::credentials::{Credentials, CredentialsError, certificates, wrong};
+use crate::token::authority_digest;
+
+/// What every controller's certificate is for, besides its addresses: clients ask for this name, whatever address they
+/// reached it by, and no authority of a fleet gives it to anybody but controllers.
+pub const CONTROLLER_NAME: &str = "controller.bulkhead";
+
+/// Longest that a handshake may take.
+pub const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(10);
+/// Handshakes at once. More callers wait in the kernel's queue: a reconnecting fleet is taken in at the rate at which its
+/// handshakes can be computed.
+const HANDSHAKES_MAX: usize = 256;
+/// Connections that are through and wait to be taken.
+const ACCEPTED_LEN: usize = 64;
+/// A listener that cannot accept, for want of file descriptors as a rule, tries again after this.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+/// Who is at the other end of a connection.
+#[derive(Debug, Clone)]
+pub struct Peer {
+    /// Its address.
+    pub remote: SocketAddr,
+    /// Ours.
+    pub local: SocketAddr,
+    /// Who holds its certificate; `None` if it showed none.
+    pub holder: Option<Arc<Holder>>,
+}
+
+/// A connection that came in.
+pub type Incoming = (tokio_rustls::server::TlsStream<TcpStream>, Peer);
+
+/// A server's own certificate, which can be replaced while it serves.
+#[derive(Debug)]
+pub struct ServerIdentity {
+    current: RwLock<Arc<CertifiedKey>>,
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(ring::default_provider())
+}
+
+impl ServerIdentity {
+    /// Of a server that shows these credentials.
+    ///
+    /// # Errors
+    /// If they cannot be used.
+    pub fn new(credentials: &Credentials) -> Result<Arc<Self>, CredentialsError> {
+        Ok(Arc::new(Self { current: RwLock::new(certified(credentials)?) }))
+    }
+
+    /// Shows others from the next handshake on.
+    ///
+    /// # Errors
+    /// If they cannot be used; the ones before stay.
+    pub fn replace(&self, credentials: &Credentials) -> Result<(), CredentialsError> {
+        *self.current.write().unwrap_or_else(PoisonError::into_inner) = certified(credentials)?;
+        Ok(())
+    }
+}
+
+impl ResolvesServerCert for ServerIdentity {
+    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner)))
+    }
+}
+
+/// The whole chain up to the authority is shown: a machine that joins knows the authority by its digest only.
+fn certified(credentials: &Credentials) -> Result<Arc<CertifiedKey>, CredentialsError> {
+    let mut chain = credentials.chain()?;
+    chain.extend(certificates("authority", &credentials.authorities)?);
+    let key = CertifiedKey::from_der(chain, credentials.private_key()?, &provider());
+    key.map(Arc::new).map_err(|error| wrong("certificate", &error))
+}
+
+fn roots(authorities: &str) -> Result<Arc<RootCertStore>, CredentialsError> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates("authority", authorities)? {
+        roots.add(certificate).map_err(|error| wrong("authority", &error))?;
+    }
+    Ok(Arc::new(roots))
+}
+
+/// For a listener: asks callers for a certificate of the authorities, and lets those without one in as nobody.
+/// `protocol` is what is spoken inside (ALPN).
+///
+/// # Errors
+/// If the authorities cannot be used.
+pub fn server_config(
+    identity: &Arc<ServerIdentity>,
+    authorities: &str,
+    protocol: &str,
+) -> Result<Arc<ServerConfig>, CredentialsError> {
+    let verifier = WebPkiClientVerifier::builder_with_provider(roots(authorities)?, provider());
+    let verifier = verifier.allow_unauthenticated().build().map_err(|error| wrong("authority", &error))?;
+    let config = ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
+    let mut config = config
+        .map_err(|error| wrong("TLS", &error))?
+        .with_client_cert_verifier(verifier)
+        .with_cert_resolver(Arc::clone(identity) as _);
+    config.alpn_protocols = vec![protocol.into()];
+    Ok(Arc::new(config))
+}
+
+/// For a client of controllers: trusts those that have a certificate of the authorities, and shows its own if it has one.
+///
+/// # Errors
+/// If something in it cannot be used.
+pub fn client_config(
+    authorities: &str,
+    own: Option<&Credentials>,
+    protocol: &str,
+) -> Result<Arc<ClientConfig>, CredentialsError> {
+    let config = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
+    let config = config.map_err(|error| wrong("TLS", &error))?.with_root_certificates(roots(authorities)?);
+    let mut config = match own {
+        Some(own) => {
+            let with_own = config.with_client_auth_cert(own.chain()?, own.private_key()?);
+            with_own.map_err(|error| wrong("certificate", &error))?
+        }
+        None => config.with_no_client_auth(),
+    };
+    config.alpn_protocols = vec![protocol.into()];
+    Ok(Arc::new(config))
+}
+
+/// For a machine that joins: trusts a controller whose chain ends in the authority with this digest (of a
+/// [`crate::JoinToken`]).
+///
+/// # Errors
+/// If TLS cannot be used at all.
+pub fn joining_client_config(authority: &str, protocol: &str) -> Result<Arc<ClientConfig>, CredentialsError> {
+    let config = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
+    let mut config = config
+        .map_err(|error| wrong("TLS", &error))?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Pinned { authority: authority.into() }))
+        .with_no_client_auth();
+    config.alpn_protocols = vec![protocol.into()];
+    Ok(Arc::new(config))
+}
+
+/// Verifies as usual, with the one authority of the chain that has the digest.
+#[derive(Debug)]
+struct Pinned {
+    authority: String,
+}
+
+impl ServerCertVerifier for Pinned {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let pinned = intermediates.iter().find(|shown| authority_digest(shown) == self.authority);
+        let pinned = pinned.ok_or(Error::InvalidCertificate(TlsCertificateError::UnknownIssuer))?;
+        let mut roots = RootCertStore::empty();
+        roots.add(pinned.clone().into_owned())?;
+        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider()).build();
+        let verifier = verifier.map_err(|error| Error::General(error.to_string()))?;
+        verifier.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = provider().signature_verification_algorithms;
+        rustls::crypto::verify_tls12_signature(message, certificate, signed, &algorithms)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        let algorithms = provider().signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, certificate, signed, &algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        provider().signature_verification_algorithms.supported_schemes()
+    }
+}
+
+/// Opens a connection to a controller at `address` (`HOST:PORT`).
+///
+/// # Errors
+/// If nobody answers there, or somebody who is no controller.
+pub async fn connect(
+    address: &str,
+    config: &Arc<ClientConfig>,
+) -> io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
+    let stream = TcpStream::connect(address).await?;
+    // Requests are small, and somebody waits for them.
+    stream.set_nodelay(true)?;
+    let name = ServerName::try_from(CONTROLLER_NAME).map_err(io::Error::other)?;
+    let handshake = TlsConnector::from(Arc::clone(config)).connect(name, stream);
+    match tokio::time::timeout(HANDSHAKE_TIME_MAX, handshake).await {
+        Ok(connected) => connected,
+        Err(_elapsed) => Err(io::Error::new(io::ErrorKind::TimedOut, "the TLS handshake took too long")),
+    }
+}
+
+/// Authorities that the server at `address` shows, as DER, if one of them has the digest of a [`crate::JoinToken`].
+pub fn shown_authority(
+    stream: &tokio_rustls::client::TlsStream<TcpStream>,
+    digest: &str,
+) -> Option<CertificateDer<'static>> {
+    let shown = stream.get_ref().1.peer_certificates()?;
+    shown
+        .iter()
+        .find(|certificate| authority_digest(certificate) == digest)
+        .cloned()
+        .map(CertificateDer::into_owned)
+}
+
+/// Accepts until the receiver is dropped. Handshakes run beside each other, so that a caller that says nothing holds up
+/// nobody.
+pub fn listen(listener: TcpListener, config: Arc<ServerConfig>) -> mpsc::Receiver<Incoming> {
+    let (accepted, incoming) = mpsc::channel(ACCEPTED_LEN);
+    let acceptor = TlsAcceptor::from(config);
+    let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+    tokio::spawn(async move {
+        loop {
+            let Ok(place) = Arc::clone(&handshakes).acquire_owned().await else { return };
+            let stream = tokio::select! {
+                stream = listener.accept() => stream,
+                () = accepted.closed() => return,
+            };
+            let (stream, remote) = match stream {
+                Ok(stream) => stream,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a connection");
+                    tokio::time::sleep(ACCEPT_RETRY).await;
+                    continue;
+                }
+            };
+            let (acceptor, accepted) = (acceptor.clone(), accepted.clone());
+            tokio::spawn(async move {
+                let handshake = tokio::time::timeout(HANDSHAKE_TIME_MAX, accept(&acceptor, stream, remote));
+                let through = handshake.await.unwrap_or_else(|_elapsed| Err(io::ErrorKind::TimedOut.into()));
+                drop(place);
+                match through {
+                    // If nobody takes it any more, it is closed.
+                    Ok(through) => drop(accepted.send(through).await),
+                    Err(error) => tracing::debug!(%remote, %error, "a TLS handshake failed"),
+                }
+            });
+        }
+    });
+    incoming
+}
+
+async fn accept(acceptor: &TlsAcceptor, stream: TcpStream, remote: SocketAddr) -> io::Result<Incoming> {
+    stream.set_nodelay(true)?;
+    let local = stream.local_addr()?;
+    let stream = acceptor.accept(stream).await?;
+    let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+    let holder =
+        certificate.map(|certificate| Holder::of(certificate).map_err(io::Error::other)).transpose()?;
+    Ok((stream, Peer { remote, local, holder: holder.map(Arc::new) }))
+}
+
+#[cfg(test)]
+mod tests;
