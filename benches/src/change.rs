@@ -83,15 +83,18 @@ async fn with_daemons(files: &Path, pins: &Path, probe: &Probe, effort: Effort) 
         listen_api: loopback,
         listen_agents: loopback,
         data_directory: files.join("controller"),
+        socket: Some(files.join("controller.sock")),
         ..bulkhead_controller::Config::default()
     })
     .await?;
+    let credentials = controller.agent_credentials("bench")?;
+    credentials.save(&files.join("agent/identity"), bulkhead_agent::IDENTITY_FILES)?;
     let dataplane = EbpfDataplane::open(pins, Capacities::default())?;
     let (stop, stopped) = watch::channel(false);
     let agent = tokio::spawn(bulkhead_agent::run(
         bulkhead_agent::Config {
             host: "bench".into(),
-            controller: format!("http://{}", controller.agents),
+            controllers: vec![format!("https://{}", controller.agents)],
             state_directory: files.join("agent"),
             socket: files.join("agent.sock"),
             workload_directory: Some(files.join("workloads")),
@@ -101,10 +104,10 @@ async fn with_daemons(files: &Path, pins: &Path, probe: &Probe, effort: Effort) 
         Box::new(dataplane),
         stopped,
     ));
-    let (api, changes) = (controller.api, effort.pick(120, 60));
+    let (socket, changes) = (files.join("controller.sock"), effort.pick(120, 60));
     let probe = probe.clone();
     let measuring =
-        tokio::task::spawn_blocking(move || measure_changes(&mut Client::new(api)?, &probe, changes));
+        tokio::task::spawn_blocking(move || measure_changes(&mut Client::new(&socket)?, &probe, changes));
     let lines = tokio::select! {
         lines = measuring => lines?,
         failed = controller.failed() => Err(failed.into()),

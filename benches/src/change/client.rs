@@ -1,7 +1,8 @@
 //! A REST client that keeps its connection.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -13,25 +14,22 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// A connection to a controller.
 #[derive(Debug)]
 pub(super) struct Client {
-    stream: BufReader<TcpStream>,
-    host: SocketAddr,
+    stream: BufReader<UnixStream>,
 }
 
 impl Client {
-    pub(super) fn new(host: SocketAddr) -> anyhow::Result<Self> {
-        let stream = TcpStream::connect(host)?;
-        stream.set_nodelay(true)?;
+    pub(super) fn new(socket: &Path) -> anyhow::Result<Self> {
+        let stream = UnixStream::connect(socket)?;
         stream.set_read_timeout(Some(PATIENCE))?;
-        Ok(Self { stream: BufReader::new(stream), host })
+        Ok(Self { stream: BufReader::new(stream) })
     }
 
     /// Applies resources; when this returns they are committed.
     pub(super) fn apply(&mut self, text: &str) -> anyhow::Result<()> {
         let body = json!({ "sources": [{ "name": "bench", "text": text }] }).to_string();
         let request = format!(
-            "POST /apis/bulkhead.dev/v1/apply HTTP/1.1\r\nhost: {}\r\ncontent-type: application/json\r\n\
+            "POST /apis/bulkhead.dev/v1/apply HTTP/1.1\r\nhost: bulkhead\r\ncontent-type: application/json\r\n\
              content-length: {}\r\n\r\n{body}",
-            self.host,
             body.len()
         );
         self.stream.get_mut().write_all(request.as_bytes())?;

@@ -35,8 +35,10 @@ pub struct Config {
     pub host: String,
     /// Labels of this host.
     pub labels: Labels,
-    /// Address of the controller's agent port, `http://HOST:PORT`.
-    pub controller: String,
+    /// Agent ports of the controllers, `https://HOST:PORT`; any of them will do.
+    pub controllers: Vec<String>,
+    /// What this host joins with, if it has no certificate yet: from `bulkhead token create`.
+    pub join_token: Option<String>,
     /// Where the agent remembers what to enforce. Default: `/var/lib/bulkhead/agent`.
     pub state_directory: PathBuf,
     /// The agent's own socket, for `bulkhead workload` and `bulkhead status`.
@@ -63,7 +65,8 @@ impl Default for Config {
         Self {
             host: rustix::system::uname().nodename().to_string_lossy().to_ascii_lowercase(),
             labels: Labels::new(),
-            controller: "http://127.0.0.1:7441".into(),
+            controllers: vec!["https://127.0.0.1:7441".into()],
+            join_token: None,
             state_directory: "/var/lib/bulkhead/agent".into(),
             socket: "/run/bulkhead/agent.sock".into(),
             docker_socket: None,
@@ -84,6 +87,11 @@ impl Config {
             Some(start) => name.starts_with(start),
             None => name == pattern,
         })
+    }
+
+    /// Directory of this host's certificate, in files named [`crate::IDENTITY_FILES`].
+    pub fn identity_directory(&self) -> PathBuf {
+        self.state_directory.join("identity")
     }
 
     /// Directory of the registrations made through the socket.

@@ -17,8 +17,9 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use crate::address_book::{AddressBook, Owner};
 use crate::config::{FLOW_QUEUE_LEN, FLOW_RING_LEN};
+use crate::membership::Membership;
+use crate::trace;
 use crate::trace::Watched;
-use crate::{Config, session, trace};
 
 /// Most records in one batch.
 const BATCH_LEN_MAX: usize = 512;
@@ -133,11 +134,11 @@ pub(crate) struct Flows {
 }
 
 /// Starts the reporting task.
-pub(crate) fn spawn(config: &Arc<Config>) -> Flows {
+pub(crate) fn spawn(membership: &Arc<Membership>) -> Flows {
     let (queue, records) = mpsc::channel(FLOW_QUEUE_LEN);
     let (finished, done) = oneshot::channel();
     let lost = Arc::new(AtomicU64::new(0));
-    tokio::spawn(report(Arc::clone(config), records, Arc::clone(&lost), finished));
+    tokio::spawn(report(Arc::clone(membership), records, Arc::clone(&lost), finished));
     Flows { ring: VecDeque::new(), queue: Some(queue), watched: trace::channel(), lost, done: Some(done) }
 }
 
@@ -181,14 +182,14 @@ impl Flows {
 }
 
 async fn report(
-    config: Arc<Config>,
+    membership: Arc<Membership>,
     mut records: mpsc::Receiver<Arc<FlowRecord>>,
     lost: Arc<AtomicU64>,
     finished: oneshot::Sender<()>,
 ) {
     let mut batch = Vec::new();
     loop {
-        let result = stream(&config, &mut records, &lost, &mut batch).await;
+        let result = stream(&membership, &mut records, &lost, &mut batch).await;
         if result.is_ok() || records.is_closed() {
             let _ = finished.send(());
             return;
@@ -200,12 +201,13 @@ async fn report(
 /// One stream, one batch under way at a time. `Ok` when there will be no more records. A batch without a
 /// receipt stays in `batch` for the next stream.
 async fn stream(
-    config: &Config,
+    membership: &Membership,
     records: &mut mpsc::Receiver<Arc<FlowRecord>>,
     lost: &AtomicU64,
     batch: &mut Vec<Arc<FlowRecord>>,
 ) -> Result<(), tonic::Status> {
-    let mut client = DistributionClient::new(session::channel(config)?);
+    let channel = membership.channel().ok_or_else(|| tonic::Status::unavailable("no controller"))?;
+    let mut client = DistributionClient::new(channel);
     let (outgoing, batches) = mpsc::channel(1);
     let mut receipts = client.report_flows(ReceiverStream::new(batches)).await?.into_inner();
     let mut sequence = 0;

@@ -12,6 +12,7 @@
 //! |---|---|---|---|---|
 //! | reconcile | all inputs | [`config::INPUT_QUEUE_LEN`] | senders wait | sweeps once, leaves the kernel as it is |
 //! | session | controller stream | [`config::OUTGOING_QUEUE_LEN`] | the session ends and resumes | stream closed |
+//! | renewal | the clock | none | tried again every minute | dropped |
 //! | flow report | records | [`config::FLOW_QUEUE_LEN`] | record dropped and counted | waits for the last batch, a second at most |
 //! | docker, directory, links | their sources | 1 answer under way | source waits | dropped |
 //! | API | unix socket | axum's | connection waits | closed |
@@ -22,6 +23,8 @@
 use std::sync::Arc;
 
 use bulkhead_dataplane::Dataplane;
+use bulkhead_identity::{CredentialsError, TokenError};
+use membership::Membership;
 use tokio::sync::{mpsc, watch};
 
 mod address_book;
@@ -33,6 +36,7 @@ mod host_facts;
 mod hosts;
 mod inputs;
 mod locals;
+mod membership;
 mod reconcile;
 mod session;
 mod trace;
@@ -40,6 +44,7 @@ mod trace;
 pub use api::{AgentReport, Programmed};
 pub use config::{Config, DataplaneChoice};
 pub use disk::DiskError;
+pub use membership::IDENTITY_FILES;
 
 /// Why an agent could not start or had to stop.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +60,23 @@ pub enum AgentError {
         /// Why.
         source: std::io::Error,
     },
+    /// What this host is known by cannot be used.
+    #[error("cannot use this host's certificate: {0}")]
+    Credentials(#[from] CredentialsError),
+    /// The certificate is another's.
+    #[error(
+        "the state directory has the certificate of {holder}, and this is the agent of host {host:?}: give it a directory \
+         of its own with --state-dir, or join again under this name with --join-token"
+    )]
+    OtherHost {
+        /// Whose it is.
+        holder: String,
+        /// Name of this host.
+        host: String,
+    },
+    /// The join token is none.
+    #[error(transparent)]
+    Token(#[from] TokenError),
     /// Interfaces cannot be watched.
     #[error("cannot watch interfaces: {0}")]
     Links(std::io::Error),
@@ -83,14 +105,17 @@ pub async fn run(
     let (nudge, nudged) = mpsc::channel(1);
     inputs::spawn_sources(&config, &input, nudged)?;
     let facts = host_facts::observe();
-    let session =
-        session::spawn(Arc::clone(&config), input.clone(), facts.clone(), remembered.progress.clone());
-    let flows = flows::spawn(&config);
+    let membership = Arc::new(Membership::open(&config)?);
+    let renewing = tokio::spawn(Arc::clone(&membership).keep_current());
+    let progress = remembered.progress.clone();
+    let flows = flows::spawn(&membership);
+    let session = session::spawn(Arc::clone(&config), membership, input.clone(), facts.clone(), progress);
     let api = api::spawn(&config, input, nudge, flows.watched())?;
     let mut agent =
         reconcile::Agent::new(Arc::clone(&config), facts, dataplane, disk, remembered, session, flows);
     let result = agent.run(inputs, &mut shutdown).await;
     api.abort();
+    renewing.abort();
     agent.stop().await;
     result
 }

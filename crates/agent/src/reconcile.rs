@@ -25,7 +25,7 @@ use crate::flows::{self, Clock, Context, Flows, monotonic_ns};
 use crate::hosts::Here;
 use crate::inputs::{Input, sources};
 use crate::locals::Locals;
-use crate::session::Progress;
+use crate::session::{Conversation, Progress};
 use crate::{AgentError, Config};
 
 mod controller;
@@ -81,8 +81,7 @@ pub(crate) struct Agent {
     members: BTreeMap<Selector, KnownMembers>,
     book: AddressBook,
     progress: Progress,
-    hello: watch::Sender<Progress>,
-    session: tokio::task::JoinHandle<()>,
+    conversation: Conversation,
     link: Option<Link>,
     disconnected_because: Option<String>,
     /// Resources from the controller that could not be understood.
@@ -112,7 +111,7 @@ impl Agent {
         dataplane: Box<dyn Dataplane>,
         disk: Disk,
         remembered: Remembered,
-        (hello, session): (watch::Sender<Progress>, tokio::task::JoinHandle<()>),
+        conversation: Conversation,
         flows: Flows,
     ) -> Self {
         let Remembered { progress, resources, members, rules, found } = remembered;
@@ -136,8 +135,7 @@ impl Agent {
             members: BTreeMap::new(),
             book: AddressBook::default(),
             progress,
-            hello,
-            session,
+            conversation,
             link: None,
             disconnected_because: None,
             refused: BTreeMap::new(),
@@ -215,7 +213,7 @@ impl Agent {
     /// Says what there is to say, and leaves the kernel as it is.
     pub(crate) async fn stop(&mut self) {
         self.sweep();
-        self.session.abort();
+        self.conversation.task.abort();
         self.flows.finish().await;
     }
 

@@ -11,20 +11,16 @@ use bulkhead_wire::proto::{AgentMessage, ControllerMessage, Hello};
 use bulkhead_wire::{MESSAGE_BYTES_MAX, PROTOCOL, address_to_wire};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::{Channel, Endpoint};
 
 use crate::Config;
 use crate::config::OUTGOING_QUEUE_LEN;
 use crate::host_facts;
 use crate::inputs::Input;
+use crate::membership::Membership;
 
 /// First and longest wait before the controller is tried again.
 const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(10);
-/// A connection that takes longer to open counts as failed.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// A silent connection is asked for a sign of life this often, and given up after the same time again.
-const KEEPALIVE: Duration = Duration::from_secs(10);
 
 /// How far the agent's knowledge goes; what the next Hello says.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -53,21 +49,34 @@ pub(crate) enum SessionEvent {
     },
 }
 
-/// Starts the task; answers where to say how far the agent is, and the task.
+/// The task that talks to controllers.
+#[derive(Debug)]
+pub(crate) struct Conversation {
+    /// Where to say how far the agent is.
+    pub(crate) progress: watch::Sender<Progress>,
+    pub(crate) membership: Arc<Membership>,
+    pub(crate) task: tokio::task::JoinHandle<()>,
+}
+
+/// Starts the task.
 pub(crate) fn spawn(
     config: Arc<Config>,
+    membership: Arc<Membership>,
     input: mpsc::Sender<Input>,
     facts: Facts,
     progress: Progress,
-) -> (watch::Sender<Progress>, tokio::task::JoinHandle<()>) {
+) -> Conversation {
     let (progress, hello) = watch::channel(progress);
+    let known_as = Arc::clone(&membership);
     let task = tokio::spawn(async move {
         let mut attempt = 0u32;
         loop {
-            let reason = match converse(&config, &facts, &input, &hello, &mut attempt).await {
+            let place = (&*config, &*membership);
+            let reason = match converse(place, &facts, &input, &hello, &mut attempt).await {
                 Ok(()) => "the controller closed the stream".to_owned(),
                 Err(status) => describe(&status),
             };
+            membership.try_another();
             let retry = back_off(&config.host, attempt);
             attempt = attempt.saturating_add(1);
             let lost = SessionEvent::Lost { reason, retry };
@@ -77,30 +86,18 @@ pub(crate) fn spawn(
             tokio::time::sleep(retry).await;
         }
     });
-    (progress, task)
-}
-
-/// The channel to the controller, opened when first used.
-pub(crate) fn channel(config: &Config) -> Result<Channel, tonic::Status> {
-    let endpoint = Endpoint::from_shared(config.controller.clone())
-        .map_err(|error| tonic::Status::invalid_argument(format!("{}: {error}", config.controller)))?;
-    Ok(endpoint
-        .connect_timeout(CONNECT_TIMEOUT)
-        .tcp_nodelay(true)
-        .http2_keep_alive_interval(KEEPALIVE)
-        .keep_alive_timeout(KEEPALIVE)
-        .keep_alive_while_idle(true)
-        .connect_lazy())
+    Conversation { progress, membership: known_as, task }
 }
 
 async fn converse(
-    config: &Config,
+    (config, membership): (&Config, &Membership),
     facts: &Facts,
     input: &mpsc::Sender<Input>,
     hello: &watch::Receiver<Progress>,
     attempt: &mut u32,
 ) -> Result<(), tonic::Status> {
-    let mut client = DistributionClient::new(channel(config)?).max_decoding_message_size(MESSAGE_BYTES_MAX);
+    let mut client =
+        DistributionClient::new(membership.connect().await?).max_decoding_message_size(MESSAGE_BYTES_MAX);
     let (outgoing, messages) = mpsc::channel(OUTGOING_QUEUE_LEN);
     let Progress { epoch, revision, members: _ } = hello.borrow().clone();
     let hello = Hello {

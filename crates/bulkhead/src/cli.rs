@@ -7,9 +7,11 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 mod changes;
 mod checks;
+mod identities;
 
 pub(crate) use changes::{ApplyArgs, ChangeArgs, ConfirmArgs, DeleteArgs, FileArgs};
 pub(crate) use checks::{LintArgs, TestArgs};
+pub(crate) use identities::{CertificateArgs, CertificateCommand, InitArgs, TokenArgs, TokenCommand};
 
 /// Micro-segmentation by labels: say who may talk to whom, and every host enforces it in its kernel.
 #[derive(Debug, Parser)]
@@ -17,6 +19,7 @@ pub(crate) use checks::{LintArgs, TestArgs};
 #[command(after_help = "\
 First steps:
   sudo bulkhead standalone &                      controller and agent on this machine
+  sudo bulkhead token create                      how another machine joins
   docker run -d --label role=web --name web …     its containers are found by themselves
   bulkhead get workloads                          what was found
   bulkhead apply -f policy.yaml                   who may talk to whom
@@ -34,15 +37,16 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Args)]
 pub(crate) struct Common {
-    /// Address of the controller's API
-    #[arg(
-        long,
-        global = true,
-        env = "BULKHEAD_SERVER",
-        default_value = "http://127.0.0.1:7440",
-        value_name = "URL"
-    )]
-    pub(crate) server: String,
+    /// The controller's API: https://HOST:PORT, or unix:///PATH for a socket of this machine
+    /// [default: what the client configuration says, else unix:///run/bulkhead/controller.sock]
+    #[arg(long, global = true, env = "BULKHEAD_SERVER", value_name = "URL")]
+    pub(crate) server: Option<String>,
+    /// Whom to trust and who to be [default: ~/.config/bulkhead/client.yaml, else /etc/bulkhead/client.yaml]
+    #[arg(long, global = true, env = "BULKHEAD_CLIENT_CONFIG", value_name = "FILE")]
+    pub(crate) client_config: Option<PathBuf>,
+    /// Token to show instead of a certificate; from the environment, lest others see it
+    #[arg(skip = std::env::var("BULKHEAD_TOKEN").ok())]
+    pub(crate) token: Option<String>,
     /// Socket of this host's agent
     #[arg(
         long,
@@ -88,6 +92,14 @@ pub(crate) enum Command {
     Agent(AgentArgs),
     /// Run controller and agent on one host
     Standalone(StandaloneArgs),
+    /// Make the certificate authority of a new fleet
+    Init(InitArgs),
+    /// Make, list and delete tokens: for machines that join, and for programs that use the API
+    Token(TokenArgs),
+    /// Make certificates for operators and agents, and revoke them
+    Certificate(CertificateArgs),
+    /// Show whom the controller takes you for
+    Whoami,
     /// Create or change what files say; all of them or nothing
     Apply(ApplyArgs),
     /// List objects
@@ -174,6 +186,15 @@ pub(crate) struct ControllerSettings {
     /// Where the repository is kept [default: /var/lib/bulkhead/controller]
     #[arg(long, value_name = "DIRECTORY")]
     pub(crate) data_dir: Option<PathBuf>,
+    /// Where the certificate authority is [default: identity in the data directory]
+    #[arg(long, value_name = "DIRECTORY")]
+    pub(crate) identity_dir: Option<PathBuf>,
+    /// Unix socket for operators of this machine, or "none" [default: /run/bulkhead/controller.sock]
+    #[arg(long, value_name = "PATH")]
+    pub(crate) socket: Option<PathBuf>,
+    /// A name or address by which clients reach this controller, for its certificate; may be given several times
+    #[arg(long, value_name = "NAME|ADDRESS")]
+    pub(crate) known_as: Vec<String>,
 }
 
 #[derive(Debug, Args)]
@@ -181,9 +202,16 @@ pub(crate) struct AgentArgs {
     /// Settings as YAML; flags win over it
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,
-    /// Address of the controller [default: http://127.0.0.1:7441]
-    #[arg(long, env = "BULKHEAD_CONTROLLER", value_name = "URL")]
-    pub(crate) controller: Option<String>,
+    /// Agent ports of the controllers; several with commas between, or given several times
+    /// [default: https://127.0.0.1:7441]
+    #[arg(long, env = "BULKHEAD_CONTROLLER", value_name = "URL", value_delimiter = ',')]
+    pub(crate) controller: Vec<String>,
+    /// What this host joins the fleet with, from "bulkhead token create"; not needed once it has joined
+    #[arg(long, env = "BULKHEAD_JOIN_TOKEN", value_name = "TOKEN", hide_env_values = true)]
+    pub(crate) join_token: Option<String>,
+    /// File that holds the join token
+    #[arg(long, value_name = "FILE", conflicts_with = "join_token")]
+    pub(crate) join_token_file: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) settings: AgentSettings,
     /// Remove everything that agents left in this host's kernel, and exit. Traffic is not judged any more

@@ -1,4 +1,4 @@
-//! HTTP to the controller (TCP) and to the agent (Unix socket), and errors that say what to do.
+//! HTTP to the controller (TLS or its Unix socket) and to the agent (Unix socket), and errors that say what to do.
 
 use std::path::Path;
 use std::time::Duration;
@@ -8,10 +8,16 @@ use hyper::body::{Bytes, Incoming};
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde_json::Value;
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::UnixStream;
+
+use bulkhead_identity::tls;
 
 use crate::cli::Common;
 use crate::failure::Failure;
+
+mod server;
+
+pub(crate) use server::{ClientConfig, Server, default_config_path};
 
 /// How long opening a connection may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -19,7 +25,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Where to ask.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Target<'a> {
-    Controller(&'a str),
+    Controller(&'a Common),
     Agent(&'a Path),
 }
 
@@ -28,7 +34,12 @@ pub(crate) const API: &str = "/apis/bulkhead.dev/v1";
 
 impl Common {
     pub(crate) fn controller(&self) -> Target<'_> {
-        Target::Controller(&self.server)
+        Target::Controller(self)
+    }
+
+    /// Where the controller is, for people.
+    pub(crate) fn server_name(&self) -> String {
+        server::find(self).map_or_else(|_unknown| "an unknown place".into(), |server| server.to_string())
     }
 
     pub(crate) fn agent(&self) -> Target<'_> {
@@ -92,33 +103,44 @@ async fn send(
     path: &str,
     body: Option<String>,
 ) -> Result<Response<Incoming>, Failure> {
-    let request = Request::builder()
+    let mut request = Request::builder()
         .method(method)
         .uri(path)
         .header("host", "bulkhead")
-        .header("content-type", "application/json")
+        .header("content-type", "application/json");
+    let server = match target {
+        Target::Controller(common) => Some(server::find(common)?),
+        Target::Agent(_) => None,
+    };
+    if let Some(Server::Tls { token: Some(token), .. }) = &server {
+        request = request.header("authorization", format!("Bearer {token}"));
+    }
+    let request = request
         .body(Full::new(Bytes::from(body.unwrap_or_default())))
         .map_err(|error| Failure::Usage(error.to_string()))?;
-    match target {
-        Target::Controller(url) => {
-            let address = url.strip_prefix("http://").unwrap_or(url).trim_end_matches('/');
-            if address.contains("://") {
-                return Err(Failure::Usage(format!("{url}: expected http://HOST:PORT")));
+    match (target, server) {
+        (_, Some(Server::Tls { address, config, token: _ })) => {
+            let connect = tokio::time::timeout(CONNECT_TIMEOUT, tls::connect(&address, &config)).await;
+            match connect {
+                Ok(Ok(stream)) => exchange(target, TokioIo::new(stream), request).await,
+                Ok(Err(error)) => Err(target.unreachable(&error.to_string())),
+                Err(_elapsed) => Err(target.unreachable("no answer")),
             }
-            let connect = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await;
-            let stream = match connect {
-                Ok(Ok(stream)) => stream,
-                Ok(Err(error)) => return Err(target.unreachable(&error.to_string())),
-                Err(_elapsed) => return Err(target.unreachable("no answer")),
-            };
-            exchange(target, TokioIo::new(stream), request).await
         }
-        Target::Agent(path) => {
-            let stream = UnixStream::connect(path).await;
-            let stream = stream.map_err(|error| target.unreachable(&error.to_string()))?;
-            exchange(target, TokioIo::new(stream), request).await
-        }
+        (_, Some(Server::Unix(path))) => over_socket(target, &path, request).await,
+        (Target::Agent(path), None) => over_socket(target, path, request).await,
+        (Target::Controller(_), None) => Err(target.unreachable("it is nowhere")),
     }
+}
+
+async fn over_socket(
+    target: Target<'_>,
+    path: &Path,
+    request: Request<Full<Bytes>>,
+) -> Result<Response<Incoming>, Failure> {
+    let stream = UnixStream::connect(path).await;
+    let stream = stream.map_err(|error| target.unreachable(&error.to_string()))?;
+    exchange(target, TokioIo::new(stream), request).await
 }
 
 async fn exchange<IO>(
@@ -138,7 +160,10 @@ where
 impl Target<'_> {
     fn name(self) -> String {
         match self {
-            Self::Controller(url) => format!("the controller at {url}"),
+            Self::Controller(common) => match server::find(common) {
+                Ok(server) => format!("the controller at {server}"),
+                Err(_unknown) => "the controller".into(),
+            },
             Self::Agent(path) => format!("the agent at {}", path.display()),
         }
     }

@@ -2,9 +2,11 @@
 
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use anyhow::{Context, anyhow};
 use bulkhead_agent::DataplaneChoice;
+use bulkhead_identity::Credentials;
 use bulkhead_model::{Verdict, document};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -43,8 +45,16 @@ pub(crate) async fn controller(args: &ControllerArgs) -> Result<(), Failure> {
 pub(crate) async fn agent(common: &Common, args: &AgentArgs) -> Result<(), Failure> {
     start_log(&args.log)?;
     let mut config = agent_config(read(args.config.as_deref())?, common, &args.settings)?;
-    if let Some(controller) = &args.controller {
-        config.controller.clone_from(controller);
+    if !args.controller.is_empty() {
+        config.controllers.clone_from(&args.controller);
+    }
+    if let Some(file) = &args.join_token_file {
+        let token =
+            std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+        config.join_token = Some(token.trim().to_owned());
+    }
+    if let Some(token) = &args.join_token {
+        config.join_token = Some(token.clone());
     }
     let pins = pin_directory(&args.settings, &config.host);
     if args.cleanup {
@@ -69,7 +79,8 @@ pub(crate) async fn standalone(common: &Common, args: &StandaloneArgs) -> Result
     let dataplane = dataplanes::open(agent.dataplane, agent.fence, &pins).map_err(describe)?;
     let shutdown = stop_signal()?;
     let mut running = bulkhead_controller::start(controller).await.map_err(describe)?;
-    agent.controller = format!("http://{}", running.agents);
+    agent.controllers = vec![format!("https://{}", running.agents)];
+    join(&running, &agent)?;
     let agent = bulkhead_agent::run(agent, dataplane, shutdown);
     let result = tokio::select! {
         result = agent => result.map_err(describe),
@@ -79,11 +90,28 @@ pub(crate) async fn standalone(common: &Common, args: &StandaloneArgs) -> Result
     result.and(stopped)
 }
 
+/// The controller and the agent of one process know each other: no token is needed between them.
+fn join(controller: &bulkhead_controller::Controller, agent: &bulkhead_agent::Config) -> Result<(), Failure> {
+    let directory = agent.identity_directory();
+    let known = Credentials::load(&directory, bulkhead_agent::IDENTITY_FILES).ok().flatten();
+    let usable = known.is_some_and(|own| {
+        let is_this_host = own.holder().is_ok_and(|own| own.identity.name() == agent.host);
+        // One of an authority before is of no use.
+        let is_trusted = own.authorities == controller.authorities();
+        is_this_host && is_trusted && own.valid_at(SystemTime::now()).unwrap_or(false)
+    });
+    if usable {
+        return Ok(());
+    }
+    let credentials = controller.agent_credentials(&agent.host).map_err(describe)?;
+    credentials.save(&directory, bulkhead_agent::IDENTITY_FILES).map_err(describe)
+}
+
 fn controller_config(
     mut config: bulkhead_controller::Config,
     settings: &ControllerSettings,
 ) -> bulkhead_controller::Config {
-    let ControllerSettings { listen, listen_agents, data_dir } = settings;
+    let ControllerSettings { listen, listen_agents, data_dir, identity_dir, socket, known_as } = settings;
     if let Some(address) = listen {
         config.listen_api = *address;
     }
@@ -93,6 +121,15 @@ fn controller_config(
     if let Some(directory) = data_dir {
         config.data_directory.clone_from(directory);
     }
+    if identity_dir.is_some() {
+        config.identity_directory.clone_from(identity_dir);
+    }
+    match socket {
+        Some(none) if none.as_os_str() == "none" => config.socket = None,
+        Some(socket) => config.socket = Some(socket.clone()),
+        None => {}
+    }
+    config.known_as.extend(known_as.iter().cloned());
     config
 }
 

@@ -1,4 +1,4 @@
-//! The API for operators: REST in the manner of Kubernetes, on one listener.
+//! The API for operators: REST in the manner of Kubernetes, over TLS and on a Unix socket.
 //!
 //! [`ROUTES`] is the one table of what there is; the router is built from it, and a test holds
 //! `openapi.json` against it. A request has [`REQUEST_TIME_MAX`] for its head and body and our answer's head;
@@ -8,9 +8,12 @@ mod apply;
 mod confirmations;
 mod explain;
 mod flows;
+mod gate;
+mod identities;
 mod input;
 mod objects;
 mod problem;
+mod server;
 mod status;
 mod stream;
 mod watch;
@@ -20,20 +23,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::connect_info::Connected;
-use axum::extract::{ConnectInfo, DefaultBodyLimit, Request, State};
+use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::{Method, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::MethodRouter;
-use axum::serve::IncomingStream;
-use tokio::net::TcpListener;
-use tokio::sync::watch::Receiver;
 
-use crate::context::{Context, stopped};
-use crate::guard::Ends;
+use crate::context::Context;
 
 use problem::Refusal;
+
+pub(crate) use server::serve;
 
 /// Largest body of a request.
 pub(crate) const BODY_BYTES_MAX: usize = 16 << 20;
@@ -43,18 +43,6 @@ const REQUEST_TIME_MAX: Duration = Duration::from_secs(30);
 /// What handlers share.
 pub(crate) type Shared = State<Arc<Context>>;
 type Methods = MethodRouter<Arc<Context>, Infallible>;
-
-/// The connection that a request comes by.
-pub(crate) type Session = ConnectInfo<Ends>;
-
-impl Connected<IncomingStream<'_, TcpListener>> for Ends {
-    fn connect_info(stream: IncomingStream<'_, TcpListener>) -> Self {
-        let remote = *stream.remote_addr();
-        // A socket that has just been accepted has an address.
-        let local = stream.io().local_addr().unwrap_or(remote);
-        Self { remote, local }
-    }
-}
 
 /// Finishes a change though its client leaves: it may be the change that cuts it off.
 async fn to_the_end<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> Result<T, Refusal> {
@@ -121,6 +109,31 @@ pub(crate) const ROUTES: &[Route] = &[
         handlers: || axum::routing::get(flows::flows),
     },
     Route {
+        path: "/apis/bulkhead.dev/v1/tokens",
+        methods: &["get", "post"],
+        handlers: || axum::routing::get(identities::tokens).post(identities::create_token),
+    },
+    Route {
+        path: "/apis/bulkhead.dev/v1/tokens/{id}",
+        methods: &["delete"],
+        handlers: || axum::routing::delete(identities::delete_token),
+    },
+    Route {
+        path: "/apis/bulkhead.dev/v1/certificates",
+        methods: &["post"],
+        handlers: || axum::routing::post(identities::create_certificate),
+    },
+    Route {
+        path: "/apis/bulkhead.dev/v1/revocations",
+        methods: &["get", "post"],
+        handlers: || axum::routing::get(identities::revocations).post(identities::revoke),
+    },
+    Route {
+        path: "/apis/bulkhead.dev/v1/whoami",
+        methods: &["get"],
+        handlers: || axum::routing::get(identities::who_am_i),
+    },
+    Route {
         path: "/apis/bulkhead.dev/v1/{plural}",
         methods: &["get", "post"],
         handlers: || axum::routing::get(objects::list).post(objects::create),
@@ -145,7 +158,7 @@ pub(crate) const ROUTES: &[Route] = &[
 /// The document that describes the API.
 pub(crate) const OPENAPI: &str = include_str!("../openapi.json");
 
-fn router(context: Arc<Context>) -> Router {
+pub(super) fn router(context: Arc<Context>) -> Router {
     let mut router = Router::new();
     for route in ROUTES {
         router = router.route(route.path, (route.handlers)());
@@ -153,6 +166,7 @@ fn router(context: Arc<Context>) -> Router {
     router
         .fallback(no_such_path)
         .method_not_allowed_fallback(no_such_method)
+        .layer(middleware::from_fn_with_state(Arc::clone(&context), gate::admit))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .layer(middleware::from_fn_with_state(Arc::clone(&context), watched))
         .with_state(context)
@@ -182,17 +196,6 @@ async fn watched(State(context): Shared, request: Request, next: Next) -> Respon
         context.metrics.requests_failed.add(1);
     }
     response
-}
-
-/// Serves until `shutdown`, and then until all requests are answered.
-pub(crate) async fn serve(
-    listener: TcpListener,
-    context: Arc<Context>,
-    mut shutdown: Receiver<bool>,
-) -> std::io::Result<()> {
-    let stop = async move { stopped(&mut shutdown).await };
-    let service = router(context).into_make_service_with_connect_info::<Ends>();
-    axum::serve(listener, service).with_graceful_shutdown(stop).await
 }
 
 #[cfg(test)]

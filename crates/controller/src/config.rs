@@ -4,6 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use bulkhead_identity::{LIFETIME, LIFETIME_MAX};
 use serde::{Deserialize, Serialize};
 
 /// Where the repository is kept.
@@ -23,13 +24,21 @@ pub enum StoreKind {
 pub struct Config {
     /// Its name, for status; default `controller`.
     pub name: String,
-    /// Where operators are served (REST); default `127.0.0.1:7440`. Port 0 takes any free one. There is no
-    /// authentication yet, so listen elsewhere only where everybody may do everything.
+    /// Where operators are served (REST over TLS); default `127.0.0.1:7440`. Port 0 takes any free one.
     pub listen_api: SocketAddr,
-    /// Where agents are served (gRPC); default `127.0.0.1:7441`. As above.
+    /// Where agents are served (gRPC over mutual TLS); default `127.0.0.1:7441`.
     pub listen_agents: SocketAddr,
+    /// Unix socket on which operators of this machine are served; default `/run/bulkhead/controller.sock`. Absent: none.
+    pub socket: Option<PathBuf>,
     /// Directory of all files; default `/var/lib/bulkhead/controller`.
     pub data_directory: PathBuf,
+    /// Directory of the certificate authority; default: `identity` in the data directory.
+    pub identity_directory: Option<PathBuf>,
+    /// Further names and addresses by which clients reach this controller, for its certificate. Bulkhead's own clients do not
+    /// need them.
+    pub known_as: Vec<String>,
+    /// How many seconds certificates of agents last; default 30 days. They are renewed at half of it.
+    pub certificate_lifetime_s: u64,
     /// Where the repository is kept; default `embedded`.
     pub store: StoreKind,
     /// An agent that is silent for so many milliseconds is unseen; default 60 000. Agents are told to
@@ -49,7 +58,11 @@ impl Default for Config {
             name: "controller".into(),
             listen_api: SocketAddr::from((Ipv4Addr::LOCALHOST, 7440)),
             listen_agents: SocketAddr::from((Ipv4Addr::LOCALHOST, 7441)),
+            socket: Some("/run/bulkhead/controller.sock".into()),
             data_directory: "/var/lib/bulkhead/controller".into(),
+            identity_directory: None,
+            known_as: Vec::new(),
+            certificate_lifetime_s: LIFETIME.as_secs(),
             store: StoreKind::Embedded,
             lease_ms: 60_000,
             grace_ms: 240_000,
@@ -60,6 +73,15 @@ impl Default for Config {
 }
 
 impl Config {
+    /// Where the certificate authority is.
+    pub fn identity_directory(&self) -> PathBuf {
+        self.identity_directory.clone().unwrap_or_else(|| self.data_directory.join("identity"))
+    }
+
+    pub(crate) fn certificate_lifetime(&self) -> Duration {
+        Duration::from_secs(self.certificate_lifetime_s.max(1)).min(LIFETIME_MAX)
+    }
+
     pub(crate) fn lease(&self) -> Duration {
         Duration::from_millis(self.lease_ms.max(1))
     }

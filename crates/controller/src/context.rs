@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::{Semaphore, watch};
 
+use crate::access::{Grants, Trust};
 use crate::agents::Registry;
 use crate::config::Config;
 use crate::flows::Flows;
@@ -20,6 +21,8 @@ pub(crate) const SEARCHES_MAX: usize = 4;
 pub(crate) struct Context {
     pub(crate) config: Config,
     pub(crate) repository: Arc<Repository>,
+    pub(crate) trust: Trust,
+    pub(crate) grants: Grants,
     pub(crate) registry: Registry,
     pub(crate) flows: Flows,
     pub(crate) metrics: Arc<Metrics>,

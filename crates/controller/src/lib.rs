@@ -20,6 +20,7 @@
 //! At shutdown streams end, requests under way are finished within [`SHUTDOWN_TIME_MAX`], flows are written,
 //! and the store is closed last.
 
+mod access;
 mod agents;
 mod api;
 mod clock;
@@ -36,15 +37,18 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use bulkhead_identity::{Credentials, Identity};
 use bulkhead_store::{Embedded, Memory, Store, StoreError};
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::{JoinError, JoinSet};
 
+pub use access::TrustError;
 pub use config::{Config, StoreKind};
 
+use access::{Grants, Trust};
 use agents::Registry;
 use context::{Context, SEARCHES_MAX, STREAMS_MAX};
 use flows::Flows;
@@ -73,6 +77,17 @@ pub enum Error {
         /// Why not.
         source: std::io::Error,
     },
+    /// The Unix socket cannot be made.
+    #[error("cannot listen on {path}")]
+    Socket {
+        /// Its path.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// There is no identity that others could trust.
+    #[error(transparent)]
+    Identity(#[from] TrustError),
     /// A part of the controller ended that must not.
     #[error("the {part} ended: {reason}")]
     Part {
@@ -100,23 +115,35 @@ pub struct Controller {
 /// # Errors
 /// If the repository, the flow records or a listener cannot be opened.
 pub async fn start(config: Config) -> Result<Controller, Error> {
-    warn_if_open("operators", config.listen_api);
-    warn_if_open("agents", config.listen_agents);
     let api = listen(config.listen_api, "operators").await?;
     let agents = listen(config.listen_agents, "agents").await?;
     let (stop, shutdown) = watch::channel(false);
-    let context = Arc::new(open(config, shutdown.clone()).await?);
     let bound = |listener: &TcpListener, address| listener.local_addr().unwrap_or(address);
-    let api_address = bound(&api, context.config.listen_api);
-    let agents_address = bound(&agents, context.config.listen_agents);
+    let api_address = bound(&api, config.listen_api);
+    let agents_address = bound(&agents, config.listen_agents);
+    let trust = Trust::open(&config, &[api_address, agents_address])?;
+    let operators = access::operators(api, &trust)?;
+    let sessions = access::agents(agents, &trust)?;
+    let socket = config.socket.as_deref().map(|path| {
+        access::unix_listener(path).map_err(|source| Error::Socket { path: path.to_owned(), source })
+    });
+    let socket = socket.transpose()?;
+    let context = Arc::new(open(config, trust, shutdown.clone()).await?);
 
     let mut parts = JoinSet::new();
     let feed = repository::feed(Arc::clone(&context.repository), shutdown.clone());
     parts.spawn(async move { feed.await.map_err(Error::Store) });
     let part = |part, result: Result<(), String>| result.map_err(|reason| Error::Part { part, reason });
-    let serving = api::serve(api, Arc::clone(&context), shutdown.clone());
+    let following = access::follow(Arc::clone(&context), shutdown.clone());
+    parts.spawn(async move { following.await.map_err(Error::Store) });
+    let keeping = access::keep_certificate(Arc::clone(&context), shutdown.clone());
+    parts.spawn(async move {
+        keeping.await;
+        Ok(())
+    });
+    let serving = api::serve(operators, socket, Arc::clone(&context), shutdown.clone());
     parts.spawn(async move { part("API", serving.await.map_err(|error| error.to_string())) });
-    let serving = agents::serve(agents, Arc::clone(&context), shutdown.clone());
+    let serving = agents::serve(sessions, Arc::clone(&context), shutdown.clone());
     parts.spawn(async move { part("agents' server", serving.await.map_err(|error| error.to_string())) });
     let deadlines = confirm::keep_deadlines(Arc::clone(&context), shutdown.clone());
     parts.spawn(async move {
@@ -150,6 +177,28 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
 }
 
 impl Controller {
+    /// New credentials for the agent of a host, for whoever runs it in the controller's own process.
+    ///
+    /// # Errors
+    /// If the host cannot have this name, or somebody else signs for this fleet.
+    pub fn agent_credentials(&self, host: &str) -> Result<Credentials, Error> {
+        let broken =
+            |error: &dyn std::error::Error| Error::Part { part: "authority", reason: error.to_string() };
+        let identity = Identity::agent(host).map_err(|error| broken(&error))?;
+        let Some(authority) = &self.context.trust.authority else {
+            let reason = "somebody else signs for this fleet: give the agent its certificate in files".into();
+            return Err(Error::Part { part: "authority", reason });
+        };
+        let lifetime = self.context.config.certificate_lifetime();
+        let issued = authority.issue(&identity, lifetime, SystemTime::now(), &[]);
+        issued.map_err(|error| broken(&error))
+    }
+
+    /// Whose certificates this controller trusts, as PEM.
+    pub fn authorities(&self) -> &str {
+        &self.context.trust.authorities
+    }
+
     /// Waits until a part ends that must not.
     pub async fn failed(&mut self) -> Error {
         match self.parts.join_next().await {
@@ -189,8 +238,9 @@ fn panicked(error: &JoinError) -> Error {
     Error::Part { part: "server", reason: error.to_string() }
 }
 
-async fn open(config: Config, shutdown: watch::Receiver<bool>) -> Result<Context, Error> {
+async fn open(config: Config, trust: Trust, shutdown: watch::Receiver<bool>) -> Result<Context, Error> {
     let store = open_store(&config).await?;
+    let grants = Grants::open(Arc::clone(&store)).await?;
     let repository = Arc::new(Repository::open(store).await?);
     let metrics = Arc::new(Metrics::default());
     let directory = match config.store {
@@ -209,6 +259,8 @@ async fn open(config: Config, shutdown: watch::Receiver<bool>) -> Result<Context
     Ok(Context {
         config,
         repository,
+        trust,
+        grants,
         registry: Registry::default(),
         flows,
         metrics,
@@ -233,10 +285,4 @@ async fn open_store(config: &Config) -> Result<Arc<dyn Store>, Error> {
 
 async fn listen(address: SocketAddr, purpose: &'static str) -> Result<TcpListener, Error> {
     TcpListener::bind(address).await.map_err(|source| Error::Listen { address, purpose, source })
-}
-
-fn warn_if_open(who: &str, address: SocketAddr) {
-    if !address.ip().is_loopback() {
-        tracing::warn!(%address, "{who} are served without authentication beyond this machine");
-    }
 }

@@ -22,6 +22,13 @@ impl Counter {
 pub(crate) struct Metrics {
     pub(crate) requests: Counter,
     pub(crate) requests_failed: Counter,
+    /// Requests of nobody, and those that are not for whoever asks.
+    pub(crate) requests_unauthenticated: Counter,
+    pub(crate) requests_forbidden: Counter,
+    pub(crate) hosts_joined: Counter,
+    pub(crate) certificates_renewed: Counter,
+    /// Calls of agents without a certificate, with a revoked one, or for another's host.
+    pub(crate) agents_refused: Counter,
     pub(crate) agent_messages_sent: Counter,
     pub(crate) agent_bytes_sent: Counter,
     pub(crate) sessions_opened: Counter,

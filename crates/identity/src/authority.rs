@@ -14,7 +14,7 @@ use crate::credentials::{Credentials, Key, certificates};
 use crate::files::{FileError, read_text, write_private, write_public};
 use crate::name::Identity;
 use crate::tls::CONTROLLER_NAME;
-use crate::token::random_bytes;
+use crate::token::{digest, random_bytes};
 
 /// How long a certificate lasts unless told otherwise. Holders renew at half of it, so an agent that cannot reach a
 /// controller for two weeks still gets in by itself.
@@ -139,6 +139,16 @@ impl Authority {
         let request = CertificateSigningRequestParams::from_pem(request)
             .map_err(|error| AuthorityError::Request(error.to_string()))?;
         self.certify(&request.public_key, identity, lifetime, now, &[])
+    }
+
+    /// Digest of the key that a signing request is for: the same key, the same digest.
+    ///
+    /// # Errors
+    /// As [`Authority::sign`].
+    pub fn key_digest(request: &str) -> Result<String, AuthorityError> {
+        let request = CertificateSigningRequestParams::from_pem(request)
+            .map_err(|error| AuthorityError::Request(error.to_string()))?;
+        Ok(digest(&request.public_key.subject_public_key_info()))
     }
 
     /// New credentials for somebody, with a new key. A controller is also known under `addresses` and names.

@@ -48,6 +48,15 @@ impl Key {
         Ok(Self { pair })
     }
 
+    /// Inverse of [`Key::pem`].
+    ///
+    /// # Errors
+    /// If it is no key.
+    pub fn from_pem(pem: &str) -> Result<Self, CredentialsError> {
+        let pair = KeyPair::from_pem(pem).map_err(|error| wrong("key", &error))?;
+        Ok(Self { pair })
+    }
+
     /// As PEM (PKCS #8). A secret.
     pub fn pem(&self) -> String {
         self.pair.serialize_pem()

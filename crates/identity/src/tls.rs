@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+pub use rustls::ClientConfig;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, ring};
@@ -12,8 +13,8 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use rustls::{
-    CertificateError as TlsCertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore,
-    ServerConfig, SignatureScheme,
+    CertificateError as TlsCertificateError, DigitallySignedStruct, Error, RootCertStore, ServerConfig,
+    SignatureScheme,
 };
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
@@ -227,19 +228,6 @@ pub async fn connect(
         Ok(connected) => connected,
         Err(_elapsed) => Err(io::Error::new(io::ErrorKind::TimedOut, "the TLS handshake took too long")),
     }
-}
-
-/// Authorities that the server at `address` shows, as DER, if one of them has the digest of a [`crate::JoinToken`].
-pub fn shown_authority(
-    stream: &tokio_rustls::client::TlsStream<TcpStream>,
-    digest: &str,
-) -> Option<CertificateDer<'static>> {
-    let shown = stream.get_ref().1.peer_certificates()?;
-    shown
-        .iter()
-        .find(|certificate| authority_digest(certificate) == digest)
-        .cloned()
-        .map(CertificateDer::into_owned)
 }
 
 /// Accepts until the receiver is dropped. Handshakes run beside each other, so that a caller that says nothing holds up

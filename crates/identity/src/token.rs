@@ -100,7 +100,12 @@ impl JoinToken {
 
 /// Digest of an authority's certificate.
 pub(crate) fn authority_digest(certificate: &CertificateDer<'_>) -> String {
-    URL_SAFE_NO_PAD.encode(Sha256::digest(certificate))
+    digest(certificate)
+}
+
+/// SHA-256 as text.
+pub(crate) fn digest(bytes: &[u8]) -> String {
+    URL_SAFE_NO_PAD.encode(Sha256::digest(bytes))
 }
 
 impl fmt::Display for JoinToken {

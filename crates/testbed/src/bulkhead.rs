@@ -1,7 +1,6 @@
 //! The product: its processes in a lab, and its command line.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -125,7 +124,8 @@ impl Bulkhead {
     pub fn start_controller(&mut self) -> Result<()> {
         let mut command = Command::new(&self.binary);
         command.args(["controller", "--listen", API, "--listen-agents", AGENTS, "--data-dir"]);
-        command.arg(self.lab.directory().join("controller")).args(&self.controller_arguments);
+        command.arg(self.lab.directory().join("controller")).arg("--identity-dir").arg(self.identity());
+        command.arg("--socket").arg(self.socket()).args(&self.controller_arguments);
         plain(&mut command);
         let log = self.lab.directory().join("controller.log");
         let mut process = Process::start(&self.lab.fabric, command, &log, &self.lab.ledger())?;
@@ -153,7 +153,9 @@ impl Bulkhead {
     /// # Errors
     /// If it cannot be started or ends at once.
     pub fn start_agent(&mut self, host: &str) -> Result<()> {
-        let command = self.agent_command(host);
+        let invited = self.invite(host, &self.state_directory(host))?;
+        let mut command = self.agent_command(host);
+        command.args(invited);
         let netns = &self.lab.host(host).netns;
         let log = self.lab.directory().join(format!("{host}.log"));
         let agent = self.agents.get_mut(host).with_context(|| format!("no host {host}"))?;
@@ -170,7 +172,7 @@ impl Bulkhead {
     fn agent_command(&self, host: &str) -> Command {
         let agent = &self.agents[host];
         let mut command = Command::new(&self.binary);
-        command.args(["agent", "--host", host, "--controller", &format!("http://{AGENTS}")]);
+        command.args(["agent", "--host", host, "--controller", &format!("https://{AGENTS}")]);
         command.arg("--state-dir").arg(self.state_directory(host));
         let pins = agent.options.pins.clone().unwrap_or_else(|| self.lab.pin_directory(host));
         command.arg("--pin-dir").arg(pins);
@@ -188,6 +190,55 @@ impl Bulkhead {
         command.args(&agent.options.arguments);
         plain(&mut command);
         command
+    }
+
+    /// Where the fleet's certificate authority is.
+    fn identity(&self) -> PathBuf {
+        self.lab.directory().join("identity")
+    }
+
+    /// Where the controller is reached without the network.
+    pub fn socket(&self) -> PathBuf {
+        self.lab.directory().join("controller.sock")
+    }
+
+    /// What an agent that has no certificate yet joins with: a token, or, where there is no controller to make one, a
+    /// certificate that is made beforehand.
+    ///
+    /// # Errors
+    /// If neither can be made.
+    pub fn invite(&self, host: &str, state: &Path) -> Result<Vec<String>> {
+        let files = state.join("identity");
+        if files.join("agent.crt").exists() {
+            return Ok(Vec::new());
+        }
+        if self.controller.is_some() {
+            let made = self.json(&["token", "create", "--host", host])?;
+            let token = made["token"].as_str().context("a token")?;
+            return Ok(vec!["--join-token".into(), token.into()]);
+        }
+        let identity = self.identity().display().to_string();
+        if !self.identity().join("ca.key").exists() {
+            self.ok(&["init", "--identity-dir", &identity])?;
+        }
+        let (holder, files) = (format!("agent/{host}"), files.display().to_string());
+        self.ok(&["certificate", "create", &holder, "--identity-dir", &identity, "--write", &files])?;
+        Ok(Vec::new())
+    }
+
+    /// A client configuration of an administrator who reaches the controller over the network.
+    ///
+    /// # Errors
+    /// If the controller does not make it.
+    pub fn administrator(&self) -> Result<PathBuf> {
+        let path = self.lab.directory().join("client.yaml");
+        if !path.exists() {
+            let (api, write) = (format!("https://{API}"), path.display().to_string());
+            let arguments =
+                ["certificate", "create", "operator/lab", "--group", "bulkhead:admins", "--api", &api];
+            self.ok(&[&arguments[..], &["--write", &write]].concat())?;
+        }
+        Ok(path)
     }
 
     fn state_directory(&self, host: &str) -> PathBuf {
@@ -215,8 +266,7 @@ impl Bulkhead {
     /// # Errors
     /// If it does not answer, or not with 200.
     pub fn get(&self, path: &str) -> Result<Value> {
-        let address: SocketAddr = API.parse()?;
-        http::get(&self.lab.fabric, address, path)
+        http::get_unix(&self.socket(), path)
     }
 
     /// What the controller knows of one agent.
@@ -266,7 +316,7 @@ impl Bulkhead {
     /// If it cannot be run; not if it fails.
     pub fn cli(&self, arguments: &[&str]) -> Result<Output> {
         let mut command = Command::new(&self.binary);
-        command.args(arguments).args(["--server", &format!("http://{API}")]);
+        command.args(arguments).arg("--server").arg(self.server());
         plain(&mut command);
         run(&self.lab.fabric, command)
     }
@@ -399,7 +449,7 @@ impl Bulkhead {
 
     /// Where the API is, as a URL.
     pub fn server(&self) -> String {
-        format!("http://{API}")
+        format!("unix://{}", self.socket().display())
     }
 
     /// A host of the lab.

@@ -1,7 +1,6 @@
 //! Just enough HTTP to ask the product: one request, one answer with a length, one connection.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
@@ -9,19 +8,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
-use crate::Netns;
-
 /// How long an answer may take.
 const TIMEOUT: Duration = Duration::from_secs(5);
-
-/// GET over TCP from inside a namespace.
-pub(crate) fn get(namespace: &Netns, address: SocketAddr, path: &str) -> Result<Value> {
-    namespace.run(|| {
-        let stream = TcpStream::connect_timeout(&address, TIMEOUT)?;
-        stream.set_read_timeout(Some(TIMEOUT))?;
-        exchange(stream, path)
-    })
-}
 
 /// GET over a Unix socket.
 pub(crate) fn get_unix(socket: &Path, path: &str) -> Result<Value> {

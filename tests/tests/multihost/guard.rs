@@ -13,8 +13,6 @@ use serde_json::Value;
 
 use crate::common::start;
 
-const CONTROLLER: &str = "http://10.200.0.1:7440";
-
 /// Cuts host-1 off from everything.
 const SHUT: &str = "apiVersion: bulkhead.dev/v1\nkind: Policy\nmetadata: {name: shut-vm1}\nspec:\n  \
                     appliesTo: machine == 'vm1'\n  egress: []\n";
@@ -34,11 +32,12 @@ impl Hypervisor {
             "--host",
             "fabric",
             "--controller",
-            "http://10.200.0.1:7441",
+            "https://10.200.0.1:7441",
             "--docker",
             "none",
         ]);
-        command.arg("--state-dir").arg(directory.join("fabric.state"));
+        let state = directory.join("fabric.state");
+        command.args(bulkhead.invite("fabric", &state)?).arg("--state-dir").arg(state);
         command.arg("--pin-dir").arg(bulkhead.lab.pin_directory("fabric"));
         command.arg("--agent-socket").arg(directory.join("fabric.sock"));
         let log = directory.join("fabric.log");
@@ -68,7 +67,11 @@ impl Hypervisor {
 /// The product's command line on a host, against the controller.
 fn from_host(lab: &Lab, bulkhead: &Bulkhead, host: &str, arguments: &[&str]) -> Output {
     let mut command = Command::new(bulkhead.binary());
-    command.args(arguments).args(["--server", CONTROLLER]).env("NO_COLOR", "1");
+    command
+        .args(arguments)
+        .arg("--client-config")
+        .arg(bulkhead.administrator().unwrap())
+        .env("NO_COLOR", "1");
     let output = lab.host(host).netns.run(|| Ok(command.output()?)).unwrap();
     Output {
         code: output.status.code().unwrap_or(-1),
@@ -120,7 +123,8 @@ fn a_change_that_cuts_an_agent_off_needs_force_and_takes_itself_back() {
     // Forced from there, it really cuts: the packets of that machine, and nobody else's. It is not waited for: its own
     // answer may be cut, and it may give up only after the roll-back.
     let mut forced = Command::new(bulkhead.binary());
-    forced.args(["apply", "--force", "--confirm-within", "8s", "-f", file, "--server", CONTROLLER]);
+    forced.args(["apply", "--force", "--confirm-within", "8s", "-f", file, "--client-config"]);
+    forced.arg(bulkhead.administrator().unwrap());
     forced.env("NO_COLOR", "1").stdout(Stdio::piped()).stderr(Stdio::piped());
     let begun = Instant::now();
     let forced = bulkhead.lab.host("host-1").netns.run(|| Ok(forced.spawn()?)).unwrap();

@@ -63,7 +63,7 @@ impl Agent {
             SessionEvent::Lost { reason, retry } => {
                 self.link = None;
                 if self.disconnected_because.as_ref() != Some(&reason) {
-                    let controller = &self.config.controller;
+                    let controller = self.conversation.membership.controller();
                     tracing::warn!(
                         controller,
                         reason,
@@ -134,7 +134,7 @@ impl Agent {
             0
         };
         self.progress = Progress { epoch, revision, members };
-        self.hello.send_replace(self.progress.clone());
+        self.conversation.progress.send_replace(self.progress.clone());
         self.unsaved.progress = Some(self.progress.clone());
         self.engine.set_revision(revision);
         self.dirty = true;
@@ -418,6 +418,8 @@ mod tests {
     use bulkhead_model::Facts;
 
     use super::*;
+    use crate::membership::Membership;
+    use crate::session::Conversation;
     use crate::{Config, disk, flows};
 
     fn hears(agent: &mut Agent, body: In) {
@@ -432,9 +434,11 @@ mod tests {
         let selector = Selector::parse("role == 'a'").unwrap();
         remembered.progress = Progress { epoch: "e".into(), revision: 5, members: 5 };
         remembered.members.insert(selector, KnownMembers::new());
-        let config = Arc::new(Config { controller: "http://127.0.0.1:1".into(), ..Config::default() });
-        let session = (watch::channel(Progress::default()).0, tokio::spawn(async {}));
-        let flows = flows::spawn(&config);
+        let config = Arc::new(Config { state_directory: directory.path().into(), ..Config::default() });
+        let membership = Arc::new(Membership::open(&config).unwrap());
+        let flows = flows::spawn(&membership);
+        let progress = watch::channel(Progress::default()).0;
+        let session = Conversation { progress, membership, task: tokio::spawn(async {}) };
         let dataplane = Box::new(FakeDataplane::default());
         let mut agent = Agent::new(config, Facts::new(), dataplane, disk, remembered, session, flows);
         let (outgoing, _sent) = mpsc::channel(8);

@@ -42,7 +42,7 @@ impl Agent {
         AgentReport {
             host: self.config.host.clone(),
             version: env!("CARGO_PKG_VERSION").into(),
-            controller: self.config.controller.clone(),
+            controller: self.conversation.membership.controller().to_owned(),
             connected: self.link.is_some() && self.disconnected_because.is_none(),
             disconnected_because: self.disconnected_because.clone(),
             revision: policy.revision,

@@ -43,7 +43,7 @@ pub(crate) async fn status(common: &Common) -> Result<(), Failure> {
 
 fn fleet_page(page: &mut String, common: &Common, fleet: &Value) {
     if fleet.is_null() {
-        let _ = writeln!(page, "{} at {}", paint(Style::Bad, "no controller"), common.server);
+        let _ = writeln!(page, "{} at {}", paint(Style::Bad, "no controller"), common.server_name());
         return;
     }
     let _ = writeln!(
@@ -51,7 +51,7 @@ fn fleet_page(page: &mut String, common: &Common, fleet: &Value) {
         "controller {} {} at {}: revision {}",
         text(fleet, "/controller/name"),
         text(fleet, "/controller/version"),
-        common.server,
+        common.server_name(),
         text(fleet, "/controller/revision")
     );
     let confirmations = fleet["confirmations"].as_array().into_iter().flatten();

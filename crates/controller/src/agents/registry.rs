@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use bulkhead_identity::Holder;
 use bulkhead_wire::proto;
 use serde::Serialize;
 use tokio::sync::oneshot;
@@ -55,6 +56,7 @@ pub(crate) struct NotEnforced {
 #[derive(Debug)]
 struct Live {
     id: SessionId,
+    holder: Arc<Holder>,
     ends: Option<Ends>,
     close: oneshot::Sender<Status>,
 }
@@ -106,6 +108,7 @@ impl Registry {
         &self,
         host: &Arc<str>,
         version: &str,
+        holder: Arc<Holder>,
         ends: Option<Ends>,
     ) -> Result<Admission, Status> {
         let mut hosts = self.hosts();
@@ -116,7 +119,7 @@ impl Registry {
         let id = hosts.last_session;
         let record = hosts.by_name.entry(Arc::clone(host)).or_default();
         let (close, closed) = oneshot::channel();
-        let before = record.live.replace(Live { id, ends, close });
+        let before = record.live.replace(Live { id, holder, ends, close });
         let replaced = before.is_some();
         if let Some(before) = before {
             let reason = format!("another session of host {host:?} has taken the place of this one");
@@ -190,6 +193,16 @@ impl Registry {
         if let Some(live) = live {
             // An error means that it has ended by itself meanwhile.
             let _ = live.close.send(status);
+        }
+    }
+
+    /// Ends the sessions of holders that are no longer welcome.
+    pub(crate) fn close_where(&self, unwelcome: impl Fn(&Holder) -> bool, status: impl Fn() -> Status) {
+        for record in self.hosts().by_name.values_mut() {
+            if let Some(live) = record.live.take_if(|live| unwelcome(&live.holder)) {
+                // An error means that it has ended by itself meanwhile.
+                let _ = live.close.send(status());
+            }
         }
     }
 

@@ -1,21 +1,25 @@
 //! The gRPC server for agents.
 
+use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use bulkhead_identity::tls::{Incoming, Peer};
+use bulkhead_identity::{Holder, Identity};
 use bulkhead_wire::MESSAGE_BYTES_MAX;
 use bulkhead_wire::proto::distribution_server::{Distribution, DistributionServer};
-use bulkhead_wire::proto::{AgentMessage, ControllerMessage, FlowBatch, FlowReceipt};
-use futures::Stream;
-use tokio::net::TcpListener;
+use bulkhead_wire::proto::{
+    AgentMessage, ControllerMessage, EnrollRequest, Enrollment, FlowBatch, FlowReceipt, RenewRequest,
+};
+use futures::{Stream, StreamExt};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::session;
+use crate::access::{self, AgentConnection, EnrollmentError};
 use crate::context::{Context, stopped};
 use crate::guard::Ends;
 
@@ -43,11 +47,10 @@ impl Distribution for Service {
         &self,
         request: Request<Streaming<AgentMessage>>,
     ) -> Result<Response<Self::SyncStream>, Status> {
+        let of = self.agent(&request)?;
         let (outgoing, messages) = mpsc::channel(OUTGOING_LEN);
         let context = Arc::clone(&self.context);
-        let ends = request.remote_addr().zip(request.local_addr());
-        let ends = ends.map(|(remote, local)| Ends { remote, local });
-        tokio::spawn(session::run(context, ends, request.into_inner(), outgoing));
+        tokio::spawn(session::run(context, of, request.into_inner(), outgoing));
         Ok(Response::new(Box::pin(ReceiverStream::new(messages))))
     }
 
@@ -55,10 +58,63 @@ impl Distribution for Service {
         &self,
         request: Request<Streaming<FlowBatch>>,
     ) -> Result<Response<Self::ReportFlowsStream>, Status> {
+        self.agent(&request)?;
         let (outgoing, receipts) = mpsc::channel(RECEIPTS_LEN);
         let context = Arc::clone(&self.context);
         tokio::spawn(take_flows(context, request.into_inner(), outgoing));
         Ok(Response::new(Box::pin(ReceiverStream::new(receipts))))
+    }
+
+    async fn enroll(&self, request: Request<EnrollRequest>) -> Result<Response<Enrollment>, Status> {
+        let enrolled = access::enroll(&self.context, request.get_ref()).await;
+        enrolled.map(Response::new).map_err(|error| self.refused(&error))
+    }
+
+    async fn renew(&self, request: Request<RenewRequest>) -> Result<Response<Enrollment>, Status> {
+        let (holder, _) = self.agent(&request)?;
+        let renewed = access::renew(&self.context, &holder, &request.get_ref().signing_request).await;
+        renewed.map(Response::new).map_err(|error| self.refused(&error))
+    }
+}
+
+impl Service {
+    /// The agent that calls, by its certificate.
+    fn agent<T>(&self, request: &Request<T>) -> Result<(Arc<Holder>, Ends), Status> {
+        let refused = |status: Status| {
+            self.context.metrics.agents_refused.add(1);
+            status
+        };
+        let peer = request.extensions().get::<Arc<Peer>>();
+        let peer = peer.ok_or_else(|| Status::internal("a connection without ends"))?;
+        let ends = Ends { remote: peer.remote, local: peer.local };
+        let Some(holder) = &peer.holder else {
+            let message = "agents need a certificate: join with a token of bulkhead token create";
+            return Err(refused(Status::unauthenticated(message)));
+        };
+        if !matches!(holder.identity, Identity::Agent(_)) {
+            return Err(refused(Status::permission_denied(format!("{} is no agent", holder.identity))));
+        }
+        if holder.not_after <= SystemTime::now() {
+            return Err(refused(Status::unauthenticated("the certificate has ended")));
+        }
+        match self.context.grants.revoked(holder) {
+            Some(_) => Err(refused(Status::unauthenticated("the certificate is revoked"))),
+            None => Ok((Arc::clone(holder), ends)),
+        }
+    }
+
+    fn refused(&self, error: &EnrollmentError) -> Status {
+        self.context.metrics.agents_refused.add(1);
+        tracing::warn!(%error, "no certificate was given");
+        let message = error.to_string();
+        match error {
+            EnrollmentError::NotGranted(_) => Status::permission_denied(message),
+            EnrollmentError::NotOurs => Status::failed_precondition(message),
+            EnrollmentError::Host(_) | EnrollmentError::Name(_) | EnrollmentError::Authority(_) => {
+                Status::invalid_argument(message)
+            }
+            EnrollmentError::Store(_) => Status::unavailable(message),
+        }
     }
 }
 
@@ -88,7 +144,7 @@ async fn take_flows(
 
 /// Serves until `shutdown`, and then until the sessions have ended.
 pub(crate) async fn serve(
-    listener: TcpListener,
+    incoming: mpsc::Receiver<Incoming>,
     context: Arc<Context>,
     mut shutdown: watch::Receiver<bool>,
 ) -> Result<(), tonic::transport::Error> {
@@ -96,8 +152,8 @@ pub(crate) async fn serve(
     let service = DistributionServer::new(Service { context })
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
-    // Without nodelay each connection costs its agent some 28 ms (measured with tonic 0.14).
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let incoming =
+        ReceiverStream::new(incoming).map(|through| Ok::<_, Infallible>(AgentConnection::from(through)));
     Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE_EVERY))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIME_MAX))

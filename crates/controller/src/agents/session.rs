@@ -7,8 +7,9 @@
 //! [`SEND_TIME_MAX`] is cut off and resumes later.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
+use bulkhead_identity::Holder;
 use bulkhead_model::entity::{ADDRESSES_MAX, HostSpec};
 use bulkhead_model::resource::{Host, Metadata, Resource, is_name};
 use bulkhead_model::{Facts, Labels};
@@ -40,11 +41,11 @@ type Outgoing = mpsc::Sender<Result<ControllerMessage, Status>>;
 /// Holds the conversation until either side ends it.
 pub(super) async fn run(
     context: Arc<Context>,
-    ends: Option<Ends>,
+    (holder, ends): (Arc<Holder>, Ends),
     mut incoming: Streaming<AgentMessage>,
     outgoing: Outgoing,
 ) {
-    let (hello, admission) = match admit(&context, ends, &mut incoming).await {
+    let (hello, admission) = match admit(&context, (&holder, ends), &mut incoming).await {
         Ok(admitted) => admitted,
         Err(status) => {
             tracing::warn!(%status, "an agent was refused");
@@ -66,8 +67,10 @@ pub(super) async fn run(
     context.repository.view_mut().add_session(&subscriber);
     let pump = Pump::new(Arc::clone(&subscriber), known);
     let mut session = Session { context, id, host, subscriber, epoch_is_ours, pump, outgoing };
+    let valid = holder.not_after.duration_since(SystemTime::now()).unwrap_or_default();
     let ended = tokio::select! {
         ended = session.converse(&hello, &mut incoming) => ended,
+        () = tokio::time::sleep(valid) => Err(Status::unauthenticated("the agent's certificate has ended")),
         status = closed => Err(status.unwrap_or_else(|_gone| Status::aborted("the session was ended"))),
     };
     session.end(ended);
@@ -76,7 +79,7 @@ pub(super) async fn run(
 /// Hears who the agent is, and gives it a place.
 async fn admit(
     context: &Context,
-    ends: Option<Ends>,
+    (holder, ends): (&Arc<Holder>, Ends),
     incoming: &mut Streaming<AgentMessage>,
 ) -> Result<(Hello, Admission), Status> {
     let first = tokio::time::timeout(HELLO_TIME_MAX, incoming.message()).await;
@@ -93,7 +96,20 @@ async fn admit(
     if !is_name(&hello.host) {
         return Err(Status::invalid_argument(format!("{:?} cannot be the name of a host", hello.host)));
     }
-    let admission = context.registry.admit(&hello.host.as_str().into(), &hello.version, ends)?;
+    if holder.identity.name() != hello.host {
+        context.metrics.agents_refused.add(1);
+        return Err(Status::permission_denied(format!(
+            "the certificate is of {}, not of host {:?}",
+            holder.identity, hello.host
+        )));
+    }
+    let host = hello.host.as_str().into();
+    let admission = context.registry.admit(&host, &hello.version, Arc::clone(holder), Some(ends))?;
+    // It may have been revoked between the look at the certificate and the moment at which a revocation ends the session.
+    if context.grants.revoked(holder).is_some() {
+        context.registry.leave(&host, admission.id);
+        return Err(Status::unauthenticated("the certificate is revoked"));
+    }
     Ok((hello, admission))
 }
 

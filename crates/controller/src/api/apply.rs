@@ -1,26 +1,27 @@
 //! Whole files: applied or deleted, all or nothing.
 
-use axum::Json;
 use axum::extract::State;
+use axum::{Extension, Json};
 use bulkhead_model::resource::API_VERSION;
 use serde_json::{Value, json};
 
 use super::confirmations::standing;
 use super::input::{self, Body, OF_CHANGES, Parameters};
 use super::problem::Refusal;
-use super::{Session, Shared, to_the_end};
+use super::{Shared, to_the_end};
+use crate::access::Caller;
 use crate::guard::NAMED_MAX;
 use crate::repository::{Change, Done, Verb};
 
 /// `POST /apis/bulkhead.dev/v1/apply`.
 pub(super) async fn apply(
     State(context): Shared,
-    session: Session,
+    Extension(caller): Extension<Caller>,
     parameters: Parameters,
     body: Body,
 ) -> Result<Json<Value>, Refusal> {
     parameters.only(&OF_CHANGES)?;
-    let terms = input::terms(&context, &parameters, session.0)?;
+    let terms = input::terms(&context, &parameters, &caller)?;
     let documents = input::documents(body)?;
     let dry_run = terms.dry_run;
     let write = async move { context.repository.write(&documents, Verb::Apply, &terms).await };
@@ -30,12 +31,12 @@ pub(super) async fn apply(
 /// `POST /apis/bulkhead.dev/v1/delete`.
 pub(super) async fn delete(
     State(context): Shared,
-    session: Session,
+    Extension(caller): Extension<Caller>,
     parameters: Parameters,
     body: Body,
 ) -> Result<Json<Value>, Refusal> {
     parameters.only(&OF_CHANGES)?;
-    let terms = input::terms(&context, &parameters, session.0)?;
+    let terms = input::terms(&context, &parameters, &caller)?;
     let keys: Vec<_> = input::documents(body)?.iter().map(|document| document.resource.key()).collect();
     let dry_run = terms.dry_run;
     let delete = async move { context.repository.delete(&keys, None, &terms).await };

@@ -10,10 +10,12 @@ use axum::http::StatusCode;
 use axum::http::request::Parts;
 use bulkhead_model::Problem;
 use bulkhead_model::document::{self, Document};
+use serde::de::DeserializeOwned;
 
 use super::problem::Refusal;
+use crate::access::Caller;
 use crate::context::Context;
-use crate::guard::{Ends, Known, Who};
+use crate::guard::{Known, Who};
 use crate::repository::{CONFIRM_WITHIN, Terms};
 
 /// Query parameters, by name.
@@ -91,7 +93,7 @@ pub(crate) fn duration_ms(text: &str) -> Option<u64> {
 pub(crate) const OF_CHANGES: [&str; 3] = ["dryRun", "force", "confirmWithin"];
 
 /// On which terms a request changes objects.
-pub(crate) fn terms(context: &Context, parameters: &Parameters, ends: Ends) -> Result<Terms, Refusal> {
+pub(crate) fn terms(context: &Context, parameters: &Parameters, caller: &Caller) -> Result<Terms, Refusal> {
     let confirm_within = parameters.text("confirmWithin").map(|text| {
         let within = duration_ms(text).map(Duration::from_millis);
         within.filter(|within| (CONFIRM_WITHIN.0..=CONFIRM_WITHIN.1).contains(within)).ok_or_else(|| {
@@ -100,12 +102,15 @@ pub(crate) fn terms(context: &Context, parameters: &Parameters, ends: Ends) -> R
         })
     });
     let mut lifelines = context.registry.lifelines();
-    lifelines.insert(0, Known { who: Who::Operator, ends });
+    // Who is on this machine's own socket cannot be cut off from it.
+    if let Some(ends) = caller.ends {
+        lifelines.insert(0, Known { who: Who::Operator, ends });
+    }
     Ok(Terms {
         dry_run: parameters.switch("dryRun")?,
         force: parameters.switch("force")?,
         confirm_within: confirm_within.transpose()?,
-        by: ends.remote.to_string(),
+        by: caller.to_string(),
         lifelines,
     })
 }
@@ -124,6 +129,11 @@ fn text(body: Body) -> Result<String, Refusal> {
     })?;
     String::from_utf8(bytes.into())
         .map_err(|error| Refusal::bad_request(format!("the body is not UTF-8: {error}")))
+}
+
+/// A body of JSON with these fields and no others.
+pub(crate) fn json<T: DeserializeOwned>(body: Body) -> Result<T, Refusal> {
+    serde_json::from_str(&text(body)?).map_err(|error| Refusal::bad_request(format!("the body: {error}")))
 }
 
 /// The body's only object, YAML or JSON.

@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use axum::Json;
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use bulkhead_model::document::Document;
 use bulkhead_model::entity::with_automatic_labels;
 use bulkhead_model::resource::API_VERSION;
@@ -15,7 +15,8 @@ use serde_json::{Value, json};
 
 use super::input::{self, Body, OF_CHANGES, Parameters};
 use super::problem::Refusal;
-use super::{Session, Shared, to_the_end};
+use super::{Shared, to_the_end};
+use crate::access::Caller;
 use crate::context::Context;
 use crate::repository::{Terms, Verb, WriteError};
 
@@ -104,13 +105,13 @@ pub(super) async fn get(
 /// `POST …/{plural}`.
 pub(super) async fn create(
     State(context): Shared,
-    session: Session,
+    Extension(caller): Extension<Caller>,
     variables: Variables,
     parameters: Parameters,
     body: Body,
 ) -> Result<Response, Refusal> {
     parameters.only(&OF_CHANGES)?;
-    let terms = input::terms(&context, &parameters, session.0)?;
+    let terms = input::terms(&context, &parameters, &caller)?;
     let kind = kind(&variables)?;
     let document = input::document(body)?;
     fits(&document, kind, variables.get("namespace"), None)?;
@@ -121,13 +122,13 @@ pub(super) async fn create(
 /// `PUT …/{plural}/{name}`.
 pub(super) async fn replace(
     State(context): Shared,
-    session: Session,
+    Extension(caller): Extension<Caller>,
     variables: Variables,
     parameters: Parameters,
     body: Body,
 ) -> Result<Json<Value>, Refusal> {
     parameters.only(&OF_CHANGES)?;
-    let terms = input::terms(&context, &parameters, session.0)?;
+    let terms = input::terms(&context, &parameters, &caller)?;
     let key = key(&variables)?;
     let document = input::document(body)?;
     fits(&document, key.kind, key.namespace.as_ref(), Some(&key.name))?;
@@ -176,7 +177,7 @@ fn fits(
 /// `DELETE …/{plural}/{name}`.
 pub(super) async fn delete(
     State(context): Shared,
-    session: Session,
+    Extension(caller): Extension<Caller>,
     variables: Variables,
     parameters: Parameters,
 ) -> Result<Json<Value>, Refusal> {
@@ -184,7 +185,7 @@ pub(super) async fn delete(
     parameters.only(&[dry_run, force, confirm_within, "resourceVersion"])?;
     let key = key(&variables)?;
     let version = parameters.text("resourceVersion").map(ToOwned::to_owned);
-    let terms = input::terms(&context, &parameters, session.0)?;
+    let terms = input::terms(&context, &parameters, &caller)?;
     let keys = [key.clone()];
     let delete = async move { context.repository.delete(&keys, version.as_deref(), &terms).await };
     match to_the_end(delete).await??.changes.into_iter().find_map(|change| change.before) {

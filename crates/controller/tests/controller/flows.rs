@@ -29,7 +29,7 @@ async fn report(fixture: &Fixture, records: &[Value]) {
     let records = records.iter().map(|record| record.to_string().into()).collect();
     sender.send(FlowBatch { sequence: 9, records, lost: 3 }).await.unwrap();
     let mut receipts =
-        fixture.client().await.report_flows(ReceiverStream::new(batches)).await.unwrap().into_inner();
+        fixture.client("h1").report_flows(ReceiverStream::new(batches)).await.unwrap().into_inner();
     assert_eq!(receipts.message().await.unwrap().unwrap().sequence, 9);
 }
 

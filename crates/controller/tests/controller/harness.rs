@@ -1,8 +1,11 @@
 //! A controller on free ports, a REST client, and an agent made of its protocol.
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use bulkhead_controller::{Config, Controller, StoreKind, start};
+use bulkhead_identity::tls::{self, ClientConfig};
+use bulkhead_identity::{Authority, Credentials, Identity, LIFETIME};
 use bulkhead_wire::proto::agent_message::Body as Up;
 use bulkhead_wire::proto::controller_message::Body as Down;
 use bulkhead_wire::proto::distribution_client::DistributionClient;
@@ -10,12 +13,12 @@ use bulkhead_wire::proto::{self, AgentMessage, ControllerMessage, Hello, Invento
 use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::client::legacy::Client;
-use hyper_util::rt::TokioExecutor;
+use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
+use tempfile::TempDir;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::Channel;
+use tonic::transport::{Channel, Endpoint};
 use tonic::{Status, Streaming};
 
 /// Longest wait for what must come.
@@ -28,12 +31,29 @@ pub(crate) fn config() -> Config {
         listen_api: ([127, 0, 0, 1], 0).into(),
         listen_agents: ([127, 0, 0, 1], 0).into(),
         store: StoreKind::Memory,
+        socket: None,
         ..Config::default()
     }
 }
 
+fn operator(name: &str, groups: &[&str]) -> Identity {
+    let groups: Vec<String> = groups.iter().map(ToString::to_string).collect();
+    Identity::operator(name, &groups).unwrap()
+}
+
+pub(crate) fn credentials(authority: &Authority, identity: &Identity) -> Credentials {
+    authority.issue(identity, LIFETIME, SystemTime::now(), &[]).unwrap()
+}
+
+fn tls_of(authority: &Authority, identity: &Identity) -> Arc<ClientConfig> {
+    tls::client_config(authority.bundle(), Some(&credentials(authority, identity)), "http/1.1").unwrap()
+}
+
 pub(crate) struct Fixture {
     pub(crate) controller: Controller,
+    authority: Authority,
+    admin: Arc<ClientConfig>,
+    _identity: Option<TempDir>,
 }
 
 impl Fixture {
@@ -41,18 +61,64 @@ impl Fixture {
         Self::with(config()).await
     }
 
-    pub(crate) async fn with(config: Config) -> Self {
-        Self { controller: start(config).await.unwrap() }
+    /// With an authority of its own, unless the configuration names a directory for one.
+    pub(crate) async fn with(mut config: Config) -> Self {
+        let own = config.identity_directory.is_none().then(|| tempfile::tempdir().unwrap());
+        if let Some(own) = &own {
+            config.identity_directory = Some(own.path().to_owned());
+        }
+        let directory = config.identity_directory();
+        let controller = start(config).await.unwrap();
+        let authority = Authority::load(&directory).unwrap().unwrap();
+        let admin = tls_of(&authority, &operator("root", &["bulkhead:admins"]));
+        Self { controller, authority, admin, _identity: own }
     }
 
+    /// A request by an administrator.
     pub(crate) async fn send(&self, method: Method, path: &str, body: String) -> Response<Incoming> {
-        let client = Client::builder(TokioExecutor::new()).build_http();
-        let request = Request::builder()
-            .method(method)
-            .uri(format!("http://{}{path}", self.controller.api))
-            .body(Full::new(Bytes::from(body)))
-            .unwrap();
-        tokio::time::timeout(PATIENCE, client.request(request)).await.unwrap().unwrap()
+        self.send_as(&self.admin, method, path, body).await
+    }
+
+    /// A request by whoever has this.
+    pub(crate) async fn send_as(
+        &self,
+        caller: &Arc<ClientConfig>,
+        method: Method,
+        path: &str,
+        body: String,
+    ) -> Response<Incoming> {
+        self.send_with(caller, method, path, &[], body).await.unwrap()
+    }
+
+    pub(crate) async fn send_with(
+        &self,
+        caller: &Arc<ClientConfig>,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: String,
+    ) -> hyper::Result<Response<Incoming>> {
+        let stream = tls::connect(&self.controller.api.to_string(), caller).await.unwrap();
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
+        tokio::spawn(connection);
+        let request = Request::builder().method(method).uri(path).header("host", "bulkhead");
+        let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
+        let request = request.body(Full::new(Bytes::from(body))).unwrap();
+        tokio::time::timeout(PATIENCE, sender.send_request(request)).await.unwrap()
+    }
+
+    /// What an operator in these groups connects with.
+    pub(crate) fn operator(&self, name: &str, groups: &[&str]) -> Arc<ClientConfig> {
+        tls_of(&self.authority, &operator(name, groups))
+    }
+
+    /// Somebody without a certificate.
+    pub(crate) fn nobody(&self, protocol: &str) -> Arc<ClientConfig> {
+        tls::client_config(self.authority.bundle(), None, protocol).unwrap()
+    }
+
+    pub(crate) fn authority(&self) -> &Authority {
+        &self.authority
     }
 
     pub(crate) async fn call(&self, method: Method, path: &str, body: String) -> (StatusCode, Value) {
@@ -87,8 +153,25 @@ impl Fixture {
         self.call(Method::DELETE, &format!("/apis/bulkhead.dev/v1/{path}"), String::new()).await.0
     }
 
-    pub(crate) async fn client(&self) -> DistributionClient<Channel> {
-        DistributionClient::connect(format!("http://{}", self.controller.agents)).await.unwrap()
+    /// As the agent of a host; if that cannot be a host's name, as some agent.
+    pub(crate) fn client(&self, host: &str) -> DistributionClient<Channel> {
+        let identity = Identity::agent(host).unwrap_or_else(|_| Identity::agent("some").unwrap());
+        self.client_with(&credentials(&self.authority, &identity))
+    }
+
+    /// With these credentials.
+    pub(crate) fn client_with(&self, own: &Credentials) -> DistributionClient<Channel> {
+        self.client_over(tls::client_config(self.authority.bundle(), Some(own), "h2").unwrap())
+    }
+
+    pub(crate) fn client_over(&self, config: Arc<ClientConfig>) -> DistributionClient<Channel> {
+        let address = self.controller.agents.to_string();
+        let connector = tower::service_fn(move |_uri| {
+            let (address, config) = (address.clone(), Arc::clone(&config));
+            async move { tls::connect(&address, &config).await.map(TokioIo::new) }
+        });
+        let endpoint = Endpoint::from_static("http://controller");
+        DistributionClient::new(endpoint.connect_with_connector_lazy(connector))
     }
 
     /// An agent that knows nothing yet, past its first barrier.
@@ -123,7 +206,7 @@ impl Fixture {
         };
         let agent = Agent { up, down: None, next_handle: 0 };
         agent.say(Up::Hello(hello)).await;
-        let down = self.client().await.sync(ReceiverStream::new(messages)).await.unwrap().into_inner();
+        let down = self.client(host).sync(ReceiverStream::new(messages)).await.unwrap().into_inner();
         Agent { down: Some(down), ..agent }
     }
 }

@@ -7,6 +7,7 @@ mod flows;
 mod foreign;
 mod guard;
 mod harness;
+mod identity;
 mod leases;
 mod objects;
 mod resume;

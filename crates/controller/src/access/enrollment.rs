@@ -1,0 +1,90 @@
+//! Certificates for agents and operators.
+
+use std::time::{Duration, SystemTime};
+
+use bulkhead_identity::{Authority, AuthorityError, Holder, Identity, NameError};
+use bulkhead_model::resource::is_name;
+use bulkhead_store::StoreError;
+use bulkhead_wire::proto::{EnrollRequest, Enrollment};
+
+use super::grants::NotGranted;
+use super::records::{milliseconds, of_holder};
+use crate::context::Context;
+
+/// Why nobody gets a certificate.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum EnrollmentError {
+    #[error(transparent)]
+    NotGranted(#[from] NotGranted),
+    #[error("an authority of your own signs for this fleet: give the agent its certificate in a file")]
+    NotOurs,
+    #[error("{0:?} cannot be the name of a host")]
+    Host(String),
+    #[error(transparent)]
+    Name(#[from] NameError),
+    #[error(transparent)]
+    Authority(#[from] AuthorityError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+fn authority(context: &Context) -> Result<&Authority, EnrollmentError> {
+    context.trust.authority.as_ref().ok_or(EnrollmentError::NotOurs)
+}
+
+/// A machine joins with a token.
+pub(crate) async fn enroll(
+    context: &Context,
+    request: &EnrollRequest,
+) -> Result<Enrollment, EnrollmentError> {
+    let EnrollRequest { token_id, token_secret, host, signing_request } = request;
+    if !is_name(host) {
+        return Err(EnrollmentError::Host(host.clone()));
+    }
+    let identity = Identity::agent(host)?;
+    // What cannot be signed must not use a token up.
+    let lifetime = context.config.certificate_lifetime();
+    authority(context)?.sign(signing_request, &identity, lifetime, SystemTime::now())?;
+    let key = Authority::key_digest(signing_request)?;
+    context.grants.use_join_token((token_id, token_secret), host, &key).await??;
+    tracing::info!(%host, token = %token_id, "a host has joined");
+    context.metrics.hosts_joined.add(1);
+    certify(context, signing_request, &identity, lifetime).await
+}
+
+/// Somebody with a certificate gets the next one.
+pub(crate) async fn renew(
+    context: &Context,
+    holder: &Holder,
+    signing_request: &str,
+) -> Result<Enrollment, EnrollmentError> {
+    let enrollment =
+        certify(context, signing_request, &holder.identity, context.config.certificate_lifetime()).await?;
+    tracing::info!(who = %holder.identity, "a certificate was renewed");
+    context.metrics.certificates_renewed.add(1);
+    Ok(enrollment)
+}
+
+/// Signs.
+pub(crate) async fn certify(
+    context: &Context,
+    signing_request: &str,
+    identity: &Identity,
+    lifetime: Duration,
+) -> Result<Enrollment, EnrollmentError> {
+    // A certificate begins at a full second. One that began before the holder's last revocation would be refused.
+    let revoked = context.grants.revocations().into_iter().find(|one| one.of == of_holder(identity));
+    let mut now = SystemTime::now();
+    while revoked.as_ref().is_some_and(|revoked| milliseconds(now) / 1000 * 1000 < revoked.since_ms) {
+        let ahead = revoked.as_ref().map_or(0, |revoked| revoked.since_ms.saturating_sub(milliseconds(now)));
+        // Another controller's clock may be ahead, by more than anybody should wait for.
+        if ahead > 5_000 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        now = SystemTime::now();
+    }
+    let authority = authority(context)?;
+    let certificate = authority.sign(signing_request, identity, lifetime, now)?;
+    Ok(Enrollment { certificate, authorities: context.trust.authorities.clone() })
+}

@@ -1,0 +1,285 @@
+//! Tokens and revocations: written through the store, and read from what its watch has told.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+
+use bulkhead_identity::{Holder, JoinToken, Secret, SecretDigest};
+use bulkhead_store::{Change, Precondition, Revision, Store, StoreError, Transaction};
+use tokio::sync::watch;
+use tonic::Status;
+
+use super::caller::{Caller, Who};
+use super::records::{
+    Grant, Joined, Key, PREFIX, Revocation, Revoked, Token, joined_key, read_key, revocation_key, token_key,
+};
+use crate::clock;
+use crate::context::{Context, stopped};
+
+/// Most tokens that are valid at once.
+pub(crate) const TOKENS_MAX: usize = 10_000;
+/// Most revocations.
+pub(crate) const REVOCATIONS_MAX: usize = 100_000;
+/// What an operator's token begins with.
+const OPERATOR_PREFIX: &str = "bho1";
+/// How long a machine whose answer was lost may ask again, in milliseconds.
+const AGAIN_MS_MAX: u64 = 3_600_000;
+/// How often a write is tried if others write the same.
+const ATTEMPTS_MAX: usize = 5;
+
+/// What the repository says about tokens and revocations, as of one revision.
+#[derive(Debug, Default)]
+struct State {
+    tokens: BTreeMap<String, (Token, Revision)>,
+    revocations: BTreeMap<Revoked, Revocation>,
+}
+
+/// Tokens and revocations.
+#[derive(Debug)]
+pub(crate) struct Grants {
+    store: Arc<dyn Store>,
+    state: RwLock<State>,
+    revision: watch::Sender<Revision>,
+}
+
+/// Why a token does not let somebody in. Strangers hear no more than this.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum NotGranted {
+    #[error("the token is unknown, used up, or expired: make another with bulkhead token create")]
+    Token,
+    #[error("the token is for another host")]
+    Host,
+    #[error(
+        "a host of this name has joined before: make a token for it with bulkhead token create --host NAME"
+    )]
+    Joined,
+}
+
+impl State {
+    fn take_in(&mut self, change: &Change) {
+        let Some(key) = read_key(&change.key) else { return };
+        let value = change.object.as_ref().map(|stored| (&stored.value, stored.modified));
+        match (key, value) {
+            (Key::Token(id), None) => drop(self.tokens.remove(id)),
+            (Key::Revocation(of), None) => drop(self.revocations.remove(&of)),
+            (Key::Token(id), Some((value, revision))) => match serde_json::from_slice(value) {
+                Ok(token) => drop(self.tokens.insert(id.to_owned(), (token, revision))),
+                // Nobody gets in by what cannot be read.
+                Err(error) => tracing::error!(key = %change.key, %error, "a token cannot be read"),
+            },
+            (Key::Revocation(of), Some((value, _))) => {
+                let revocation = serde_json::from_slice(value).unwrap_or_else(|error| {
+                    tracing::error!(key = %change.key, %error, "a revocation cannot be read: it counts from now on");
+                    Revocation {
+                        of: of.clone(),
+                        since_ms: clock::now_ms(),
+                        by: String::new(),
+                        reason: String::new(),
+                    }
+                });
+                self.revocations.insert(of, revocation);
+            }
+        }
+    }
+}
+
+impl Grants {
+    /// Reads the store. [`follow`] must be run from then on.
+    pub(crate) async fn open(store: Arc<dyn Store>) -> Result<Self, StoreError> {
+        let mut state = State::default();
+        let (all, revision) = store.list(PREFIX).await?;
+        for stored in all {
+            state.take_in(&Change { key: Arc::clone(&stored.key), object: Some(stored) });
+        }
+        Ok(Self { store, state: RwLock::new(state), revision: watch::Sender::new(revision) })
+    }
+
+    fn state(&self) -> RwLockReadGuard<'_, State> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn put(&self, transaction: Transaction) -> Result<(), StoreError> {
+        let revision = self.store.apply(transaction).await?.revision;
+        let mut newest = self.revision.subscribe();
+        // Whoever writes reads what he wrote; if the follower has ended, so does the controller.
+        let _ended = newest.wait_for(|newest| *newest >= revision).await;
+        Ok(())
+    }
+
+    /// Tokens that are still good for something.
+    pub(crate) fn tokens(&self) -> Vec<Token> {
+        let now = clock::now_ms();
+        self.state()
+            .tokens
+            .values()
+            .map(|(token, _)| token)
+            .filter(|token| token.expires_ms > now)
+            .cloned()
+            .collect()
+    }
+
+    /// Whether another token may be made.
+    pub(crate) fn has_room(&self) -> bool {
+        self.tokens().len() < TOKENS_MAX
+    }
+
+    /// Writes a token, and removes those that have expired.
+    pub(crate) async fn add_token(&self, token: &Token) -> Result<(), StoreError> {
+        let now = clock::now_ms();
+        let expired: Vec<_> = {
+            let state = self.state();
+            let expired = state.tokens.values().filter(|(token, _)| token.expires_ms <= now);
+            expired.take(100).map(|(token, _)| token.id.clone()).collect()
+        };
+        let text = serde_json::to_vec(token).unwrap_or_default();
+        let mut transaction = Transaction::new().put(token_key(&token.id), text, Precondition::Absent);
+        for id in expired {
+            transaction = transaction.delete(token_key(&id), Precondition::Any);
+        }
+        self.put(transaction).await
+    }
+
+    /// Removes a token; whether there was one.
+    pub(crate) async fn remove_token(&self, id: &str) -> Result<bool, StoreError> {
+        let known = self.state().tokens.contains_key(id);
+        if known {
+            self.put(Transaction::new().delete(token_key(id), Precondition::Any)).await?;
+        }
+        Ok(known)
+    }
+
+    /// Takes one use of a join token for a host and the key that it joins with. The store decides, so that no two controllers
+    /// give the last use away.
+    pub(super) async fn use_join_token(
+        &self,
+        (id, secret): (&str, &str),
+        host: &str,
+        key: &str,
+    ) -> Result<Result<(), NotGranted>, StoreError> {
+        for _ in 0..ATTEMPTS_MAX {
+            let joined = self.store.get(&joined_key(host)).await?;
+            let before =
+                joined.as_ref().and_then(|stored| serde_json::from_slice::<Joined>(&stored.value).ok());
+            let now = clock::now_ms();
+            // Only whoever has the key can use what is answered, and he was let in with this token.
+            let again = |before: &Joined| {
+                before.token == id && before.key == key && now.saturating_sub(before.joined_ms) < AGAIN_MS_MAX
+            };
+            if before.as_ref().is_some_and(again) {
+                return Ok(Ok(()));
+            }
+            let Some((token, revision)) = self.valid_token(id, secret).await? else {
+                return Ok(Err(NotGranted::Token));
+            };
+            let Grant::Join { host: only } = &token.grant else { return Ok(Err(NotGranted::Token)) };
+            let unchanged = match (only, &joined) {
+                (Some(only), _) if only != host => return Ok(Err(NotGranted::Host)),
+                (None, Some(_)) => return Ok(Err(NotGranted::Joined)),
+                (Some(_), Some(joined)) => Precondition::AtRevision(joined.modified),
+                (_, None) => Precondition::Absent,
+            };
+            let record = Joined { token: id.into(), key: key.into(), joined_ms: now };
+            let text = serde_json::to_vec(&record).unwrap_or_default();
+            let mut transaction = Transaction::new().put(joined_key(host), text, unchanged);
+            let unchanged = Precondition::AtRevision(revision);
+            transaction = if token.uses_left > 1 {
+                let token = Token { uses_left: token.uses_left - 1, ..token };
+                let text = serde_json::to_vec(&token).unwrap_or_default();
+                transaction.put(token_key(id), text, unchanged)
+            } else {
+                transaction.delete(token_key(id), unchanged)
+            };
+            match self.put(transaction).await {
+                Ok(()) => return Ok(Ok(())),
+                Err(StoreError::Conflict { .. }) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(Err(NotGranted::Token))
+    }
+
+    /// A token whose secret this is, and which is still good for something.
+    async fn valid_token(&self, id: &str, secret: &str) -> Result<Option<(Token, Revision)>, StoreError> {
+        let Some(stored) = self.store.get(&token_key(id)).await? else { return Ok(None) };
+        let Ok(token) = serde_json::from_slice::<Token>(&stored.value) else { return Ok(None) };
+        let Some(secret) = Secret::parse(secret) else { return Ok(None) };
+        let good = secret.digest() == SecretDigest::from_text(token.digest.as_str())
+            && token.uses_left > 0
+            && token.expires_ms > clock::now_ms();
+        Ok(good.then_some((token, stored.modified)))
+    }
+
+    /// The operator whose token this is.
+    pub(crate) fn operator(&self, text: &str) -> Option<(Who, Arc<[String]>)> {
+        let mut parts = text.split('.');
+        let (Some(OPERATOR_PREFIX), Some(id), Some(secret), None) =
+            (parts.next(), parts.next(), parts.next(), parts.next())
+        else {
+            return None;
+        };
+        let secret = Secret::parse(secret)?;
+        let state = self.state();
+        let (token, _) = state.tokens.get(id)?;
+        let Grant::Operator { name, groups } = &token.grant else { return None };
+        let revoked = state.revocations.values().any(|revoked| revoked.covers_token(name, token.created_ms));
+        let good = secret.digest() == SecretDigest::from_text(token.digest.as_str())
+            && token.expires_ms > clock::now_ms()
+            && !revoked;
+        good.then(|| (Who::Operator(name.clone()), groups.clone().into()))
+    }
+
+    /// Revokes from now on.
+    pub(crate) async fn revoke(&self, revocation: &Revocation) -> Result<(), StoreError> {
+        let text = serde_json::to_vec(revocation).unwrap_or_default();
+        self.put(Transaction::new().put(revocation_key(&revocation.of), text, Precondition::Any)).await
+    }
+
+    /// All revocations.
+    pub(crate) fn revocations(&self) -> Vec<Revocation> {
+        self.state().revocations.values().cloned().collect()
+    }
+
+    /// The revocation that covers a certificate.
+    pub(crate) fn revoked(&self, holder: &Holder) -> Option<Revocation> {
+        let state = self.state();
+        let serial = Revoked::Serial(holder.serial.clone());
+        let holders = super::records::of_holder(&holder.identity);
+        let found = [serial, holders].into_iter().filter_map(|of| state.revocations.get(&of));
+        found.into_iter().find(|revocation| revocation.covers(holder)).cloned()
+    }
+}
+
+/// An operator's token: what is kept of it, and its text.
+pub(crate) fn operator_token(join: &JoinToken) -> String {
+    format!("{OPERATOR_PREFIX}.{}.{}", join.id, join.secret.reveal())
+}
+
+/// Follows the store until `shutdown`, and ends the sessions of whoever is revoked.
+pub(crate) async fn follow(
+    context: Arc<Context>,
+    mut shutdown: watch::Receiver<bool>,
+) -> Result<(), StoreError> {
+    let grants = &context.grants;
+    let from = *grants.revision.borrow();
+    let mut watch = grants.store.watch(PREFIX, from).await?;
+    loop {
+        let commits = tokio::select! {
+            commits = watch.next() => commits?,
+            () = stopped(&mut shutdown) => return Ok(()),
+        };
+        {
+            let mut state = grants.state.write().unwrap_or_else(PoisonError::into_inner);
+            commits.iter().flat_map(|commit| &commit.changes).for_each(|change| state.take_in(change));
+        }
+        grants.revision.send_replace(watch.position());
+        let revoked = |holder: &Holder| grants.revoked(holder).is_some();
+        context.registry.close_where(revoked, || Status::unauthenticated("the certificate is revoked"));
+    }
+}
+
+impl Caller {
+    /// Whether it is let in with its certificate or token; if so, who it is.
+    pub(crate) fn with_token(mut self, grants: &Grants, token: &str) -> Option<Self> {
+        (self.who, self.groups) = grants.operator(token)?;
+        Some(self)
+    }
+}

@@ -1,0 +1,127 @@
+//! The authority, and this controller's own certificate.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bulkhead_identity::tls::ServerIdentity;
+use bulkhead_identity::{Authority, AuthorityError, Credentials, CredentialsError, Identity, LIFETIME};
+use tokio::sync::watch;
+
+use crate::config::Config;
+use crate::context::{Context, stopped};
+
+/// Name of the files of a certificate that somebody else's authority made for a controller.
+const OWN_FILES: &str = "controller";
+/// How often it is looked at whether the own certificate has to be made or read anew.
+const LOOK_EVERY: Duration = Duration::from_secs(60);
+
+/// Why a controller has no identity.
+#[derive(Debug, thiserror::Error)]
+pub enum TrustError {
+    /// The authority cannot be used.
+    #[error(transparent)]
+    Authority(#[from] AuthorityError),
+    /// The controller's certificate cannot be used.
+    #[error(transparent)]
+    Credentials(#[from] CredentialsError),
+    /// There is an authority without its key, and no certificate that it made.
+    #[error(
+        "{0} has ca.crt without ca.key: with an authority of your own, put controller.crt and controller.key there \
+         (for the name controller.bulkhead, and with the URI spiffe://bulkhead/controller/NAME)"
+    )]
+    NoCertificate(PathBuf),
+    /// The name cannot be in a certificate.
+    #[error("{0:?} cannot be the name of a controller")]
+    Name(String),
+}
+
+/// Whom a controller trusts, and what it shows.
+#[derive(Debug)]
+pub(crate) struct Trust {
+    /// `None`: somebody else signs.
+    pub(crate) authority: Option<Authority>,
+    /// What everybody trusts, as PEM.
+    pub(crate) authorities: String,
+    pub(crate) server: Arc<ServerIdentity>,
+    directory: PathBuf,
+    identity: Identity,
+    known_as: Vec<String>,
+}
+
+impl Trust {
+    /// Reads the authority, or makes one where there is none.
+    pub(crate) fn open(config: &Config, addresses: &[SocketAddr]) -> Result<Self, TrustError> {
+        let directory = config.identity_directory();
+        let identity =
+            Identity::controller(&config.name).map_err(|_not_one| TrustError::Name(config.name.clone()))?;
+        let known_as = known_as(config, addresses);
+        let now = SystemTime::now();
+        let mut authority = Authority::load(&directory)?;
+        let has_certificate = directory.join("ca.crt").exists();
+        if authority.is_none() && !has_certificate {
+            let made = Authority::generate("bulkhead", now)?;
+            made.save(&directory)?;
+            tracing::info!(directory = %directory.display(), "made a certificate authority for this fleet");
+            authority = Some(made);
+        }
+        let own = match &authority {
+            Some(authority) => authority.issue(&identity, LIFETIME, now, &known_as)?,
+            None => read_own(&directory)?,
+        };
+        let (authorities, server) = (own.authorities.clone(), ServerIdentity::new(&own)?);
+        Ok(Self { authority, authorities, server, directory, identity, known_as })
+    }
+
+    /// Shows a new certificate: its own authority's, or what has been put into the directory.
+    fn renew(&self) -> Result<(), TrustError> {
+        let own = match &self.authority {
+            Some(authority) => {
+                authority.issue(&self.identity, LIFETIME, SystemTime::now(), &self.known_as)?
+            }
+            None => read_own(&self.directory)?,
+        };
+        Ok(self.server.replace(&own)?)
+    }
+}
+
+fn read_own(directory: &Path) -> Result<Credentials, TrustError> {
+    let own = Credentials::load(directory, OWN_FILES)?;
+    own.ok_or_else(|| TrustError::NoCertificate(directory.to_owned()))
+}
+
+/// Names and addresses by which clients other than ours, that look at them, may reach this controller.
+fn known_as(config: &Config, addresses: &[SocketAddr]) -> Vec<String> {
+    let mut names = config.known_as.clone();
+    names.extend(["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()]);
+    let host = rustix::system::uname().nodename().to_string_lossy().to_ascii_lowercase();
+    let is_name = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-');
+    if !host.is_empty() && host.bytes().all(is_name) {
+        names.push(host);
+    }
+    let own: Vec<IpAddr> = addresses.iter().map(SocketAddr::ip).collect();
+    names.extend(own.iter().filter(|address| !address.is_unspecified()).map(ToString::to_string));
+    names.sort();
+    names.dedup();
+    names
+}
+
+/// Keeps the own certificate current until `shutdown`.
+pub(crate) async fn keep_certificate(context: Arc<Context>, mut shutdown: watch::Receiver<bool>) {
+    let mut made = std::time::Instant::now();
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(LOOK_EVERY) => {}
+            () = stopped(&mut shutdown) => return,
+        }
+        // Others write theirs when they want; ours are made when half of their life is over.
+        if context.trust.authority.is_some() && made.elapsed() < LIFETIME / 2 {
+            continue;
+        }
+        match context.trust.renew() {
+            Ok(()) => made = std::time::Instant::now(),
+            Err(error) => tracing::error!(%error, "the controller's certificate cannot be renewed"),
+        }
+    }
+}

@@ -1,0 +1,298 @@
+//! Tokens, certificates and revocations: what administrators do about who may come in.
+
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::{Extension, Json};
+use bulkhead_identity::{Identity, JoinToken};
+use bulkhead_model::resource::{API_VERSION, is_name};
+use serde::Deserialize;
+use serde_json::{Value, json};
+use std::time::Duration;
+
+use super::input::{self, Body, Parameters};
+use super::problem::Refusal;
+use super::{Shared, to_the_end};
+use crate::access::{self, Caller, EnrollmentError, Grant, REVOCATIONS_MAX, Revocation, Revoked, Token};
+use crate::clock;
+
+/// How long a join token is good unless told otherwise, and at most; an operator's: at most ten years.
+const JOIN_TTL_MS: u64 = 3_600_000;
+const JOIN_TTL_MS_MAX: u64 = 30 * 86_400_000;
+const OPERATOR_TTL_MS: u64 = 90 * 86_400_000;
+const OPERATOR_TTL_MS_MAX: u64 = 3650 * 86_400_000;
+/// Most machines that may join by one token.
+const USES_MAX: u32 = 10_000;
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Operator {
+    name: String,
+    #[serde(default)]
+    groups: Vec<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct TokenRequest {
+    /// For a machine: of this host only.
+    host: Option<String>,
+    /// For how many machines.
+    uses: Option<u32>,
+    /// For an operator instead of a machine.
+    operator: Option<Operator>,
+    /// How long.
+    ttl: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct CertificateRequest {
+    signing_request: String,
+    operator: Option<Operator>,
+    /// For a host's agent instead of an operator.
+    agent: Option<String>,
+    ttl: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct RevocationRequest {
+    serial: Option<String>,
+    /// `agent/HOST` or `operator/NAME`.
+    holder: Option<String>,
+    #[serde(default)]
+    reason: String,
+}
+
+fn ttl_ms(text: Option<&str>, default_ms: u64, max_ms: u64) -> Result<u64, Refusal> {
+    let Some(text) = text else { return Ok(default_ms) };
+    let ttl = input::duration_ms(text).filter(|ttl| (1_000..=max_ms).contains(ttl));
+    ttl.ok_or_else(|| {
+        let days = max_ms / 86_400_000;
+        Refusal::bad_request(format!("ttl: expected 1s to {days}d, found {text:?}"))
+    })
+}
+
+fn named(operator: &Operator) -> Result<Identity, Refusal> {
+    Identity::operator(&operator.name, &operator.groups)
+        .map_err(|error| Refusal::bad_request(error.to_string()))
+}
+
+/// `GET /apis/bulkhead.dev/v1/tokens`.
+pub(super) async fn tokens(State(context): Shared, parameters: Parameters) -> Result<Json<Value>, Refusal> {
+    parameters.only(&[])?;
+    let items: Vec<_> = context.grants.tokens().iter().map(described).collect();
+    Ok(Json(json!({ "apiVersion": API_VERSION, "kind": "TokenList", "items": items })))
+}
+
+/// Everything but its secret, which nobody knows any more.
+fn described(token: &Token) -> Value {
+    let mut described = json!({
+        "id": token.id,
+        "createdAt": clock::rfc3339(token.created_ms),
+        "expiresAt": clock::rfc3339(token.expires_ms),
+        "by": token.by,
+    });
+    match &token.grant {
+        Grant::Join { host } => {
+            described["for"] = json!("join");
+            described["usesLeft"] = json!(token.uses_left);
+            if let Some(host) = host {
+                described["host"] = json!(host);
+            }
+        }
+        Grant::Operator { name, groups } => {
+            described["for"] = json!("operator");
+            described["operator"] = json!({ "name": name, "groups": groups });
+        }
+    }
+    described
+}
+
+/// `POST /apis/bulkhead.dev/v1/tokens`: the answer is the only place where the token itself is.
+pub(super) async fn create_token(
+    State(context): Shared,
+    Extension(caller): Extension<Caller>,
+    parameters: Parameters,
+    body: Body,
+) -> Result<(StatusCode, Json<Value>), Refusal> {
+    parameters.only(&[])?;
+    let TokenRequest { host, uses, operator, ttl } = input::json(body)?;
+    let uses = uses.unwrap_or(1);
+    if !(1..=USES_MAX).contains(&uses) {
+        return Err(Refusal::bad_request(format!("uses: expected 1 to {USES_MAX}, found {uses}")));
+    }
+    let Some(authority) = &context.trust.authority else {
+        return Err(Refusal::from(EnrollmentError::NotOurs));
+    };
+    let secret = JoinToken::generate(authority.certificate());
+    let (grant, uses_left, text, ttl) = match operator {
+        None => {
+            if let Some(host) = host.as_ref().filter(|host| !is_name(host)) {
+                return Err(Refusal::bad_request(format!("{host:?} cannot be the name of a host")));
+            }
+            let ttl = ttl_ms(ttl.as_deref(), JOIN_TTL_MS, JOIN_TTL_MS_MAX)?;
+            (Grant::Join { host }, uses, secret.to_string(), ttl)
+        }
+        Some(operator) => {
+            if host.is_some() || uses != 1 {
+                return Err(Refusal::bad_request("a token is for machines or for an operator, not both"));
+            }
+            named(&operator)?;
+            let ttl = ttl_ms(ttl.as_deref(), OPERATOR_TTL_MS, OPERATOR_TTL_MS_MAX)?;
+            let Operator { name, groups } = operator;
+            (Grant::Operator { name, groups }, 0, access::operator_token(&secret), ttl)
+        }
+    };
+    if !context.grants.has_room() {
+        return Err(Refusal::new(
+            StatusCode::CONFLICT,
+            "TooManyTokens",
+            "too many tokens are valid: delete some",
+        ));
+    }
+    let now = clock::now_ms();
+    let token = Token {
+        id: secret.id.clone(),
+        digest: secret.secret.digest().text().to_owned(),
+        grant,
+        uses_left,
+        created_ms: now,
+        expires_ms: now.saturating_add(ttl),
+        by: caller.to_string(),
+    };
+    let mut answer = described(&token);
+    answer["token"] = json!(text);
+    let add = async move { context.grants.add_token(&token).await };
+    to_the_end(add).await??;
+    Ok((StatusCode::CREATED, Json(answer)))
+}
+
+/// `DELETE /apis/bulkhead.dev/v1/tokens/{id}`.
+pub(super) async fn delete_token(
+    State(context): Shared,
+    Path(id): Path<String>,
+    parameters: Parameters,
+) -> Result<Json<Value>, Refusal> {
+    parameters.only(&[])?;
+    let name = id.clone();
+    let remove = async move { context.grants.remove_token(&name).await };
+    if to_the_end(remove).await?? {
+        Ok(Json(json!({ "id": id })))
+    } else {
+        Err(Refusal::not_found(format!("there is no token {id:?}")))
+    }
+}
+
+/// `POST /apis/bulkhead.dev/v1/certificates`.
+pub(super) async fn create_certificate(
+    State(context): Shared,
+    parameters: Parameters,
+    body: Body,
+) -> Result<(StatusCode, Json<Value>), Refusal> {
+    parameters.only(&[])?;
+    let CertificateRequest { signing_request, operator, agent, ttl } = input::json(body)?;
+    let identity = match (operator, agent) {
+        (Some(operator), None) => named(&operator)?,
+        (None, Some(host)) if is_name(&host) => {
+            Identity::agent(&host).map_err(|error| Refusal::bad_request(error.to_string()))?
+        }
+        (None, Some(host)) => {
+            return Err(Refusal::bad_request(format!("{host:?} cannot be the name of a host")));
+        }
+        (Some(_), Some(_)) | (None, None) => {
+            return Err(Refusal::bad_request("a certificate is for an operator or an agent"));
+        }
+    };
+    let default_ms = context.config.certificate_lifetime_s.saturating_mul(1000);
+    let ttl = Duration::from_millis(ttl_ms(ttl.as_deref(), default_ms, OPERATOR_TTL_MS_MAX)?);
+    let made = access::certify(&context, &signing_request, &identity, ttl).await?;
+    let answer = json!({
+        "holder": identity.to_string(),
+        "certificate": made.certificate,
+        "authorities": made.authorities,
+    });
+    Ok((StatusCode::CREATED, Json(answer)))
+}
+
+/// `GET /apis/bulkhead.dev/v1/revocations`.
+pub(super) async fn revocations(
+    State(context): Shared,
+    parameters: Parameters,
+) -> Result<Json<Value>, Refusal> {
+    parameters.only(&[])?;
+    let items: Vec<_> = context.grants.revocations().iter().map(revocation).collect();
+    Ok(Json(json!({ "apiVersion": API_VERSION, "kind": "RevocationList", "items": items })))
+}
+
+fn revocation(one: &Revocation) -> Value {
+    let mut described = json!({ "since": clock::rfc3339(one.since_ms), "by": one.by, "reason": one.reason });
+    match &one.of {
+        Revoked::Serial(serial) => described["serial"] = json!(serial),
+        Revoked::Holder(holder) => described["holder"] = json!(holder),
+    }
+    described
+}
+
+/// `POST /apis/bulkhead.dev/v1/revocations`.
+pub(super) async fn revoke(
+    State(context): Shared,
+    Extension(caller): Extension<Caller>,
+    parameters: Parameters,
+    body: Body,
+) -> Result<(StatusCode, Json<Value>), Refusal> {
+    parameters.only(&[])?;
+    let RevocationRequest { serial, holder, reason } = input::json(body)?;
+    let of = match (serial, holder) {
+        (Some(serial), None) if serial.bytes().all(|byte| byte.is_ascii_hexdigit()) && !serial.is_empty() => {
+            Revoked::Serial(serial.to_ascii_lowercase())
+        }
+        (None, Some(holder)) => Revoked::Holder(checked_holder(&holder)?),
+        _ => return Err(Refusal::bad_request("expected a serial (hexadecimal) or a holder")),
+    };
+    if context.grants.revocations().len() >= REVOCATIONS_MAX {
+        let message = "too many revocations: make a new authority instead";
+        return Err(Refusal::new(StatusCode::CONFLICT, "TooManyRevocations", message));
+    }
+    let made = Revocation { of, since_ms: clock::now_ms(), by: caller.to_string(), reason };
+    tracing::warn!(of = ?made.of, by = %made.by, "a certificate was revoked");
+    let answer = revocation(&made);
+    let revoke = async move { context.grants.revoke(&made).await };
+    to_the_end(revoke).await??;
+    Ok((StatusCode::CREATED, Json(answer)))
+}
+
+fn checked_holder(holder: &str) -> Result<String, Refusal> {
+    let identity = match holder.split_once('/') {
+        Some(("agent", host)) => Identity::agent(host).ok(),
+        Some(("operator", name)) => Identity::operator(name, &[]).ok(),
+        _ => None,
+    };
+    identity.map(|identity| identity.to_string()).ok_or_else(|| {
+        Refusal::bad_request(format!("holder: expected agent/HOST or operator/NAME, found {holder:?}"))
+    })
+}
+
+/// `GET /apis/bulkhead.dev/v1/whoami`.
+pub(super) async fn who_am_i(
+    Extension(caller): Extension<Caller>,
+    parameters: Parameters,
+) -> Result<Json<Value>, Refusal> {
+    parameters.only(&[])?;
+    let groups: Vec<&str> = caller.groups.iter().map(String::as_str).collect();
+    Ok(Json(json!({ "caller": caller.name(), "groups": groups, "admin": caller.is_admin() })))
+}
+
+impl From<EnrollmentError> for Refusal {
+    fn from(error: EnrollmentError) -> Self {
+        let message = error.to_string();
+        match error {
+            EnrollmentError::NotGranted(_) => Self::new(StatusCode::FORBIDDEN, "Forbidden", message),
+            EnrollmentError::NotOurs => Self::new(StatusCode::CONFLICT, "ExternalAuthority", message),
+            EnrollmentError::Host(_) | EnrollmentError::Name(_) | EnrollmentError::Authority(_) => {
+                Self::bad_request(message)
+            }
+            EnrollmentError::Store(error) => error.into(),
+        }
+    }
+}
