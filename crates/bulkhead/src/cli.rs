@@ -10,7 +10,10 @@ mod checks;
 mod daemons;
 mod identities;
 
-pub(crate) use changes::{ApplyArgs, ChangeArgs, ConfirmArgs, DeleteArgs, FileArgs};
+pub(crate) use changes::{
+    ApplyArgs, AuditArgs, AuditCommand, ChangeArgs, ConfirmArgs, DeleteArgs, DiffArgs, HistoryArgs,
+    RollbackArgs,
+};
 pub(crate) use checks::{LintArgs, TestArgs};
 pub(crate) use daemons::{
     AgentArgs, AgentSettings, ControllerArgs, ControllerSettings, DataplaneName, LogArgs, LogFormat, Posture,
@@ -115,8 +118,14 @@ pub(crate) enum Command {
     Delete(DeleteArgs),
     /// Keep a change that was made with --confirm-within, or undo it at once
     Confirm(ConfirmArgs),
-    /// Show what apply would change
-    Diff(FileArgs),
+    /// Show what apply would change, or what changed between two revisions
+    Diff(DiffArgs),
+    /// Show what operators have changed, when and from where
+    History(HistoryArgs),
+    /// Go back to what held at a revision, as one change
+    Rollback(RollbackArgs),
+    /// Look after the audit log
+    Audit(AuditArgs),
     /// Say whether a connection would pass, and why, at both ends
     Explain(ExplainArgs),
     /// Say whether connections would pass, without a controller: from manifests, of Kubernetes too

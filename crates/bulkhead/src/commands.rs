@@ -19,6 +19,7 @@ pub(crate) mod docs;
 pub(crate) mod explain;
 pub(crate) mod flows;
 pub(crate) mod get;
+pub(crate) mod history;
 pub(crate) mod identities;
 pub(crate) mod lint;
 pub(crate) mod status;

@@ -10,6 +10,7 @@ mod connections;
 mod enrollment;
 mod grants;
 mod records;
+mod roles;
 mod trust;
 
 pub(crate) use caller::{Caller, Who};
@@ -17,5 +18,6 @@ pub(crate) use connections::{AgentConnection, agents, operators, unix_listener};
 pub(crate) use enrollment::{EnrollmentError, certify, enroll, renew};
 pub(crate) use grants::{Grants, REVOCATIONS_MAX, follow, operator_token};
 pub(crate) use records::{Grant, Revocation, Revoked, Token};
+pub(crate) use roles::Permissions;
 pub use trust::TrustError;
 pub(crate) use trust::{Trust, keep_certificate};

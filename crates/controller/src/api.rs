@@ -5,10 +5,12 @@
 //! streams then last until the client or the controller leaves.
 
 mod apply;
+mod change;
 mod confirmations;
 mod explain;
 mod flows;
 mod gate;
+mod history;
 mod identities;
 mod input;
 mod objects;
@@ -31,8 +33,10 @@ use axum::routing::MethodRouter;
 
 use crate::context::Context;
 
+use gate::Whom;
 use problem::Refusal;
 
+pub(crate) use gate::Rates;
 pub(crate) use server::serve;
 
 /// Largest body of a request.
@@ -59,97 +63,154 @@ pub(crate) struct Route {
     /// Methods, for the document; the router's own are in `handlers`.
     #[cfg_attr(not(test), expect(dead_code, reason = "read by the test that compares with the document"))]
     pub(crate) methods: &'static [&'static str],
+    /// For whom it is.
+    pub(crate) whom: Whom,
     handlers: fn() -> Methods,
 }
 
 /// Everything that is served.
 pub(crate) const ROUTES: &[Route] = &[
-    Route { path: "/healthz", methods: &["get"], handlers: || axum::routing::get(status::healthz) },
-    Route { path: "/readyz", methods: &["get"], handlers: || axum::routing::get(status::readyz) },
-    Route { path: "/metrics", methods: &["get"], handlers: || axum::routing::get(status::metrics) },
-    Route { path: "/openapi.json", methods: &["get"], handlers: || axum::routing::get(status::openapi) },
+    Route {
+        path: "/healthz",
+        whom: Whom::Everybody,
+        methods: &["get"],
+        handlers: || axum::routing::get(status::healthz),
+    },
+    Route {
+        path: "/readyz",
+        whom: Whom::Everybody,
+        methods: &["get"],
+        handlers: || axum::routing::get(status::readyz),
+    },
+    Route {
+        path: "/metrics",
+        whom: Whom::Roles,
+        methods: &["get"],
+        handlers: || axum::routing::get(status::metrics),
+    },
+    Route {
+        path: "/openapi.json",
+        whom: Whom::Everybody,
+        methods: &["get"],
+        handlers: || axum::routing::get(status::openapi),
+    },
     Route {
         path: "/apis/bulkhead.dev/v1/status",
+        whom: Whom::Roles,
         methods: &["get"],
         handlers: || axum::routing::get(status::status),
     },
     Route {
         path: "/apis/bulkhead.dev/v1/apply",
+        whom: Whom::Roles,
         methods: &["post"],
         handlers: || axum::routing::post(apply::apply),
     },
     Route {
         path: "/apis/bulkhead.dev/v1/delete",
+        whom: Whom::Roles,
         methods: &["post"],
         handlers: || axum::routing::post(apply::delete),
     },
     Route {
         path: "/apis/bulkhead.dev/v1/confirmations",
+        whom: Whom::Roles,
         methods: &["get"],
         handlers: || axum::routing::get(confirmations::list),
     },
     Route {
         path: "/apis/bulkhead.dev/v1/confirmations/{id}/confirm",
+        whom: Whom::Roles,
         methods: &["post"],
         handlers: || axum::routing::post(confirmations::confirm),
     },
     Route {
         path: "/apis/bulkhead.dev/v1/confirmations/{id}/rollback",
+        whom: Whom::Roles,
         methods: &["post"],
         handlers: || axum::routing::post(confirmations::roll_back),
     },
     Route {
         path: "/apis/bulkhead.dev/v1/explain",
+        whom: Whom::Roles,
         methods: &["get"],
         handlers: || axum::routing::get(explain::explain),
     },
     Route {
         path: "/apis/bulkhead.dev/v1/flows",
+        whom: Whom::Roles,
         methods: &["get"],
         handlers: || axum::routing::get(flows::flows),
     },
     Route {
+        path: "/apis/bulkhead.dev/v1/history",
+        whom: Whom::Roles,
+        methods: &["get"],
+        handlers: || axum::routing::get(history::list),
+    },
+    Route {
+        path: "/apis/bulkhead.dev/v1/history/diff",
+        whom: Whom::Roles,
+        methods: &["get"],
+        handlers: || axum::routing::get(history::diff),
+    },
+    Route {
+        path: "/apis/bulkhead.dev/v1/history/rollback",
+        whom: Whom::Roles,
+        methods: &["post"],
+        handlers: || axum::routing::post(history::roll_back),
+    },
+    Route {
         path: "/apis/bulkhead.dev/v1/tokens",
+        whom: Whom::Admins,
         methods: &["get", "post"],
         handlers: || axum::routing::get(identities::tokens).post(identities::create_token),
     },
     Route {
         path: "/apis/bulkhead.dev/v1/tokens/{id}",
+        whom: Whom::Admins,
         methods: &["delete"],
         handlers: || axum::routing::delete(identities::delete_token),
     },
     Route {
         path: "/apis/bulkhead.dev/v1/certificates",
+        whom: Whom::Admins,
         methods: &["post"],
         handlers: || axum::routing::post(identities::create_certificate),
     },
     Route {
         path: "/apis/bulkhead.dev/v1/revocations",
+        whom: Whom::Admins,
         methods: &["get", "post"],
         handlers: || axum::routing::get(identities::revocations).post(identities::revoke),
     },
     Route {
         path: "/apis/bulkhead.dev/v1/whoami",
+        whom: Whom::Known,
         methods: &["get"],
         handlers: || axum::routing::get(identities::who_am_i),
     },
     Route {
         path: "/apis/bulkhead.dev/v1/{plural}",
+        whom: Whom::Roles,
         methods: &["get", "post"],
         handlers: || axum::routing::get(objects::list).post(objects::create),
     },
     Route {
         path: "/apis/bulkhead.dev/v1/{plural}/{name}",
+        whom: Whom::Roles,
         methods: &["get", "put", "delete"],
         handlers: || axum::routing::get(objects::get).put(objects::replace).delete(objects::delete),
     },
     Route {
         path: "/apis/bulkhead.dev/v1/namespaces/{namespace}/{plural}",
+        whom: Whom::Roles,
         methods: &["get", "post"],
         handlers: || axum::routing::get(objects::list).post(objects::create),
     },
     Route {
         path: "/apis/bulkhead.dev/v1/namespaces/{namespace}/{plural}/{name}",
+        whom: Whom::Roles,
         methods: &["get", "put", "delete"],
         handlers: || axum::routing::get(objects::get).put(objects::replace).delete(objects::delete),
     },

@@ -6,6 +6,8 @@ use tokio::sync::{Semaphore, watch};
 
 use crate::access::{Grants, Trust};
 use crate::agents::Registry;
+use crate::api::Rates;
+use crate::audit::Audit;
 use crate::config::Config;
 use crate::flows::Flows;
 use crate::metrics::Metrics;
@@ -23,6 +25,9 @@ pub(crate) struct Context {
     pub(crate) repository: Arc<Repository>,
     pub(crate) trust: Trust,
     pub(crate) grants: Grants,
+    pub(crate) audit: Audit,
+    /// How often each caller of the API has asked lately.
+    pub(crate) rates: Rates,
     pub(crate) registry: Registry,
     pub(crate) flows: Flows,
     pub(crate) metrics: Arc<Metrics>,

@@ -23,6 +23,7 @@
 mod access;
 mod agents;
 mod api;
+mod audit;
 mod clock;
 mod config;
 mod confirm;
@@ -46,10 +47,13 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::{JoinError, JoinSet};
 
 pub use access::TrustError;
+pub use audit::{AuditError, verify as verify_audit};
 pub use config::{Config, StoreKind};
 
 use access::{Grants, Trust};
 use agents::Registry;
+use api::Rates;
+use audit::Audit;
 use context::{Context, SEARCHES_MAX, STREAMS_MAX};
 use flows::Flows;
 use metrics::Metrics;
@@ -85,6 +89,9 @@ pub enum Error {
         /// Why not.
         source: std::io::Error,
     },
+    /// The audit log cannot be written.
+    #[error("cannot open the audit log: {0}")]
+    Audit(#[from] AuditError),
     /// There is no identity that others could trust.
     #[error(transparent)]
     Identity(#[from] TrustError),
@@ -247,6 +254,7 @@ async fn open(config: Config, trust: Trust, shutdown: watch::Receiver<bool>) -> 
         StoreKind::Embedded => Some(config.data_directory.as_path()),
         StoreKind::Memory => None,
     };
+    let audit = Audit::open(directory.map(|directory| directory.join("audit")), Arc::clone(&metrics))?;
     let flows = Flows::open(
         directory,
         config.flow_records_in_memory,
@@ -261,6 +269,8 @@ async fn open(config: Config, trust: Trust, shutdown: watch::Receiver<bool>) -> 
         repository,
         trust,
         grants,
+        audit,
+        rates: Rates::default(),
         registry: Registry::default(),
         flows,
         metrics,

@@ -25,6 +25,10 @@ pub(crate) struct Metrics {
     /// Requests of nobody, and those that are not for whoever asks.
     pub(crate) requests_unauthenticated: Counter,
     pub(crate) requests_forbidden: Counter,
+    /// Requests of callers that ask too often.
+    pub(crate) requests_too_many: Counter,
+    /// Lines that could not be written to the audit log.
+    pub(crate) audit_lost: Counter,
     pub(crate) hosts_joined: Counter,
     pub(crate) certificates_renewed: Counter,
     /// Calls of agents without a certificate, with a revoked one, or for another's host.

@@ -7,8 +7,10 @@
 
 mod confirm;
 mod feed;
+mod history;
 mod keys;
 mod log;
+mod rollback;
 mod view;
 mod write;
 
@@ -21,11 +23,14 @@ use tokio::sync::{Mutex, Notify, watch};
 
 use crate::clock;
 
-pub(crate) use confirm::{CONFIRM_WITHIN, Record, Standing};
+pub(crate) use confirm::{CONFIRM_WITHIN, Record as Confirmation, Standing};
 pub(crate) use feed::feed;
+use history::History;
+pub(crate) use history::{Author, Record};
 pub(crate) use keys::prefix as store_prefix;
 pub(crate) use keys::{decode as decode_stored, object_key};
 pub(crate) use log::ChangeLog;
+pub(crate) use rollback::Difference;
 pub(crate) use view::{Object, View, is_predefined};
 pub(crate) use write::{Change, Done, Terms, Verb, WriteError};
 
@@ -38,6 +43,7 @@ pub(crate) struct Repository {
     store: Arc<dyn Store>,
     view: RwLock<View>,
     revision: watch::Sender<u64>,
+    history: RwLock<History>,
     operator_writes: Mutex<()>,
     confirmations: Lock<confirm::Confirmations>,
     /// Somebody else's deadline may be the next.
@@ -50,10 +56,12 @@ impl Repository {
         let view = feed::first_view(&*store).await?;
         let revision = watch::Sender::new(view.revision);
         let confirmations = Lock::new(confirm::stored(&*store).await?);
+        let history = RwLock::new(History::open(&*store).await?);
         Ok(Self {
             store,
             view: RwLock::new(view),
             revision,
+            history,
             operator_writes: Mutex::new(()),
             confirmations,
             confirmations_changed: Notify::new(),
@@ -62,6 +70,14 @@ impl Repository {
 
     fn confirmations_locked(&self) -> MutexGuard<'_, confirm::Confirmations> {
         self.confirmations.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn history_read(&self) -> RwLockReadGuard<'_, History> {
+        self.history.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn history_mut(&self) -> RwLockWriteGuard<'_, History> {
+        self.history.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The store beneath.

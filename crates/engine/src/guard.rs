@@ -166,7 +166,8 @@ fn policies_of(resource: &Resource) -> Vec<(ObjectKey, &PolicySpec)> {
         | Resource::NameTable(_)
         | Resource::HostEndpoint(_)
         | Resource::Host(_)
-        | Resource::Workload(_) => Vec::new(),
+        | Resource::Workload(_)
+        | Resource::RoleBinding(_) => Vec::new(),
     }
 }
 
@@ -179,7 +180,7 @@ fn matters(resource: &Resource, addresses: &BTreeSet<u128>) -> bool {
     let has = |address: &std::net::IpAddr| addresses.contains(&address_bits(*address));
     match resource {
         Resource::Tier(_) | Resource::Settings(_) | Resource::Namespace(_) => true,
-        Resource::Policy(_) => false,
+        Resource::Policy(_) | Resource::RoleBinding(_) => false,
         Resource::Workload(workload) => workload.spec.addresses.iter().any(has),
         Resource::Host(host) => host.spec.addresses.iter().any(has),
         Resource::HostEndpoint(endpoint) => endpoint.spec.addresses.iter().any(has),

@@ -86,6 +86,8 @@ kinds! {
     Host: OWN, "Host", "Host", "hosts", &[], Fleet;
     /// Anything with addresses and labels that runs on a host. Written by agents.
     Workload: OWN, "Workload", "Workload", "workloads", &["wl"], Either;
+    /// Who may do what with the repository.
+    RoleBinding: OWN, "RoleBinding", "RoleBinding", "rolebindings", &["rb"], Fleet;
 
     /// Kubernetes' Namespace.
     KubernetesNamespace: CORE, "Namespace", "Namespace.kubernetes.io", "namespaces.kubernetes.io", &[], Fleet;

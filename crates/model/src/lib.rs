@@ -21,6 +21,7 @@ pub mod policy;
 pub mod ports;
 pub mod registration;
 pub mod resource;
+pub mod roles;
 pub mod selector;
 pub mod settings;
 pub mod suggest;

@@ -139,6 +139,8 @@ impl Resource {
                 let entities = names.map(|(name, addresses)| domain_entity(&key, name, addresses)).collect();
                 Meaning { entities, ..nothing }
             }
+            // Of nothing that agents enforce.
+            Self::RoleBinding(_) => nothing,
             Self::NetworkSet(_) | Self::Workload(_) | Self::Host(_) | Self::HostEndpoint(_) => {
                 Meaning { entities: Entity::of(self).into_iter().collect(), ..nothing }
             }

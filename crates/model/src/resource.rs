@@ -13,6 +13,7 @@ use crate::kind::Scope;
 pub use crate::kind::{API_VERSION, Kind};
 use crate::labels::{LABELS_MAX, Labels};
 use crate::policy::{PolicySpec, TierSpec};
+use crate::roles::RoleBindingSpec;
 use crate::settings::{NameTableSpec, NamespaceSpec, SETTINGS_NAME, SettingsSpec};
 use crate::suggest::nearest;
 
@@ -112,6 +113,9 @@ pub type Settings = Object<SettingsSpec>;
 /// Addresses of DNS names.
 pub type NameTable = Object<NameTableSpec>;
 
+/// Who may do what with the repository.
+pub type RoleBinding = Object<RoleBindingSpec>;
+
 macro_rules! own_kinds {
     ($($kind:ident: $spec:ty),* $(,)?) => {
         /// Any object.
@@ -189,6 +193,7 @@ own_kinds! {
     HostEndpoint: HostEndpointSpec,
     Host: HostSpec,
     Workload: WorkloadSpec,
+    RoleBinding: RoleBindingSpec,
 }
 
 impl Resource {

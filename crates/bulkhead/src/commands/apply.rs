@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use similar::{ChangeTag, TextDiff};
 
 use super::{kind_and_name, object_path, query, sources};
-use crate::cli::{ApplyArgs, ChangeArgs, Common, DeleteArgs, FileArgs, Format};
+use crate::cli::{ApplyArgs, ChangeArgs, Common, DeleteArgs, DiffArgs, Format};
 use crate::client::{API, call};
 use crate::failure::Failure;
 use crate::output::{self, Style, paint, text};
@@ -37,7 +37,10 @@ pub(crate) async fn delete(common: &Common, args: &DeleteArgs) -> Result<(), Fai
 }
 
 /// Ends with code 1 if there are differences, as diff(1) does.
-pub(crate) async fn diff(common: &Common, args: &FileArgs) -> Result<(), Failure> {
+pub(crate) async fn diff(common: &Common, args: &DiffArgs) -> Result<(), Failure> {
+    if let Some((from, to)) = args.revision {
+        return super::history::diff(common, from, to).await;
+    }
     let change = ChangeArgs { force: false, confirm_within: None };
     let answer = post(common, "apply", sources(&args.filename)?, true, &change).await?;
     let items = answer["items"].as_array().cloned().unwrap_or_default();
@@ -78,7 +81,7 @@ fn warn(answer: &Value) {
     }
 }
 
-fn show(format: Format, answer: &Value) -> Result<(), Failure> {
+pub(super) fn show(format: Format, answer: &Value) -> Result<(), Failure> {
     warn(answer);
     output::show(format, answer, || {
         let dry_run = answer["dryRun"].as_bool().unwrap_or_default();
@@ -110,6 +113,16 @@ fn name_of(item: &Value) -> String {
     format!("{}/{namespace}{slash}{}", text(item, "/kind"), text(item, "/name"))
 }
 
+/// What became of an object; between revisions the answer leaves it to the two states.
+fn outcome(item: &Value) -> &str {
+    match (item["outcome"].as_str(), item["before"].is_null(), item["after"].is_null()) {
+        (Some(outcome), ..) => outcome,
+        (None, true, _) => "created",
+        (None, false, true) => "deleted",
+        (None, false, false) => "configured",
+    }
+}
+
 /// What the repository sets itself is no difference.
 fn manifest(value: &Value) -> String {
     let mut value = value.clone();
@@ -121,12 +134,11 @@ fn manifest(value: &Value) -> String {
     if value.is_null() { String::new() } else { yaml::document(&value) }
 }
 
-fn difference(item: &Value) -> String {
+pub(super) fn difference(item: &Value) -> String {
     let name = name_of(item);
     let (before, after) = (manifest(&item["before"]), manifest(&item["after"]));
     let diff = TextDiff::from_lines(&before, &after);
-    let mut text =
-        format!("{}\n", paint(Style::Bold, &format!("{name}: {}", item["outcome"].as_str().unwrap_or("?"))));
+    let mut text = format!("{}\n", paint(Style::Bold, &format!("{name}: {}", outcome(item))));
     for change in diff.iter_all_changes() {
         let line = change.value().trim_end_matches('\n');
         let _ = match change.tag() {

@@ -93,6 +93,7 @@ fn headings(kind: Kind) -> &'static [&'static str] {
         Kind::Namespace => &["NAME", "DEFAULT POSTURE", "LABELS"],
         Kind::Settings => &["NAME", "DEFAULT POSTURE"],
         Kind::NameTable => &["NAME", "NAMES", "LABELS"],
+        Kind::RoleBinding => &["NAME", "ROLE", "USERS", "GROUPS", "TIERS", "NAMESPACES"],
         // Of another system: what all have.
         _ => &["NAME", "CREATED", "LABELS"],
     }
@@ -143,6 +144,14 @@ fn row(kind: Kind, item: &Value) -> Vec<String> {
         ],
         Kind::Namespace => vec![name, or(text(item, "/spec/defaultPosture"), "-"), own_labels],
         Kind::Settings => vec![name, text(item, "/spec/defaultPosture")],
+        Kind::RoleBinding => vec![
+            name,
+            text(item, "/spec/role"),
+            or(list("/spec/users"), "-"),
+            or(list("/spec/groups"), "-"),
+            or(list("/spec/tiers"), "all"),
+            or(list("/spec/namespaces"), "all"),
+        ],
         Kind::NameTable => {
             let names = item.pointer("/spec/names").and_then(Value::as_object);
             vec![name, names.map_or(0, serde_json::Map::len).to_string(), own_labels]

@@ -68,6 +68,11 @@ impl Caller {
         }
     }
 
+    /// From where it comes.
+    pub(crate) fn from(&self) -> String {
+        self.ends.map_or_else(|| "socket".into(), |ends| ends.remote.to_string())
+    }
+
     pub(crate) fn is_admin(&self) -> bool {
         self.groups.iter().any(|group| group == ADMINS)
     }

@@ -5,11 +5,12 @@ use axum::{Extension, Json};
 use bulkhead_model::resource::API_VERSION;
 use serde_json::{Value, json};
 
+use super::Shared;
+use super::change::{Ask, change};
 use super::confirmations::standing;
 use super::input::{self, Body, OF_CHANGES, Parameters};
 use super::problem::Refusal;
-use super::{Shared, to_the_end};
-use crate::access::Caller;
+use crate::access::{Caller, Permissions};
 use crate::guard::NAMED_MAX;
 use crate::repository::{Change, Done, Verb};
 
@@ -17,33 +18,34 @@ use crate::repository::{Change, Done, Verb};
 pub(super) async fn apply(
     State(context): Shared,
     Extension(caller): Extension<Caller>,
+    Extension(permissions): Extension<Permissions>,
     parameters: Parameters,
     body: Body,
 ) -> Result<Json<Value>, Refusal> {
     parameters.only(&OF_CHANGES)?;
-    let terms = input::terms(&context, &parameters, &caller)?;
+    let terms = input::terms(&context, &parameters, (&caller, &permissions), "apply")?;
     let documents = input::documents(body)?;
     let dry_run = terms.dry_run;
-    let write = async move { context.repository.write(&documents, Verb::Apply, &terms).await };
-    Ok(answer("ApplyResult", &to_the_end(write).await??, dry_run))
+    let done = change(context, terms, Ask::Write(documents, Verb::Apply)).await?;
+    Ok(answer("ApplyResult", &done, dry_run))
 }
 
 /// `POST /apis/bulkhead.dev/v1/delete`.
 pub(super) async fn delete(
     State(context): Shared,
     Extension(caller): Extension<Caller>,
+    Extension(permissions): Extension<Permissions>,
     parameters: Parameters,
     body: Body,
 ) -> Result<Json<Value>, Refusal> {
     parameters.only(&OF_CHANGES)?;
-    let terms = input::terms(&context, &parameters, &caller)?;
+    let terms = input::terms(&context, &parameters, (&caller, &permissions), "delete")?;
     let keys: Vec<_> = input::documents(body)?.iter().map(|document| document.resource.key()).collect();
     let dry_run = terms.dry_run;
-    let delete = async move { context.repository.delete(&keys, None, &terms).await };
-    Ok(answer("DeleteResult", &to_the_end(delete).await??, dry_run))
+    Ok(answer("DeleteResult", &change(context, terms, Ask::Delete(keys, None)).await?, dry_run))
 }
 
-fn answer(kind: &str, done: &Done, dry_run: bool) -> Json<Value> {
+pub(super) fn answer(kind: &str, done: &Done, dry_run: bool) -> Json<Value> {
     let item = |Change { key, outcome, before, after }: &Change| {
         json!({
             "kind": key.kind.as_str(),

@@ -1,18 +1,22 @@
 //! Changes that undo themselves unless somebody confirms them.
 
-use axum::Json;
 use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::{Extension, Json};
 use bulkhead_model::resource::API_VERSION;
+use bulkhead_model::roles::Role;
 use serde_json::{Value, json};
 
 use super::input::Parameters;
 use super::problem::Refusal;
 use super::{Shared, to_the_end};
+use crate::access::{Caller, Permissions};
 use crate::clock;
-use crate::repository::{Record, Standing};
+use crate::context::Context;
+use crate::repository::{Author, Confirmation, Standing};
 
 /// A change with a deadline, as operators see it.
-pub(super) fn standing(record: &Record) -> Value {
+pub(super) fn standing(record: &Confirmation) -> Value {
     let mut seen = json!({
         "id": record.id,
         "standing": record.standing,
@@ -37,13 +41,33 @@ pub(super) async fn list(State(context): Shared, parameters: Parameters) -> Resu
     Ok(Json(json!({ "apiVersion": API_VERSION, "kind": "ConfirmationList", "items": items })))
 }
 
+/// A change is kept or undone by whoever made it, or may change everything.
+fn may_settle(
+    context: &Context,
+    id: &str,
+    caller: &Caller,
+    permissions: &Permissions,
+) -> Result<(), Refusal> {
+    let all = context.repository.confirmations();
+    let Some(record) = all.iter().find(|record| record.id == id) else { return Ok(()) };
+    if record.by == caller.name() || permissions.role() >= Some(Role::Operator) {
+        return Ok(());
+    }
+    let message = format!("the change {id} is {}'s: only he, or an Operator, keeps or undoes it", record.by);
+    Err(Refusal::new(StatusCode::FORBIDDEN, "Forbidden", message))
+}
+
 /// `POST /apis/bulkhead.dev/v1/confirmations/{id}/confirm`.
 pub(super) async fn confirm(
     State(context): Shared,
     Path(id): Path<String>,
+    Extension(caller): Extension<Caller>,
+    Extension(permissions): Extension<Permissions>,
     parameters: Parameters,
 ) -> Result<Json<Value>, Refusal> {
     parameters.only(&[])?;
+    may_settle(&context, &id, &caller, &permissions)?;
+    context.audit.done(&caller.name(), &caller.from(), "confirm", json!({ "id": id }));
     let confirm = async move { context.repository.confirm(&id).await };
     Ok(Json(standing(&to_the_end(confirm).await??)))
 }
@@ -52,9 +76,13 @@ pub(super) async fn confirm(
 pub(super) async fn roll_back(
     State(context): Shared,
     Path(id): Path<String>,
+    Extension(caller): Extension<Caller>,
+    Extension(permissions): Extension<Permissions>,
     parameters: Parameters,
 ) -> Result<Json<Value>, Refusal> {
     parameters.only(&[])?;
-    let roll_back = async move { crate::confirm::roll_back(&context, &id, "an operator asks for it").await };
+    may_settle(&context, &id, &caller, &permissions)?;
+    let author = Author { by: caller.name(), from: caller.from(), verb: "rollback of a change" };
+    let roll_back = async move { crate::confirm::roll_back(&context, &id, &author).await };
     Ok(Json(standing(&to_the_end(roll_back).await??)))
 }

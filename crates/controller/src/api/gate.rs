@@ -1,30 +1,94 @@
 //! Who may ask at all: the first thing that happens to a request.
 
-use axum::extract::{Request, State};
-use axum::http::{StatusCode, header};
+use std::num::NonZeroU32;
+
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::{Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use bulkhead_model::roles::Role;
+use governor::clock::{Clock, DefaultClock};
+use governor::{Quota, RateLimiter, state::keyed::HashMapStateStore};
 
-use super::Shared;
 use super::problem::Refusal;
-use crate::access::{Caller, Who};
+use super::{ROUTES, Shared};
+use crate::access::{Caller, Permissions, Who};
 use crate::context::Context;
 
-/// What everybody may ask: how the controller is, and what there is to ask. Probes have no certificates.
-const PUBLIC: [&str; 4] = ["/healthz", "/readyz", "/openapi.json", "/version"];
+/// Requests that each caller may make in a second, and at once.
+const REQUESTS_PER_SECOND: u32 = 200;
+const REQUESTS_AT_ONCE: u32 = 1000;
+/// Callers that are remembered before those that have been quiet are forgotten.
+const CALLERS_MAX: usize = 10_000;
 
-/// Lets a request pass with its caller, or refuses it.
+/// For whom a path is. Methods that only read need less than those that change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Whom {
+    /// How the controller is, and what there is to ask: probes have no certificates.
+    Everybody,
+    /// Whoever shows who he is.
+    Known,
+    /// Reading: viewers. Changing: whoever may change anything; what exactly, the repository decides object by object.
+    Roles,
+    /// Administrators only.
+    Admins,
+}
+
+/// How often each caller has asked lately.
+#[derive(Debug)]
+pub(crate) struct Rates(RateLimiter<String, HashMapStateStore<String>, DefaultClock>);
+
+impl Default for Rates {
+    fn default() -> Self {
+        let per_second = NonZeroU32::new(REQUESTS_PER_SECOND).unwrap_or(NonZeroU32::MIN);
+        let at_once = NonZeroU32::new(REQUESTS_AT_ONCE).unwrap_or(NonZeroU32::MIN);
+        Self(RateLimiter::hashmap(Quota::per_second(per_second).allow_burst(at_once)))
+    }
+}
+
+impl Rates {
+    /// Counts a request; if it is one too many, for how many seconds to wait.
+    fn count(&self, caller: &Caller) -> Result<(), u64> {
+        if self.0.len() > CALLERS_MAX {
+            self.0.retain_recent();
+        }
+        // Those that nobody knows share the rate of their address.
+        let key = match (&caller.who, caller.ends) {
+            (Who::Nobody, Some(ends)) => ends.remote.ip().to_string(),
+            _ => caller.name(),
+        };
+        self.0.check_key(&key).map_err(|until| {
+            let wait = until.wait_time_from(DefaultClock::default().now());
+            wait.as_secs().max(1)
+        })
+    }
+}
+
+/// Lets a request pass with its caller and what he may do, or refuses it.
 pub(super) async fn admit(State(context): Shared, mut request: Request, next: Next) -> Response {
     let caller = match identify(&context, &request) {
         Ok(caller) => caller,
         Err(refusal) => return refuse(&context, refusal),
     };
-    if !PUBLIC.contains(&request.uri().path())
-        && let Err(refusal) = may_ask(&caller)
-    {
+    if let Err(seconds) = context.rates.count(&caller) {
+        context.metrics.requests_too_many.add(1);
+        let message = format!("more than {REQUESTS_PER_SECOND} requests a second: try again in {seconds} s");
+        let refusal = Refusal::new(StatusCode::TOO_MANY_REQUESTS, "TooManyRequests", message);
+        return ([(header::RETRY_AFTER, seconds.to_string())], refusal).into_response();
+    }
+    let path = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
+    // Where there is nothing, whoever is known may hear that.
+    let whom = path.and_then(|path| ROUTES.iter().find(|route| route.path == path));
+    let whom = whom.map_or(Whom::Known, |route| route.whom);
+    let permissions = Permissions::of(&context.repository.view(), &caller);
+    if let Err(refusal) = may_ask(whom, request.method(), &caller, &permissions) {
+        if caller.who != Who::Nobody && !reads(request.method()) {
+            context.audit.refused(&caller, request.method(), request.uri().path(), &refusal.message);
+        }
         return refuse(&context, refusal);
     }
     request.extensions_mut().insert(caller);
+    request.extensions_mut().insert(permissions);
     next.run(request).await
 }
 
@@ -46,18 +110,40 @@ fn identify(context: &Context, request: &Request) -> Result<Caller, Refusal> {
     })
 }
 
-fn may_ask(caller: &Caller) -> Result<(), Refusal> {
-    match &caller.who {
-        Who::Nobody => Err(unauthenticated(
+fn reads(method: &Method) -> bool {
+    matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS)
+}
+
+fn may_ask(whom: Whom, method: &Method, caller: &Caller, permissions: &Permissions) -> Result<(), Refusal> {
+    if whom == Whom::Everybody {
+        return Ok(());
+    }
+    if caller.who == Who::Nobody {
+        return Err(unauthenticated(
             "who are you? Show a certificate or a token: on the controller's host, root makes one with \
              bulkhead certificate create operator/NAME",
-        )),
-        Who::Operator(_) | Who::Local { .. } if caller.is_admin() => Ok(()),
-        Who::Controller(_) => Ok(()),
-        Who::Operator(_) | Who::Local { .. } | Who::Agent(_) => {
-            Err(Refusal::new(StatusCode::FORBIDDEN, "Forbidden", format!("{caller} may not do this")))
-        }
+        ));
     }
+    let least = match whom {
+        Whom::Everybody => return Ok(()),
+        Whom::Known if !matches!(caller.who, Who::Agent(_)) => return Ok(()),
+        Whom::Known | Whom::Roles if reads(method) => Role::Viewer,
+        Whom::Known | Whom::Roles => Role::Editor,
+        Whom::Admins => Role::Admin,
+    };
+    if permissions.role() >= Some(least) {
+        return Ok(());
+    }
+    let has = match permissions.role() {
+        Some(role) => format!("has the role {}", role.as_str()),
+        None => "has no role".into(),
+    };
+    let message = format!(
+        "{} {has}, and this takes {}: an administrator binds roles with a RoleBinding",
+        caller.name(),
+        least.as_str()
+    );
+    Err(Refusal::new(StatusCode::FORBIDDEN, "Forbidden", message))
 }
 
 fn unauthenticated(message: &str) -> Refusal {

@@ -5,6 +5,7 @@ use axum::http::StatusCode;
 use axum::{Extension, Json};
 use bulkhead_identity::{Identity, JoinToken};
 use bulkhead_model::resource::{API_VERSION, is_name};
+use bulkhead_store::StoreError;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -163,7 +164,11 @@ pub(super) async fn create_token(
     };
     let mut answer = described(&token);
     answer["token"] = json!(text);
-    let add = async move { context.grants.add_token(&token).await };
+    let add = async move {
+        context.grants.add_token(&token).await?;
+        context.audit.done(&caller.name(), &caller.from(), "token create", described(&token));
+        Ok::<_, StoreError>(())
+    };
     to_the_end(add).await??;
     Ok((StatusCode::CREATED, Json(answer)))
 }
@@ -172,11 +177,16 @@ pub(super) async fn create_token(
 pub(super) async fn delete_token(
     State(context): Shared,
     Path(id): Path<String>,
+    Extension(caller): Extension<Caller>,
     parameters: Parameters,
 ) -> Result<Json<Value>, Refusal> {
     parameters.only(&[])?;
     let name = id.clone();
-    let remove = async move { context.grants.remove_token(&name).await };
+    let remove = async move {
+        let removed = context.grants.remove_token(&name).await?;
+        context.audit.done(&caller.name(), &caller.from(), "token delete", json!({ "id": name }));
+        Ok::<_, StoreError>(removed)
+    };
     if to_the_end(remove).await?? {
         Ok(Json(json!({ "id": id })))
     } else {
@@ -187,6 +197,7 @@ pub(super) async fn delete_token(
 /// `POST /apis/bulkhead.dev/v1/certificates`.
 pub(super) async fn create_certificate(
     State(context): Shared,
+    Extension(caller): Extension<Caller>,
     parameters: Parameters,
     body: Body,
 ) -> Result<(StatusCode, Json<Value>), Refusal> {
@@ -206,7 +217,9 @@ pub(super) async fn create_certificate(
     };
     let default_ms = context.config.certificate_lifetime_s.saturating_mul(1000);
     let ttl = Duration::from_millis(ttl_ms(ttl.as_deref(), default_ms, OPERATOR_TTL_MS_MAX)?);
+    let detail = json!({ "holder": identity.to_string(), "groups": identity.groups() });
     let made = access::certify(&context, &signing_request, &identity, ttl).await?;
+    context.audit.done(&caller.name(), &caller.from(), "certificate create", detail);
     let answer = json!({
         "holder": identity.to_string(),
         "certificate": made.certificate,
@@ -257,7 +270,12 @@ pub(super) async fn revoke(
     let made = Revocation { of, since_ms: clock::now_ms(), by: caller.to_string(), reason };
     tracing::warn!(of = ?made.of, by = %made.by, "a certificate was revoked");
     let answer = revocation(&made);
-    let revoke = async move { context.grants.revoke(&made).await };
+    let detail = answer.clone();
+    let revoke = async move {
+        context.grants.revoke(&made).await?;
+        context.audit.done(&caller.name(), &caller.from(), "certificate revoke", detail);
+        Ok::<_, StoreError>(())
+    };
     to_the_end(revoke).await??;
     Ok((StatusCode::CREATED, Json(answer)))
 }

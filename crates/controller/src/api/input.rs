@@ -13,10 +13,10 @@ use bulkhead_model::document::{self, Document};
 use serde::de::DeserializeOwned;
 
 use super::problem::Refusal;
-use crate::access::Caller;
+use crate::access::{Caller, Permissions};
 use crate::context::Context;
 use crate::guard::{Known, Who};
-use crate::repository::{CONFIRM_WITHIN, Terms};
+use crate::repository::{Author, CONFIRM_WITHIN, Terms};
 
 /// Query parameters, by name.
 #[derive(Debug)]
@@ -93,7 +93,12 @@ pub(crate) fn duration_ms(text: &str) -> Option<u64> {
 pub(crate) const OF_CHANGES: [&str; 3] = ["dryRun", "force", "confirmWithin"];
 
 /// On which terms a request changes objects.
-pub(crate) fn terms(context: &Context, parameters: &Parameters, caller: &Caller) -> Result<Terms, Refusal> {
+pub(crate) fn terms(
+    context: &Context,
+    parameters: &Parameters,
+    (caller, permissions): (&Caller, &Permissions),
+    verb: &'static str,
+) -> Result<Terms, Refusal> {
     let confirm_within = parameters.text("confirmWithin").map(|text| {
         let within = duration_ms(text).map(Duration::from_millis);
         within.filter(|within| (CONFIRM_WITHIN.0..=CONFIRM_WITHIN.1).contains(within)).ok_or_else(|| {
@@ -110,7 +115,8 @@ pub(crate) fn terms(context: &Context, parameters: &Parameters, caller: &Caller)
         dry_run: parameters.switch("dryRun")?,
         force: parameters.switch("force")?,
         confirm_within: confirm_within.transpose()?,
-        by: caller.to_string(),
+        author: Author { by: caller.name(), from: caller.from(), verb },
+        permissions: permissions.clone(),
         lifelines,
     })
 }

@@ -13,10 +13,11 @@ use bulkhead_model::resource::API_VERSION;
 use bulkhead_model::{Entity, Kind, ObjectKey, Resource, Selector};
 use serde_json::{Value, json};
 
+use super::Shared;
+use super::change::{Ask, change};
 use super::input::{self, Body, OF_CHANGES, Parameters};
 use super::problem::Refusal;
-use super::{Shared, to_the_end};
-use crate::access::Caller;
+use crate::access::{Caller, Permissions};
 use crate::context::Context;
 use crate::repository::{Terms, Verb, WriteError};
 
@@ -106,12 +107,13 @@ pub(super) async fn get(
 pub(super) async fn create(
     State(context): Shared,
     Extension(caller): Extension<Caller>,
+    Extension(permissions): Extension<Permissions>,
     variables: Variables,
     parameters: Parameters,
     body: Body,
 ) -> Result<Response, Refusal> {
     parameters.only(&OF_CHANGES)?;
-    let terms = input::terms(&context, &parameters, &caller)?;
+    let terms = input::terms(&context, &parameters, (&caller, &permissions), "create")?;
     let kind = kind(&variables)?;
     let document = input::document(body)?;
     fits(&document, kind, variables.get("namespace"), None)?;
@@ -123,12 +125,13 @@ pub(super) async fn create(
 pub(super) async fn replace(
     State(context): Shared,
     Extension(caller): Extension<Caller>,
+    Extension(permissions): Extension<Permissions>,
     variables: Variables,
     parameters: Parameters,
     body: Body,
 ) -> Result<Json<Value>, Refusal> {
     parameters.only(&OF_CHANGES)?;
-    let terms = input::terms(&context, &parameters, &caller)?;
+    let terms = input::terms(&context, &parameters, (&caller, &permissions), "replace")?;
     let key = key(&variables)?;
     let document = input::document(body)?;
     fits(&document, key.kind, key.namespace.as_ref(), Some(&key.name))?;
@@ -141,8 +144,8 @@ async fn write(
     verb: Verb,
     terms: Terms,
 ) -> Result<Value, Refusal> {
-    let write = async move { context.repository.write(&[document], verb, &terms).await };
-    let after = to_the_end(write).await??.changes.into_iter().find_map(|change| change.after);
+    let done = change(context, terms, Ask::Write(vec![document], verb)).await?;
+    let after = done.changes.into_iter().find_map(|change| change.after);
     Ok(after.map_or(Value::Null, |after| after.to_json()))
 }
 
@@ -178,6 +181,7 @@ fn fits(
 pub(super) async fn delete(
     State(context): Shared,
     Extension(caller): Extension<Caller>,
+    Extension(permissions): Extension<Permissions>,
     variables: Variables,
     parameters: Parameters,
 ) -> Result<Json<Value>, Refusal> {
@@ -185,10 +189,9 @@ pub(super) async fn delete(
     parameters.only(&[dry_run, force, confirm_within, "resourceVersion"])?;
     let key = key(&variables)?;
     let version = parameters.text("resourceVersion").map(ToOwned::to_owned);
-    let terms = input::terms(&context, &parameters, &caller)?;
-    let keys = [key.clone()];
-    let delete = async move { context.repository.delete(&keys, version.as_deref(), &terms).await };
-    match to_the_end(delete).await??.changes.into_iter().find_map(|change| change.before) {
+    let terms = input::terms(&context, &parameters, (&caller, &permissions), "delete")?;
+    let done = change(context, terms, Ask::Delete(vec![key.clone()], version)).await?;
+    match done.changes.into_iter().find_map(|change| change.before) {
         Some(before) => Ok(Json(before.to_json())),
         None => Err(WriteError::NotFound(key).into()),
     }

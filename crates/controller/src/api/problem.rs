@@ -124,7 +124,10 @@ impl From<WriteError> for Refusal {
             WriteError::Conflict { key, .. } => {
                 Self::new(StatusCode::CONFLICT, "Conflict", message).about(key)
             }
-            WriteError::Forbidden(_) => Self::new(StatusCode::FORBIDDEN, "Forbidden", message),
+            WriteError::NoHistory(_) => Self::new(StatusCode::GONE, "Expired", message),
+            WriteError::NotAllowed(_) | WriteError::Forbidden(_) => {
+                Self::new(StatusCode::FORBIDDEN, "Forbidden", message)
+            }
             WriteError::LockOut(warnings) => {
                 Self { warnings, ..Self::new(StatusCode::CONFLICT, "LockOut", message) }
             }

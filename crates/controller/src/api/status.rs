@@ -80,6 +80,14 @@ pub(super) async fn metrics(State(context): Shared) -> Response {
     page.counter("api_requests_total", "Requests by operators.", requests.requests.value());
     let failed = requests.requests_failed.value();
     page.counter("api_requests_failed_total", "Requests answered with a server error.", failed);
+    let refused = [
+        ("unauthenticated", requests.requests_unauthenticated.value()),
+        ("forbidden", requests.requests_forbidden.value()),
+        ("rate", requests.requests_too_many.value()),
+    ];
+    page.family("api_requests_refused_total", "Requests refused at the gate.", "counter", "cause", refused);
+    let lost = requests.audit_lost.value();
+    page.counter("audit_lines_lost_total", "Lines that could not be written to the audit log.", lost);
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], page.into_text()).into_response()
 }
 
@@ -111,6 +119,9 @@ fn agent_metrics(page: &mut Page, context: &Context) {
             "Sessions ended by another of that host.",
             &metrics.sessions_replaced,
         ),
+        ("agents_refused_total", "Calls of agents without a right to them.", &metrics.agents_refused),
+        ("hosts_joined_total", "Hosts that have joined with a token.", &metrics.hosts_joined),
+        ("certificates_renewed_total", "Certificates renewed by agents.", &metrics.certificates_renewed),
         ("workloads_refused_total", "Workloads published by agents and refused.", &metrics.workloads_refused),
         ("hosts_expired_total", "Hosts whose workloads were removed.", &metrics.hosts_expired),
         ("roll_backs_total", "Changes that were rolled back.", &metrics.roll_backs),

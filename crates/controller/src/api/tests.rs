@@ -99,6 +99,7 @@ fn every_field_of_every_kind_is_described() {
             "{host: h, addresses: [10.0.0.1], interface: eth0, source: manual, ports: [{name: http, port: 80}], \
              serviceAccount: x, facts: {host.kernel: '6.1'}}",
         ),
+        (Kind::RoleBinding, "{role: Editor, users: [a], groups: [b], tiers: [c], namespaces: [d]}"),
         (Kind::Host, "{agentVersion: '1', addresses: [10.0.0.1], facts: {host.kernel: '6.1'}}"),
     ];
     assert_eq!(specs.len(), Kind::ALL.iter().filter(|kind| kind.is_own()).count());

@@ -13,6 +13,7 @@ use bulkhead_store::{Op, OpKind, Precondition, Revision, Store, StoreError, Stor
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::history::Author;
 use super::write::{Change, Outcome, WriteError};
 use super::{Repository, View, keys};
 use crate::clock;
@@ -210,12 +211,17 @@ impl Repository {
     }
 
     /// Undoes a change: exactly the objects that it touched, but for those that somebody else has touched since.
-    pub(crate) async fn roll_back(&self, id: &str) -> Result<Record, WriteError> {
+    pub(crate) async fn roll_back(&self, id: &str, author: &Author) -> Result<Record, WriteError> {
         let _one_at_a_time = self.operator_writes.lock().await;
         let one = self.waiting(id)?;
         let mut attempts = 0;
         let (record, revision) = loop {
-            let (mut ops, left_alone) = undo(&self.view(), &one);
+            let (undone, left_alone) = undo(&self.view(), &one);
+            let changes: Vec<Change> = undone.iter().map(|undo| undo.change.clone()).collect();
+            let mut ops: Vec<Op> = undone.into_iter().map(|undo| undo.op).collect();
+            if !changes.is_empty() {
+                ops.extend(self.history_read().ops(&changes, author, false));
+            }
             let record = Record {
                 standing: Standing::RolledBack,
                 ended_ms: clock::now_ms(),
@@ -262,11 +268,12 @@ impl Repository {
 struct Undo {
     key: ObjectKey,
     before: Option<Resource>,
+    change: Change,
     op: Op,
 }
 
 /// The operations that undo a change, and what they leave alone.
-fn undo(view: &View, one: &Confirmation) -> (Vec<Op>, Vec<LeftAlone>) {
+fn undo(view: &View, one: &Confirmation) -> (Vec<Undo>, Vec<LeftAlone>) {
     let (mut undone, mut left_alone) = (Vec::new(), Vec::new());
     for touched in &one.record.touched {
         match undo_one(view, touched, one.revision) {
@@ -281,7 +288,7 @@ fn undo(view: &View, one: &Confirmation) -> (Vec<Op>, Vec<LeftAlone>) {
         let undo = undone.remove(place);
         left_alone.push(LeftAlone { object: undo.key.to_string(), reason });
     }
-    (undone.into_iter().map(|undo| undo.op).collect(), left_alone)
+    (undone, left_alone)
 }
 
 fn undo_one(view: &View, touched: &Touched, revision: u64) -> Result<Undo, LeftAlone> {
@@ -318,7 +325,14 @@ fn undo_one(view: &View, touched: &Touched, revision: u64) -> Result<Undo, LeftA
         Some(before) => super::put_op(before, precondition),
         None => Op { key: touched.key.as_str().into(), precondition, kind: OpKind::Delete },
     };
-    Ok(Undo { key, before, op })
+    let outcome = match (&before, current) {
+        (None, _) => Outcome::Deleted,
+        (Some(_), None) => Outcome::Created,
+        (Some(_), Some(_)) => Outcome::Configured,
+    };
+    let is_now = current.map(|current| current.resource.clone());
+    let change = Change { key: key.clone(), outcome, before: is_now, after: before.clone() };
+    Ok(Undo { key, before, change, op })
 }
 
 /// Why one of several cannot be undone: a policy would be in no tier.

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use bulkhead_store::{Commit, Revision, Store, StoreError};
 use tokio::sync::watch;
 
-use super::Repository;
 use super::keys::PREFIX;
 use super::view::{self, View};
+use super::{Repository, history};
 use crate::clock;
 use crate::context::stopped;
 
@@ -45,7 +45,8 @@ pub(crate) async fn feed(
     mut shutdown: watch::Receiver<bool>,
 ) -> Result<(), StoreError> {
     let from = Revision(repository.view().revision);
-    let mut watch = repository.store.watch(PREFIX, from).await?;
+    // Everything of ours, so that the view moves on whatever is written.
+    let mut watch = repository.store.watch(EVERYTHING, from).await?;
     loop {
         let commits = tokio::select! {
             commits = watch.next() => commits?,
@@ -53,7 +54,27 @@ pub(crate) async fn feed(
         };
         let newest = watch.position().0;
         let changes = view::decode(&commits);
+        remember(&repository, &commits);
         repository.view_mut().commit(changes, newest, clock::now_ms());
         repository.revision.send_replace(newest);
+    }
+}
+
+/// What all keys of ours begin with.
+const EVERYTHING: &str = "/bulkhead.dev/";
+
+/// Takes records of the history in and out.
+fn remember(repository: &Repository, commits: &[Arc<Commit>]) {
+    let changes = commits.iter().flat_map(|commit| &commit.changes);
+    let mut records = changes.filter(|change| change.key.starts_with(history::PREFIX)).peekable();
+    if records.peek().is_none() {
+        return;
+    }
+    let mut history = repository.history_mut();
+    for change in records {
+        match &change.object {
+            Some(stored) => history.take_in(stored),
+            None => history.forget(&change.key),
+        }
     }
 }

@@ -62,6 +62,7 @@ fn is_for_all_agents(kind: Kind) -> bool {
             | Kind::GlobalNetworkSet
             | Kind::CalicoHostEndpoint
             | Kind::WorkloadEndpoint
+            | Kind::RoleBinding
     )
 }
 

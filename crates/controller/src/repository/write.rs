@@ -10,7 +10,9 @@ use bulkhead_model::{Kind, ObjectKey, Problem, Resource};
 use bulkhead_store::{Precondition, Revision, StoreError, Transaction};
 
 use super::confirm::{self, Record, WAITING_MAX};
+use super::history::Author;
 use super::{Object, Repository, View, delete_op, is_predefined, put_op, stamp};
+use crate::access::Permissions;
 use crate::guard::{self, Known, Warning};
 
 /// What is to be done with the objects.
@@ -36,7 +38,7 @@ pub(crate) enum Outcome {
 
 impl Outcome {
     /// Whether anything is another than before.
-    pub(super) fn is_change(self) -> bool {
+    pub(crate) fn is_change(self) -> bool {
         match self {
             Self::Created | Self::Configured | Self::Deleted => true,
             Self::Unchanged | Self::NotFound => false,
@@ -72,8 +74,10 @@ pub(crate) struct Terms {
     pub(crate) force: bool,
     /// To be undone unless somebody confirms it in this time.
     pub(crate) confirm_within: Option<Duration>,
-    /// The address that it comes from.
-    pub(crate) by: String,
+    /// Who changes it.
+    pub(crate) author: Author,
+    /// What he may change.
+    pub(crate) permissions: Permissions,
     /// Connections that it should not cut.
     pub(crate) lifelines: Vec<Known>,
 }
@@ -104,6 +108,12 @@ pub(crate) enum WriteError {
     /// Somebody else changed it meanwhile.
     #[error("{key} is at resourceVersion {found}, not {expected}: somebody else has changed it")]
     Conflict { key: ObjectKey, expected: String, found: String },
+    /// The caller may not do it.
+    #[error("nothing was changed: {0}")]
+    NotAllowed(String),
+    /// It is not known any more what was then, or not yet.
+    #[error("{0}")]
+    NoHistory(String),
     /// It may not be done.
     #[error("{0}")]
     Forbidden(String),
@@ -173,14 +183,18 @@ impl Repository {
         self.carry_out(changes, transaction, terms).await
     }
 
-    /// Asks the guard, and commits.
-    async fn carry_out(
+    /// Asks whether it is allowed and whom it cuts off, and commits.
+    pub(super) async fn carry_out(
         &self,
         changes: Vec<Change>,
         mut transaction: Transaction,
         terms: &Terms,
     ) -> Result<Done, WriteError> {
-        let Terms { dry_run, force, confirm_within, by, lifelines } = terms;
+        let Terms { dry_run, force, confirm_within, author, permissions, lifelines } = terms;
+        for change in changes.iter().filter(|change| change.outcome.is_change()) {
+            let (before, after) = (change.before.as_ref(), change.after.as_ref());
+            permissions.may_change(&change.key, before, after).map_err(WriteError::NotAllowed)?;
+        }
         if transaction.ops.is_empty() {
             let revision = self.view().revision;
             return Ok(Done { changes, revision, warnings: Vec::new(), confirmation: None });
@@ -196,7 +210,7 @@ impl Repository {
         if !warnings.is_empty() && !force && !dry_run {
             return Err(WriteError::LockOut(warnings));
         }
-        let record = confirm_within.map(|within| (confirm::record(&changes, within, by), within));
+        let record = confirm_within.map(|within| (confirm::record(&changes, within, &author.by), within));
         if let Some((record, _)) = &record {
             self.check_can_wait(record)?;
             transaction.ops.push(confirm::put_op(record));
@@ -206,8 +220,10 @@ impl Repository {
             return Ok(Done { changes, revision, warnings, confirmation: None });
         }
         for warning in &warnings {
-            tracing::warn!(by = %by, %warning, "a change was forced");
+            tracing::warn!(by = %author.by, %warning, "a change was forced");
         }
+        let remembered = self.history_read().ops(&changes, author, !warnings.is_empty());
+        transaction.ops.extend(remembered);
         let revision = self.store.apply(transaction).await?.revision.0;
         let confirmation = record.map(|(record, within)| {
             self.remember(record.clone(), within, revision);

@@ -10,4 +10,5 @@ mod harness;
 mod identity;
 mod leases;
 mod objects;
+mod operators;
 mod resume;

@@ -1,0 +1,102 @@
+//! What a caller may do: the sum of the role bindings that name it, or one of its groups.
+
+use std::collections::BTreeSet;
+
+use bulkhead_model::roles::Role;
+use bulkhead_model::{Kind, ObjectKey, Resource};
+
+use super::caller::{Caller, Who};
+use crate::repository::View;
+
+/// What somebody may do.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Permissions {
+    role: Option<Role>,
+    /// Where an editor may edit; no more than his bindings say.
+    scopes: Vec<Scope>,
+}
+
+/// Tiers and namespaces of one binding; `None`: all.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Scope {
+    tiers: Option<BTreeSet<String>>,
+    namespaces: Option<BTreeSet<String>>,
+}
+
+impl Permissions {
+    /// Of a caller, as the repository's bindings are now.
+    pub(crate) fn of(view: &View, caller: &Caller) -> Self {
+        if caller.is_admin() {
+            return Self { role: Some(Role::Admin), scopes: Vec::new() };
+        }
+        let user = match &caller.who {
+            Who::Operator(name) => name.clone(),
+            Who::Local { .. } => caller.name(),
+            // They ask each other what only one of them knows.
+            Who::Controller(_) => return Self { role: Some(Role::Viewer), scopes: Vec::new() },
+            Who::Agent(_) | Who::Nobody => return Self::default(),
+        };
+        let mut permissions = Self::default();
+        for object in view.of_kind(Kind::RoleBinding) {
+            let Resource::RoleBinding(binding) = &object.resource else { continue };
+            let spec = &binding.spec;
+            if !spec.binds(&user, caller.groups.iter().map(String::as_str)) {
+                continue;
+            }
+            permissions.role = permissions.role.max(Some(spec.role));
+            if spec.role == Role::Editor {
+                let set =
+                    |names: &Option<Vec<String>>| names.as_ref().map(|all| all.iter().cloned().collect());
+                let scope = Scope { tiers: set(&spec.tiers), namespaces: set(&spec.namespaces) };
+                permissions.scopes.push(scope);
+            }
+        }
+        permissions
+    }
+
+    /// The highest role.
+    pub(crate) fn role(&self) -> Option<Role> {
+        self.role
+    }
+
+    /// Whether a change of an object is allowed; if not, why.
+    pub(crate) fn may_change(
+        &self,
+        key: &ObjectKey,
+        before: Option<&Resource>,
+        after: Option<&Resource>,
+    ) -> Result<(), String> {
+        let allowed = match self.role {
+            None | Some(Role::Viewer) => false,
+            Some(Role::Admin) => true,
+            Some(Role::Operator) => !matches!(key.kind, Kind::RoleBinding | Kind::Settings),
+            // What it was must be his to change as well as what it becomes.
+            Some(Role::Editor) => {
+                [before, after].into_iter().flatten().all(|resource| self.may_edit(key, resource))
+            }
+        };
+        if allowed {
+            return Ok(());
+        }
+        let role = self.role.map_or_else(|| "without a role".into(), |role| format!("as {}", role.as_str()));
+        Err(format!("{key} may not be changed {role}"))
+    }
+
+    fn may_edit(&self, key: &ObjectKey, resource: &Resource) -> bool {
+        let tiers: BTreeSet<&str> = resource.tiers_used().collect();
+        let is_policy = !tiers.is_empty() && resource.tiers_made().next().is_none();
+        let is_set = matches!(key.kind, Kind::NetworkSet | Kind::CalicoNetworkSet);
+        self.scopes.iter().any(|scope| {
+            let in_namespace = match (&scope.namespaces, &key.namespace) {
+                (None, _) => true,
+                (Some(names), Some(namespace)) => names.contains(namespace),
+                (Some(_), None) => false,
+            };
+            let in_tiers =
+                scope.tiers.as_ref().is_none_or(|names| tiers.iter().all(|tier| names.contains(*tier)));
+            // A set of a namespace is nobody else's; others may be read by every policy.
+            let owns_set = is_set && scope.namespaces.is_some() && scope.tiers.is_none();
+            in_namespace && ((is_policy && in_tiers) || owns_set)
+        })
+    }
+}
