@@ -6,12 +6,15 @@
 //!
 //! * [`Memory`] keeps everything in memory, for tests and try-outs.
 //! * [`Embedded`] is the same with a file beneath: what it acknowledged survives `kill -9` at any instruction.
+//! * [`Etcd`] keeps everything in an etcd cluster, for several controllers at once.
 
 pub mod conformance;
 mod embedded;
+mod etcd;
 mod memory;
 mod state;
 mod types;
+mod watch;
 
 use std::fmt::Debug;
 use std::hash::{BuildHasher, RandomState};
@@ -19,12 +22,13 @@ use std::hash::{BuildHasher, RandomState};
 use async_trait::async_trait;
 
 pub use embedded::{Embedded, EmbeddedOptions};
+pub use etcd::{Etcd, EtcdOptions};
 pub use memory::Memory;
-pub use state::Watch;
 pub use types::{
     Applied, Change, Commit, KEY_BYTES_MAX, Op, OpKind, Precondition, Revision, StoreError, Stored,
     TRANSACTION_BYTES_MAX, TRANSACTION_OPS_MAX, Transaction,
 };
+pub use watch::Watch;
 
 /// Changes that a store remembers, so that watches can resume: enough for hours of an ordinary fleet, and
 /// bounded at some 60 MiB with objects of 600 bytes.
@@ -67,6 +71,15 @@ pub trait Store: Send + Sync + Debug {
     /// # Errors
     /// If the engine fails, or has failed and accepts no more writes.
     async fn revision(&self) -> Result<Revision, StoreError>;
+
+    /// A revision that includes everything up to now, and that every watch comes to. It may be made for that: the
+    /// newest one of a store that others write to as well may be none that our watches hear of.
+    ///
+    /// # Errors
+    /// As [`Store::apply`].
+    async fn mark(&self) -> Result<Revision, StoreError> {
+        self.revision().await
+    }
 
     /// Transactions that wait to be written.
     fn waiting(&self) -> usize {

@@ -7,6 +7,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use tokio::sync::watch;
 
+use crate::Watch;
 use crate::types::{Change, Commit, OpKind, Revision, StoreError, Stored, Transaction};
 
 /// Objects and log.
@@ -203,16 +204,16 @@ impl Shared {
     pub(crate) fn watch(self: &Arc<Self>, prefix: &str, from: Revision) -> Result<Watch, StoreError> {
         let newest = self.newest.subscribe();
         self.read().check_watchable(from)?;
-        Ok(Watch { shared: Arc::downgrade(self), newest, prefix: prefix.into(), position: from })
+        Ok(LogWatch { shared: Arc::downgrade(self), newest, prefix: prefix.into(), position: from }.into())
     }
 }
 
 /// Commits that one look into the log may take out, so that a reader far behind does not hold the lock long.
 const WATCH_STEP_COMMITS: usize = 256;
 
-/// A walk along the log.
+/// A walk along the log. What its methods do is said at [`Watch`].
 #[derive(Debug)]
-pub struct Watch {
+pub(crate) struct LogWatch {
     // Weak: a watcher must not keep a closed store alive.
     shared: std::sync::Weak<Shared>,
     newest: watch::Receiver<Revision>,
@@ -220,56 +221,27 @@ pub struct Watch {
     position: Revision,
 }
 
-impl Watch {
-    /// The revision up to which everything has been answered.
-    pub fn position(&self) -> Revision {
+impl LogWatch {
+    pub(crate) fn position(&self) -> Revision {
         self.position
     }
 
-    /// The next commits that touch the prefix, oldest first: at least one, and as many as are there, up to
-    /// a bound. Cancelling this loses nothing.
-    ///
-    /// # Errors
-    /// [`StoreError::Compacted`] if the watcher was so slow that the log has lost its place;
-    /// [`StoreError::Closed`] when the store is closed.
-    pub async fn next(&mut self) -> Result<Vec<Arc<Commit>>, StoreError> {
-        loop {
-            self.newest.borrow_and_update();
-            let found = self.ready()?;
-            if !found.is_empty() {
-                return Ok(found);
-            }
-            self.newest.changed().await.map_err(|_closed| StoreError::Closed)?;
-        }
+    /// Waits until there is more in the log than when it was last looked at.
+    pub(crate) async fn more(&mut self) -> Result<(), StoreError> {
+        self.newest.changed().await.map_err(|_closed| StoreError::Closed)
     }
 
-    /// What [`Watch::next`] would answer without waiting; empty if there is nothing.
-    ///
-    /// # Errors
-    /// As [`Watch::next`].
-    pub fn ready(&mut self) -> Result<Vec<Arc<Commit>>, StoreError> {
+    pub(crate) fn ready(&mut self) -> Result<Vec<Arc<Commit>>, StoreError> {
         let shared = self.shared.upgrade().ok_or(StoreError::Closed)?;
+        self.newest.borrow_and_update();
         loop {
             let step = shared.read().after(self.position, WATCH_STEP_COMMITS)?;
             let Some(last) = step.last() else { return Ok(Vec::new()) };
             self.position = last.revision;
-            let found: Vec<_> = step.iter().filter_map(|commit| self.concerned(commit)).collect();
+            let found: Vec<_> = step.iter().filter_map(|commit| commit.part(&self.prefix)).collect();
             if !found.is_empty() {
                 return Ok(found);
             }
         }
-    }
-
-    /// The part of a commit that touches the prefix.
-    fn concerned(&self, commit: &Arc<Commit>) -> Option<Arc<Commit>> {
-        let matches = |change: &&Change| change.key.starts_with(&*self.prefix);
-        let count = commit.changes.iter().filter(matches).count();
-        if count == commit.changes.len() {
-            return Some(Arc::clone(commit));
-        }
-        (count > 0).then(|| {
-            let changes = commit.changes.iter().filter(matches).cloned().collect();
-            Arc::new(Commit { revision: commit.revision, changes })
-        })
     }
 }

@@ -13,7 +13,8 @@ pub const TRANSACTION_OPS_MAX: usize = 200_000;
 /// Most bytes (keys and values) in one transaction.
 pub const TRANSACTION_BYTES_MAX: usize = 256 << 20;
 
-/// Number of a state of the store: 0 is empty, each transaction that changes anything adds one.
+/// Number of a state of the store. Each transaction that changes anything makes a higher one: the next in our own
+/// stores, which begin empty at 0; in etcd some later one, since others may write there too.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Revision(pub u64);
 
@@ -119,22 +120,26 @@ impl Transaction {
         self
     }
 
+    /// Bytes of its keys and values.
+    pub(crate) fn bytes(&self) -> usize {
+        let value = |op: &Op| match &op.kind {
+            OpKind::Put(value) => value.len(),
+            OpKind::Delete => 0,
+        };
+        self.ops.iter().map(|op| op.key.len() + value(op)).sum()
+    }
+
     /// Refuses what no store could apply.
     pub(crate) fn check(&self) -> Result<(), StoreError> {
         if self.ops.len() > TRANSACTION_OPS_MAX {
             return Err(StoreError::TooManyOps(self.ops.len()));
         }
-        let mut bytes = 0;
+        let bytes = self.bytes();
         let mut keys: Vec<&str> = Vec::with_capacity(self.ops.len());
         for op in &self.ops {
             if op.key.is_empty() || op.key.len() > KEY_BYTES_MAX {
                 return Err(StoreError::Key(op.key.to_string()));
             }
-            bytes += op.key.len()
-                + match &op.kind {
-                    OpKind::Put(value) => value.len(),
-                    OpKind::Delete => 0,
-                };
             keys.push(&op.key);
         }
         if bytes > TRANSACTION_BYTES_MAX {
@@ -173,6 +178,21 @@ pub struct Commit {
     pub revision: Revision,
     /// What it changed, in the order of its operations.
     pub changes: Vec<Change>,
+}
+
+impl Commit {
+    /// The part that touches a prefix, if any does.
+    pub(crate) fn part(self: &Arc<Self>, prefix: &str) -> Option<Arc<Self>> {
+        let matches = |change: &&Change| change.key.starts_with(prefix);
+        let count = self.changes.iter().filter(matches).count();
+        if count == self.changes.len() {
+            return Some(Arc::clone(self));
+        }
+        (count > 0).then(|| {
+            let changes = self.changes.iter().filter(matches).cloned().collect();
+            Arc::new(Self { revision: self.revision, changes })
+        })
+    }
 }
 
 /// Why a store did not do what it was asked.
@@ -244,6 +264,45 @@ pub enum StoreError {
         path: PathBuf,
         /// What happened.
         reason: String,
+    },
+    /// The store's server does not answer. Nothing was changed by what was asked.
+    #[error("store {store} cannot be reached: {reason}")]
+    Unavailable {
+        /// Which.
+        store: String,
+        /// What happened.
+        reason: String,
+    },
+    /// The store's server gave no answer to a transaction. It may have been applied, and may still be: whoever
+    /// writes again must read first.
+    #[error("whether the change was made is unknown, since store {store} does not answer: {reason}")]
+    OutcomeUnknown {
+        /// Which.
+        store: String,
+        /// What happened.
+        reason: String,
+    },
+    /// The store's server says no.
+    #[error("store {store} refuses: {reason}")]
+    Refused {
+        /// Which.
+        store: String,
+        /// Its reason.
+        reason: String,
+    },
+    /// A transaction is larger than the store's server takes. Nothing was changed.
+    #[error(
+        "store {store} takes no transaction of {found}: start etcd with a higher {flag} (default {default})"
+    )]
+    ServerLimit {
+        /// Which.
+        store: String,
+        /// What was asked.
+        found: String,
+        /// The server's flag that raises the limit.
+        flag: &'static str,
+        /// The limit unless raised.
+        default: &'static str,
     },
     /// The store was closed, or its writer ended after a failure that it has logged.
     #[error("the store is closed")]

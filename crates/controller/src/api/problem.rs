@@ -148,12 +148,15 @@ impl From<StoreError> for Refusal {
                 Self::new(StatusCode::GONE, "Expired", message)
             }
             StoreError::Key(_) | StoreError::DuplicateKey(_) => Self::bad_request(message),
-            StoreError::TooManyOps(_) | StoreError::TooManyBytes(_) => {
+            StoreError::TooManyOps(_) | StoreError::TooManyBytes(_) | StoreError::ServerLimit { .. } => {
                 Self::new(StatusCode::PAYLOAD_TOO_LARGE, "RequestEntityTooLarge", message)
             }
             StoreError::Locked { .. }
             | StoreError::Corrupt { .. }
             | StoreError::Io { .. }
+            | StoreError::Unavailable { .. }
+            | StoreError::OutcomeUnknown { .. }
+            | StoreError::Refused { .. }
             | StoreError::Closed => Self::new(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable", message),
         }
     }
