@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
@@ -45,6 +45,8 @@ where
     a_watch_comes_to_a_mark(&*make_store().await).await;
     a_watch_beyond_the_end_is_refused(&*make_store().await).await;
     writers_at_once_lose_no_increment(make_store().await).await;
+    keys_under_a_lease_go_when_it_ends(&*make_store().await).await;
+    a_revoked_leases_keys_go_at_once(&*make_store().await).await;
     epochs_differ(&*make_store().await, &*make_store().await).await;
     if revisions == Revisions::Dense {
         dense_revisions_have_no_gaps(&*make_store().await).await;
@@ -364,6 +366,67 @@ async fn increment(store: &dyn Store) -> bool {
         Err(StoreError::Conflict { .. }) => false,
         Err(error) => panic!("the store refused: {error}"),
     }
+}
+
+async fn keys_under_a_lease_go_when_it_ends(store: &dyn Store) {
+    const TTL: Duration = Duration::from_secs(1);
+    /// Between two looks, in each of which one of the leases is kept alive.
+    const LOOK_EVERY: Duration = Duration::from_millis(100);
+    let granted = Instant::now();
+    let (ends, stays) = (ok(store.grant(TTL).await), ok(store.grant(TTL).await));
+    let under = |lease, keys: &[&str]| {
+        keys.iter().fold(Transaction::new(), |all, key| all.put_under(lease, *key, "1", Precondition::Any))
+    };
+    ok(store.apply(under(ends, &["/1", "/2", "/freed", "/moved", "/deleted"])).await);
+    assert_eq!(ok(store.get("/1").await).and_then(|object| object.lease), Some(ends));
+    let transaction = under(stays, &["/moved", "/other"])
+        .put("/freed", "1", Precondition::Present)
+        .delete("/deleted", Precondition::Present);
+    let at = ok(store.apply(transaction).await).revision;
+    let mut watch = ok(store.watch("/", at).await);
+    let commits = loop {
+        ok(store.keep_alive(stays).await);
+        match tokio::time::timeout(LOOK_EVERY, watch.next()).await {
+            Ok(commits) => break ok(commits),
+            Err(_elapsed) => assert!(granted.elapsed() < PATIENCE, "the lease does not end"),
+        }
+    };
+    assert!(granted.elapsed() >= TTL, "it ended too early");
+    assert_eq!(commits.len(), 1, "one change: {commits:?}");
+    let mut gone: Vec<_> =
+        commits[0].changes.iter().map(|change| (&*change.key, change.object.is_none())).collect();
+    gone.sort_unstable();
+    assert_eq!(gone, [("/1", true), ("/2", true)]);
+    let (left, _) = ok(store.list("/").await);
+    let left: Vec<_> = left.iter().map(|object| (&*object.key, object.lease)).collect();
+    assert_eq!(left, [("/freed", None), ("/moved", Some(stays)), ("/other", Some(stays))]);
+
+    assert_eq!(store.keep_alive(ends).await, Err(StoreError::NoLease(ends)));
+    assert_eq!(store.revoke(ends).await, Err(StoreError::NoLease(ends)));
+    let late = under(ends, &["/1"]).put("/2", "2", Precondition::Any);
+    assert_eq!(store.apply(late).await, Err(StoreError::NoLease(ends)));
+    assert_eq!(ok(store.list("/").await).0.len(), 3, "nothing was written");
+}
+
+async fn a_revoked_leases_keys_go_at_once(store: &dyn Store) {
+    const TTL: Duration = Duration::from_secs(600);
+    let lease = ok(store.grant(TTL).await);
+    let transaction = Transaction::new()
+        .put_under(lease, "/1", "1", Precondition::Absent)
+        .put("/2", "2", Precondition::Absent)
+        .put_under(lease, "/3", "3", Precondition::Absent);
+    let at = ok(store.apply(transaction).await).revision;
+    let mut watch = ok(store.watch("/", at).await);
+    ok(store.revoke(lease).await);
+    let (left, _) = ok(store.list("/").await);
+    assert_eq!(left.iter().map(|object| &*object.key).collect::<Vec<_>>(), ["/2"]);
+    let mut gone = next_changes(&mut watch, 2).await;
+    gone.sort_unstable();
+    assert_eq!((gone[0].0.as_str(), gone[1].0.as_str()), ("/1", "/3"));
+    assert_eq!((&gone[0].1, gone[0].2), (&None, gone[1].2), "one change");
+    let empty = ok(store.grant(TTL).await);
+    assert_ne!(empty, lease);
+    ok(store.revoke(empty).await);
 }
 
 async fn epochs_differ(one: &dyn Store, other: &dyn Store) {

@@ -12,20 +12,21 @@
 //! Nothing here is answered from memory: reads are linearizable, so several controllers read each other's writes.
 
 mod cluster;
+mod leases;
 mod options;
 mod slots;
 mod transaction;
 mod watch;
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use etcd_client::{Compare, CompareOp, GetOptions, KeyValue, KvClient, Txn, TxnOp, TxnOpResponse};
 use tokio::sync::watch as signal;
 
-use crate::types::{Applied, Revision, StoreError, Stored, Transaction};
+use crate::types::{Applied, LeaseId, Revision, StoreError, Stored, Transaction};
 use crate::{Store, Watch, random_id};
 
 use cluster::{Backoff, Cluster, OPERATION_TIME_MAX};
@@ -133,6 +134,7 @@ impl Cluster {
             value: Bytes::copy_from_slice(pair.value()),
             created: cluster::revision(pair.create_revision()),
             modified: cluster::revision(pair.mod_revision()),
+            lease: (pair.lease() != 0).then(|| LeaseId(pair.lease())),
         })
     }
 }
@@ -184,6 +186,18 @@ impl Store for Etcd {
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    async fn grant(&self, ttl: Duration) -> Result<LeaseId, StoreError> {
+        leases::grant(&self.cluster, ttl).await
+    }
+
+    async fn keep_alive(&self, lease: LeaseId) -> Result<(), StoreError> {
+        leases::keep_alive(&self.cluster, lease).await
+    }
+
+    async fn revoke(&self, lease: LeaseId) -> Result<(), StoreError> {
+        leases::revoke(&self.cluster, lease).await
     }
 
     async fn revision(&self) -> Result<Revision, StoreError> {

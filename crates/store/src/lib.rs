@@ -11,6 +11,7 @@
 pub mod conformance;
 mod embedded;
 mod etcd;
+mod leases;
 mod memory;
 mod state;
 mod types;
@@ -18,6 +19,7 @@ mod watch;
 
 use std::fmt::Debug;
 use std::hash::{BuildHasher, RandomState};
+use std::time::Duration;
 
 use async_trait::async_trait;
 
@@ -25,7 +27,7 @@ pub use embedded::{Embedded, EmbeddedOptions};
 pub use etcd::{Etcd, EtcdOptions};
 pub use memory::Memory;
 pub use types::{
-    Applied, Change, Commit, KEY_BYTES_MAX, Op, OpKind, Precondition, Revision, StoreError, Stored,
+    Applied, Change, Commit, KEY_BYTES_MAX, LeaseId, Op, OpKind, Precondition, Revision, StoreError, Stored,
     TRANSACTION_BYTES_MAX, TRANSACTION_OPS_MAX, Transaction,
 };
 pub use watch::Watch;
@@ -80,6 +82,25 @@ pub trait Store: Send + Sync + Debug {
     async fn mark(&self) -> Result<Revision, StoreError> {
         self.revision().await
     }
+
+    /// Makes a lease. The keys that are put under it go with it, as one ordinary change, when it ends: when it was
+    /// not kept alive for `ttl`, or is revoked. An engine may give longer: etcd has whole seconds, and some at least.
+    ///
+    /// # Errors
+    /// If the engine fails, or has too many leases.
+    async fn grant(&self, ttl: Duration) -> Result<LeaseId, StoreError>;
+
+    /// Begins a lease's time anew.
+    ///
+    /// # Errors
+    /// [`StoreError::NoLease`] if it has ended.
+    async fn keep_alive(&self, lease: LeaseId) -> Result<(), StoreError>;
+
+    /// Ends a lease. When this answers, its keys are gone.
+    ///
+    /// # Errors
+    /// [`StoreError::NoLease`] if it has ended already; its keys are gone soon after, if not yet.
+    async fn revoke(&self, lease: LeaseId) -> Result<(), StoreError>;
 
     /// Transactions that wait to be written.
     fn waiting(&self) -> usize {

@@ -24,6 +24,16 @@ impl fmt::Display for Revision {
     }
 }
 
+/// Name of a lease: keys that are put under it go when it ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct LeaseId(pub i64);
+
+impl fmt::Display for LeaseId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
 /// An object as it stands in the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stored {
@@ -35,6 +45,8 @@ pub struct Stored {
     pub created: Revision,
     /// Revision of the last write.
     pub modified: Revision,
+    /// The lease that it goes with, if it does.
+    pub lease: Option<LeaseId>,
 }
 
 /// What must be true of a key for an operation on it to be applied.
@@ -76,8 +88,10 @@ impl fmt::Display for Precondition {
 /// What is done to a key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum OpKind {
-    /// Creates it or replaces its value.
+    /// Creates it or replaces its value. If it was under a lease, it is no longer.
     Put(Bytes),
+    /// The same under a lease, with which it goes.
+    PutUnder(Bytes, LeaseId),
     /// Removes it; nothing happens if it does not exist.
     Delete,
 }
@@ -113,6 +127,20 @@ impl Transaction {
         self
     }
 
+    /// Adds a write under a lease.
+    #[must_use]
+    pub fn put_under(
+        mut self,
+        lease: LeaseId,
+        key: impl Into<Arc<str>>,
+        value: impl Into<Bytes>,
+        when: Precondition,
+    ) -> Self {
+        let kind = OpKind::PutUnder(value.into(), lease);
+        self.ops.push(Op { key: key.into(), precondition: when, kind });
+        self
+    }
+
     /// Adds a removal.
     #[must_use]
     pub fn delete(mut self, key: impl Into<Arc<str>>, when: Precondition) -> Self {
@@ -123,10 +151,18 @@ impl Transaction {
     /// Bytes of its keys and values.
     pub(crate) fn bytes(&self) -> usize {
         let value = |op: &Op| match &op.kind {
-            OpKind::Put(value) => value.len(),
+            OpKind::Put(value) | OpKind::PutUnder(value, _) => value.len(),
             OpKind::Delete => 0,
         };
         self.ops.iter().map(|op| op.key.len() + value(op)).sum()
+    }
+
+    /// The leases that it puts keys under.
+    pub(crate) fn leases(&self) -> impl Iterator<Item = LeaseId> {
+        self.ops.iter().filter_map(|op| match op.kind {
+            OpKind::PutUnder(_, lease) => Some(lease),
+            OpKind::Put(_) | OpKind::Delete => None,
+        })
     }
 
     /// Refuses what no store could apply.
@@ -241,6 +277,12 @@ pub enum StoreError {
     /// Too many bytes.
     #[error("a transaction may have {TRANSACTION_BYTES_MAX} bytes, not {0}")]
     TooManyBytes(usize),
+    /// A lease that was never granted, or has ended.
+    #[error("there is no lease {0}: it has ended")]
+    NoLease(LeaseId),
+    /// Too many leases.
+    #[error("there are too many leases already")]
+    TooManyLeases,
     /// Another process has the store open.
     #[error("store {} is in use by another process ({holder})", .path.display())]
     Locked {

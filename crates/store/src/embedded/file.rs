@@ -5,6 +5,7 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::ops::RangeInclusive;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 
@@ -24,6 +25,9 @@ const FORMAT: &str = "1";
 
 const OBJECTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("objects");
 const LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("log");
+/// Keys under leases, with the revision of their last write. Leases end with the process that granted them, so these are
+/// removed by the next one.
+const LEASED: TableDefinition<'_, &str, u64> = TableDefinition::new("leased");
 const META: TableDefinition<'_, &str, &str> = TableDefinition::new("meta");
 const META_EPOCH: &str = "epoch";
 const META_FORMAT: &str = "format";
@@ -92,6 +96,8 @@ impl Lock {
 pub(super) struct Loaded {
     pub(super) epoch: String,
     pub(super) state: State,
+    /// Keys under leases of an earlier process.
+    pub(super) orphans: Vec<Arc<str>>,
 }
 
 /// The file itself.
@@ -158,6 +164,7 @@ impl StoreFile {
             let mut objects = transaction.open_table(OBJECTS)?;
             let mut log = transaction.open_table(LOG)?;
             let mut meta = transaction.open_table(META)?;
+            let mut leased = transaction.open_table(LEASED)?;
             for range in forgotten {
                 log.retain_in(range, |_, _| false)?;
             }
@@ -170,6 +177,11 @@ impl StoreFile {
                         None => {
                             objects.remove(&*change.key)?;
                         }
+                    }
+                    if change.object.as_ref().is_some_and(|object| object.lease.is_some()) {
+                        leased.insert(&*change.key, commit.revision.0)?;
+                    } else {
+                        leased.remove(&*change.key)?;
                     }
                 }
                 log.insert(commit.revision.0, codec::commit_to_row(commit).as_slice())?;
@@ -246,6 +258,18 @@ fn load(database: &Database, log_changes_max: usize) -> Result<Loaded, redb::Err
         let object = codec::object_from_row(key.value(), value.value());
         objects.push(object.map_err(|_short| malformed(key.value()))?);
     }
+    let mut orphans = Vec::new();
+    match transaction.open_table(LEASED) {
+        Ok(leased) => {
+            for row in leased.iter()? {
+                let (key, modified) = row?;
+                orphans.push((Arc::from(key.value()), Revision(modified.value())));
+            }
+        }
+        // Made with the first write.
+        Err(redb::TableError::TableDoesNotExist(_)) => {}
+        Err(error) => return Err(error.into()),
+    }
     // Newest first, as far as it is contiguous and within the bound, which may be smaller than before.
     let mut log = Vec::new();
     let mut changes = 0;
@@ -263,5 +287,10 @@ fn load(database: &Database, log_changes_max: usize) -> Result<Loaded, redb::Err
         log.push(commit);
     }
     log.reverse();
-    Ok(Loaded { epoch, state: State::restore(objects, log, revision, log_changes_max) })
+    let state = State::restore(objects, log, revision, log_changes_max);
+    let same = |(key, modified): &(Arc<str>, Revision)| {
+        state.get(key).is_some_and(|object| object.modified == *modified)
+    };
+    let orphans = orphans.into_iter().filter(same).map(|(key, _)| key).collect();
+    Ok(Loaded { epoch, state, orphans })
 }

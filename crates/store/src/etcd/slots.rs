@@ -2,12 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use etcd_client::Client;
 use tokio::sync::{Mutex, Semaphore, SemaphorePermit};
 
-use crate::types::StoreError;
+use crate::types::{LeaseId, StoreError};
 
 use super::cluster::Cluster;
+use super::leases;
 
 /// Transactions under way at once; others wait.
 const SLOTS_MAX: usize = 64;
@@ -58,9 +58,7 @@ impl Slots {
             Some((writer, since)) if since.elapsed() < WRITER_AGE_MAX => writer,
             _ => {
                 let since = Instant::now();
-                let ttl = i64::try_from(WRITER_TTL.as_secs()).unwrap_or(i64::MAX);
-                let grant = |client: Client| async move { client.lease_client().grant(ttl, None).await };
-                let writer = cluster.ask(grant).await?.id();
+                let LeaseId(writer) = leases::grant(cluster, WRITER_TTL).await?;
                 *pool = Pool { writer: Some((writer, since)), ..Pool::default() };
                 writer
             }

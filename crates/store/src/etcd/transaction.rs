@@ -16,11 +16,11 @@ use etcd_client::{
 use tonic::Code;
 
 use crate::random_id;
-use crate::types::{Applied, OpKind, Precondition, Revision, StoreError, Transaction};
+use crate::types::{Applied, LeaseId, OpKind, Precondition, Revision, StoreError, Transaction};
 
 use super::cluster::{ANSWER_BYTES_MAX, Backoff, Cluster, Failed, OPERATION_TIME_MAX, revision, revision_of};
-use super::number;
 use super::slots::{Place, Slots};
+use super::{leases, number};
 
 /// What stands in a slot after a refusal.
 const REFUSED: &str = "refused";
@@ -89,7 +89,10 @@ pub(super) async fn apply(
             }
             Err(Failed::Refused(_, reason)) if doubt => return Err(unknown(reason)),
             Err(Failed::Refused(Code::NotFound, _)) => {
-                // A lease that is gone, and it can only be the writer's own.
+                // A lease that is gone: one of the caller's, or else the writer's own.
+                for lease in transaction.leases() {
+                    leases::check(cluster, lease).await?;
+                }
                 slots.forget(slot.place.writer).await;
                 slot = slots.take(cluster).await?;
                 "the writer's lease was revoked".to_owned()
@@ -115,6 +118,9 @@ fn request(cluster: &Cluster, slot: &Place, name: &str, transaction: &Transactio
         }
         apply.push(match &op.kind {
             OpKind::Put(value) => TxnOp::put(key, value.as_ref(), None),
+            OpKind::PutUnder(value, LeaseId(lease)) => {
+                TxnOp::put(key, value.as_ref(), Some(PutOptions::new().with_lease(*lease)))
+            }
             OpKind::Delete => TxnOp::delete(key, None),
         });
     }
@@ -197,7 +203,7 @@ fn modified(found: &GetResponse) -> i64 {
 /// Whether a transaction changed anything in the revision that it made, which an answer that was lost said.
 async fn changed_anything(cluster: &Cluster, transaction: &Transaction, at: i64) -> bool {
     for op in &transaction.ops {
-        if matches!(op.kind, OpKind::Put(_)) {
+        if op.kind != OpKind::Delete {
             return true;
         }
         let key = cluster.object_key(&op.key);

@@ -33,6 +33,31 @@ async fn reopening_keeps_objects_epoch_and_log() {
 }
 
 #[tokio::test]
+async fn leases_end_with_the_process_and_their_keys_when_it_is_opened_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Embedded::open(directory.path()).unwrap();
+    let lease = store.grant(std::time::Duration::from_secs(600)).await.unwrap();
+    let under = |keys: &[&str]| {
+        keys.iter().fold(Transaction::new(), |all, key| all.put_under(lease, *key, "1", Precondition::Any))
+    };
+    store.apply(under(&["/1", "/2", "/freed"])).await.unwrap();
+    let at = put(&store, "/freed", "2").await;
+    drop(store);
+
+    let store = Embedded::open(directory.path()).unwrap();
+    let (left, revision) = store.list("").await.unwrap();
+    assert_eq!(left.iter().map(|object| &*object.key).collect::<Vec<_>>(), ["/freed"]);
+    assert_eq!(revision, Revision(at.0 + 1));
+    let commits = store.watch("", at).await.unwrap().ready().unwrap();
+    assert_eq!(commits.len(), 1);
+    assert!(commits[0].changes.iter().all(|change| change.object.is_none()));
+    assert_eq!(store.keep_alive(lease).await, Err(StoreError::NoLease(lease)));
+    drop(store);
+    let store = Embedded::open(directory.path()).unwrap();
+    assert_eq!(store.revision().await.unwrap(), revision, "once is enough");
+}
+
+#[tokio::test]
 async fn a_second_holder_is_refused_by_name() {
     let directory = tempfile::tempdir().unwrap();
     let _store = Embedded::open(directory.path()).unwrap();
