@@ -37,6 +37,7 @@ const MAY_DEPEND_ON: [(&str, &[&str]); 10] = [
             "bulkhead-dataplane",
             "bulkhead-ebpf",
             "bulkhead-nft",
+            "bulkhead-store",
         ],
     ),
     ("xtask", &["bulkhead-model"]),

@@ -7,9 +7,11 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 mod changes;
 mod checks;
+mod stores;
 
 pub(crate) use changes::{ApplyArgs, ChangeArgs, ConfirmArgs, DeleteArgs, FileArgs};
 pub(crate) use checks::{LintArgs, TestArgs};
+pub(crate) use stores::StoreSettings;
 
 /// Micro-segmentation by labels: say who may talk to whom, and every host enforces it in its kernel.
 #[derive(Debug, Parser)]
@@ -171,9 +173,11 @@ pub(crate) struct ControllerSettings {
     /// Address for agents [default: 127.0.0.1:7441]
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) listen_agents: Option<std::net::SocketAddr>,
-    /// Where the repository is kept [default: /var/lib/bulkhead/controller]
+    /// Directory of the controller's files [default: /var/lib/bulkhead/controller]
     #[arg(long, value_name = "DIRECTORY")]
     pub(crate) data_dir: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) store: StoreSettings,
 }
 
 #[derive(Debug, Args)]

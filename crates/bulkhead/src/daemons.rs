@@ -83,7 +83,7 @@ fn controller_config(
     mut config: bulkhead_controller::Config,
     settings: &ControllerSettings,
 ) -> bulkhead_controller::Config {
-    let ControllerSettings { listen, listen_agents, data_dir } = settings;
+    let ControllerSettings { listen, listen_agents, data_dir, store } = settings;
     if let Some(address) = listen {
         config.listen_api = *address;
     }
@@ -93,6 +93,10 @@ fn controller_config(
     if let Some(directory) = data_dir {
         config.data_directory.clone_from(directory);
     }
+    if let Some(location) = &store.store {
+        config.set_location(location.clone());
+    }
+    config.set_location(store.etcd.complete(config.location()));
     config
 }
 

@@ -12,6 +12,7 @@ pub mod conformance;
 mod embedded;
 mod etcd;
 mod leases;
+mod location;
 mod memory;
 mod state;
 mod types;
@@ -25,6 +26,7 @@ use async_trait::async_trait;
 
 pub use embedded::{Embedded, EmbeddedOptions};
 pub use etcd::{Etcd, EtcdOptions};
+pub use location::{ETCD_PREFIX, Location, NoLocation};
 pub use memory::Memory;
 pub use types::{
     Applied, Change, Commit, KEY_BYTES_MAX, LeaseId, Op, OpKind, Precondition, Revision, StoreError, Stored,

@@ -50,7 +50,7 @@ impl EtcdOptions {
     }
 
     /// As errors name the store.
-    pub(super) fn name(&self) -> String {
+    pub(crate) fn name(&self) -> String {
         format!("etcd://{}{}", self.endpoints.join(","), self.prefix)
     }
 
