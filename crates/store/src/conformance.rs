@@ -277,6 +277,8 @@ async fn a_watch_resumes_and_keeps_to_its_prefix(store: &dyn Store) {
     };
     assert_eq!(seen, [expected("/a/1", "3", third), expected("/a/2", "4", fourth)]);
     let foreign = put(store, "/b/3", "5").await;
+    let step = tokio::time::timeout(PATIENCE, watch.step()).await;
+    assert_eq!(step, Ok(Ok(vec![])), "a watcher is told that there was something");
     passes_over(&mut watch, foreign).await;
     let sixth = put(store, "/a/3", "6").await;
     assert_eq!(next_changes(&mut watch, 1).await, [expected("/a/3", "6", sixth)]);

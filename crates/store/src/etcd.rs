@@ -165,9 +165,6 @@ impl Store for Etcd {
 
     async fn apply(&self, transaction: Transaction) -> Result<Applied, StoreError> {
         transaction.check()?;
-        if transaction.ops.is_empty() {
-            return Ok(Applied { revision: self.revision().await?, changed: false });
-        }
         transaction::apply(&self.cluster, &self.slots, &transaction).await
     }
 

@@ -55,6 +55,21 @@ impl Watch {
         }
     }
 
+    /// As [`Watch::next`], but answers as soon as the position has moved, be it over nothing that touches the prefix.
+    ///
+    /// # Errors
+    /// As [`Watch::next`].
+    pub async fn step(&mut self) -> Result<Vec<Arc<Commit>>, StoreError> {
+        let before = self.position();
+        loop {
+            let found = self.ready()?;
+            if !found.is_empty() || self.position() > before {
+                return Ok(found);
+            }
+            self.more().await?;
+        }
+    }
+
     /// Everything that touches the prefix up to a revision, and perhaps some more: waits until the watch is there,
     /// so it should be one that the store has come to ([`crate::Store::mark`]).
     ///

@@ -44,7 +44,8 @@ pub(crate) async fn feed(
     let mut watch = repository.store.watch(PREFIX, from).await?;
     loop {
         let commits = tokio::select! {
-            commits = watch.next() => commits?,
+            // Whoever has written something that the view does not show waits for its revision, too.
+            commits = watch.step() => commits?,
             () = stopped(&mut shutdown) => return Ok(()),
         };
         let newest = watch.position().0;
