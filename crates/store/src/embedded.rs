@@ -15,6 +15,8 @@
 //! the store is opened, in one change that watches see like any other.
 
 mod codec;
+#[cfg(test)]
+mod crashes;
 mod file;
 
 use std::path::{Path, PathBuf};
@@ -117,6 +119,31 @@ impl Embedded {
 }
 
 impl Embedded {
+    /// Makes the file of a store that nobody has open as small as it can be: room of what was deleted is used again, but
+    /// stays in the file until then. The number of bytes before and after.
+    ///
+    /// # Errors
+    /// As [`Embedded::open`].
+    pub fn compact(directory: impl AsRef<Path>) -> Result<(u64, u64), StoreError> {
+        let directory = directory.as_ref();
+        let path = directory.join(file::FILE_NAME);
+        if !path.exists() {
+            return Err(StoreError::Io { path, reason: "there is no such store".into() });
+        }
+        let mut lock = Lock::take(directory)?;
+        let (mut file, _) = StoreFile::open(&path, lock.unclean_stop(), LOG_CHANGES_MAX)?;
+        let size = || {
+            let found = std::fs::metadata(&path).map(|metadata| metadata.len());
+            found.map_err(|error| StoreError::Io { path: path.clone(), reason: error.to_string() })
+        };
+        let before = size()?;
+        file.compact()?;
+        // It becomes smaller only now.
+        file.close()?;
+        lock.mark_clean();
+        Ok((before, size()?))
+    }
+
     /// Has the writer do something, and waits for its answer.
     async fn ask(
         &self,

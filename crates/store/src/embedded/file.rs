@@ -16,6 +16,8 @@ use crate::types::{Commit, Revision, StoreError};
 
 /// Name of the store's file in its directory.
 pub(super) const FILE_NAME: &str = "store.redb";
+/// How its name ends while it is being made.
+const NEW_EXTENSION: &str = "new";
 /// Name of the lock file.
 const LOCK_NAME: &str = "store.lock";
 /// Memory for pages: reads are answered from our own memory, so little is needed.
@@ -116,18 +118,52 @@ impl StoreFile {
         check: bool,
         log_changes_max: usize,
     ) -> Result<(Self, Loaded), StoreError> {
-        let corrupt = |reason: String| StoreError::Corrupt { path: path.to_owned(), reason };
-        // redb panics on some kinds of damage instead of reporting them (seen with 4.5).
-        let opened = catch_unwind(AssertUnwindSafe(|| -> Result<(Database, Loaded), redb::Error> {
+        if !path.exists() {
+            Self::make(path)?;
+        }
+        Self::open_with(path, log_changes_max, || {
             let database = Database::builder()
                 .set_cache_size(CACHE_BYTES)
-                .set_check_integrity_on_open(check && path.exists())
-                .create(path)?;
+                .set_check_integrity_on_open(check)
+                .open(path)?;
+            Ok(database)
+        })
+    }
+
+    /// Makes an empty one, whole or not at all: redb does not open a file whose making was cut short.
+    fn make(path: &Path) -> Result<(), StoreError> {
+        let new = path.with_extension(NEW_EXTENSION);
+        let failed = |error: redb::Error| StoreError::Io { path: new.clone(), reason: error.to_string() };
+        match std::fs::remove_file(&new) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(error.into())),
+            _ => {}
+        }
+        let make = || -> Result<(), redb::Error> {
+            let database = Database::builder().set_cache_size(CACHE_BYTES).create(&new)?;
             initialise(&database)?;
+            database.close()?;
+            File::open(&new)?.sync_all()?;
+            std::fs::rename(&new, path)?;
             // The file's name must be as durable as what stands in it.
             if let Some(directory) = path.parent() {
                 File::open(directory)?.sync_all()?;
             }
+            Ok(())
+        };
+        make().map_err(failed)
+    }
+
+    /// The same with a database from elsewhere.
+    pub(super) fn open_with(
+        path: &Path,
+        log_changes_max: usize,
+        open: impl FnOnce() -> Result<Database, redb::Error>,
+    ) -> Result<(Self, Loaded), StoreError> {
+        let corrupt = |reason: String| StoreError::Corrupt { path: path.to_owned(), reason };
+        // redb panics on some kinds of damage instead of reporting them (seen with 4.5).
+        let opened = catch_unwind(AssertUnwindSafe(|| -> Result<(Database, Loaded), redb::Error> {
+            let database = open()?;
+            initialise(&database)?;
             let loaded = load(&database, log_changes_max)?;
             Ok((database, loaded))
         }));
@@ -202,6 +238,14 @@ impl StoreFile {
             }
             _ => self.forgotten.push(revisions),
         }
+    }
+
+    /// Gives back the room of what is no longer there.
+    pub(super) fn compact(&mut self) -> Result<(), StoreError> {
+        let compacted = self.database.compact();
+        compacted
+            .map(drop)
+            .map_err(|error| StoreError::Io { path: self.path.clone(), reason: error.to_string() })
     }
 
     /// Closes it.

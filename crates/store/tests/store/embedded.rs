@@ -87,6 +87,40 @@ async fn the_log_is_bounded_in_memory_and_in_the_file() {
 }
 
 #[tokio::test]
+async fn a_store_whose_making_was_cut_short_is_made_anew() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("store.new"), "what a power cut left").unwrap();
+    let store = Embedded::open(directory.path()).unwrap();
+    assert_eq!(put(&store, "/a", "1").await, Revision(1));
+    assert!(!directory.path().join("store.new").exists());
+}
+
+#[tokio::test]
+async fn compaction_gives_room_back_and_keeps_everything() {
+    const LARGE: usize = 100_000;
+    let directory = tempfile::tempdir().unwrap();
+    let options = EmbeddedOptions { log_changes_max: 10, ..EmbeddedOptions::new(directory.path()) };
+    let store = Embedded::open_with(&options).unwrap();
+    for number in 0..200 {
+        put(&store, &format!("/{number}"), &"x".repeat(LARGE)).await;
+    }
+    for number in 0..200 {
+        put(&store, &format!("/{number}"), &number.to_string()).await;
+    }
+    let (before, epoch) = (store.list("").await.unwrap(), store.epoch().to_owned());
+    let busy = Embedded::compact(directory.path());
+    assert!(matches!(busy, Err(StoreError::Locked { .. })), "{busy:?}");
+    drop(store);
+    let (large, small) = Embedded::compact(directory.path()).unwrap();
+    assert!(large > 200 * LARGE as u64 && small < large / 4, "from {large} to {small} bytes");
+    assert_eq!(std::fs::metadata(directory.path().join("store.redb")).unwrap().len(), small);
+    let store = Embedded::open_with(&options).unwrap();
+    assert_eq!((store.list("").await.unwrap(), store.epoch()), (before, epoch.as_str()));
+    let nothing = tempfile::tempdir().unwrap();
+    assert!(matches!(Embedded::compact(nothing.path()), Err(StoreError::Io { .. })));
+}
+
+#[tokio::test]
 async fn a_watcher_that_falls_behind_is_told() {
     let store = Memory::with_log(10);
     let mut watch = store.watch("", Revision(0)).await.unwrap();
