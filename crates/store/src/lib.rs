@@ -8,12 +8,14 @@
 //! * [`Embedded`] is the same with a file beneath: what it acknowledged survives `kill -9` at any instruction.
 //! * [`Etcd`] keeps everything in an etcd cluster, for several controllers at once.
 
+mod backup;
 pub mod conformance;
 mod embedded;
 mod etcd;
 mod leases;
 mod location;
 mod memory;
+mod migration;
 mod state;
 mod types;
 mod watch;
@@ -24,10 +26,12 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
+pub use backup::{Backup, BackupError, Restored};
 pub use embedded::{Embedded, EmbeddedOptions};
 pub use etcd::{Etcd, EtcdOptions};
 pub use location::{ETCD_PREFIX, Location, NoLocation};
 pub use memory::Memory;
+pub use migration::Migration;
 pub use types::{
     Applied, Change, Commit, KEY_BYTES_MAX, LeaseId, Op, OpKind, Precondition, Revision, StoreError, Stored,
     TRANSACTION_BYTES_MAX, TRANSACTION_OPS_MAX, Transaction,

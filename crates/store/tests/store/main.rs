@@ -1,6 +1,7 @@
 //! The conformance suite on every engine, random transactions against a model, and what only a file must do.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod backup;
 mod crash;
 mod embedded;
 mod etcd;
