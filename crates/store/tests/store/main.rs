@@ -7,6 +7,7 @@ mod embedded;
 mod etcd;
 mod etcd_faults;
 mod etcd_server;
+mod linearizable;
 mod model;
 
 use std::sync::Arc;
