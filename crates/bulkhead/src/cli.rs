@@ -11,7 +11,7 @@ mod stores;
 
 pub(crate) use changes::{ApplyArgs, ChangeArgs, ConfirmArgs, DeleteArgs, FileArgs};
 pub(crate) use checks::{LintArgs, TestArgs};
-pub(crate) use stores::StoreSettings;
+pub(crate) use stores::{EtcdArgs, StoreArgs, StoreCommand, StoreSettings};
 
 /// Micro-segmentation by labels: say who may talk to whom, and every host enforces it in its kernel.
 #[derive(Debug, Parser)]
@@ -118,6 +118,8 @@ pub(crate) enum Command {
     Trace(TraceArgs),
     /// Show agents, revisions, and what is not enforced
     Status,
+    /// Copy, restore and move the repository's store
+    Store(StoreArgs),
     /// Register workloads of this host by hand
     Workload(WorkloadArgs),
     /// Print the tables that this host's agent enforces

@@ -21,6 +21,7 @@ pub(crate) mod flows;
 pub(crate) mod get;
 pub(crate) mod lint;
 pub(crate) mod status;
+pub(crate) mod store;
 pub(crate) mod test;
 pub(crate) mod trace;
 pub(crate) mod workload;

@@ -5,6 +5,7 @@
 //! streams then last until the client or the controller leaves.
 
 mod apply;
+mod backup;
 mod confirmations;
 mod explain;
 mod flows;
@@ -84,6 +85,11 @@ pub(crate) const ROUTES: &[Route] = &[
         path: "/apis/bulkhead.dev/v1/status",
         methods: &["get"],
         handlers: || axum::routing::get(status::status),
+    },
+    Route {
+        path: "/apis/bulkhead.dev/v1/backup",
+        methods: &["get"],
+        handlers: || axum::routing::get(backup::backup),
     },
     Route {
         path: "/apis/bulkhead.dev/v1/apply",

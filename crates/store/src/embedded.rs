@@ -119,6 +119,11 @@ impl Embedded {
 }
 
 impl Embedded {
+    /// Whether there is a store in a directory.
+    pub(crate) fn exists(directory: &Path) -> bool {
+        directory.join(file::FILE_NAME).exists()
+    }
+
     /// Makes the file of a store that nobody has open as small as it can be: room of what was deleted is used again, but
     /// stays in the file until then. The number of bytes before and after.
     ///

@@ -63,6 +63,16 @@ impl Etcd {
         Ok(Self { epoch, slots: Slots::new(), page_keys: options.page_keys.max(1), cluster, open })
     }
 
+    /// Whether there is a store below the prefix.
+    pub(crate) async fn exists(options: &EtcdOptions) -> Result<bool, StoreError> {
+        let cluster = Cluster::new(options)?;
+        let found = cluster.call(|mut kv| {
+            let key = cluster.epoch_key();
+            async move { kv.get(key, Some(GetOptions::new().with_count_only())).await }
+        });
+        Ok(found.await?.count() > 0)
+    }
+
     /// All pages of a list, at the revision of the first one; `None` if etcd was compacted beyond it meanwhile.
     async fn pages(&self, prefix: &str) -> Result<Option<(Vec<Stored>, Revision)>, StoreError> {
         let first = self.cluster.object_key(prefix);

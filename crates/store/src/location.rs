@@ -71,6 +71,18 @@ impl fmt::Display for Location {
 }
 
 impl Location {
+    /// Whether there is a store. Makes none.
+    ///
+    /// # Errors
+    /// If etcd does not answer, or refuses.
+    pub async fn exists(&self) -> Result<bool, StoreError> {
+        match self {
+            Self::Memory => Ok(false),
+            Self::Embedded(directory) => Ok(Embedded::exists(directory)),
+            Self::Etcd(options) => Etcd::exists(options).await,
+        }
+    }
+
     /// Opens the store there, or makes one.
     ///
     /// # Errors

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use bulkhead_store::Location;
-use clap::Args;
+use clap::{Args, Subcommand};
 
 /// How to be let in by etcd.
 #[derive(Debug, Default, Args)]
@@ -56,4 +56,74 @@ pub(crate) struct StoreSettings {
     pub(crate) store: Option<Location>,
     #[command(flatten)]
     pub(crate) etcd: EtcdArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StoreArgs {
+    #[command(subcommand)]
+    pub(crate) command: StoreCommand,
+}
+
+/// Stores are named embedded:///DIRECTORY or etcd://HOST:PORT,…/PREFIX.
+#[derive(Debug, Subcommand)]
+pub(crate) enum StoreCommand {
+    /// Copy everything as of one revision into a file
+    Backup {
+        /// The store [default: that of the running controller, which is asked for it]
+        #[arg(value_name = "STORE")]
+        store: Option<Location>,
+        /// Where to write it; - is standard output
+        #[arg(short, long, value_name = "FILE")]
+        file: PathBuf,
+        #[command(flatten)]
+        etcd: EtcdArgs,
+    },
+    /// Take a copy into a store that is empty, and that no controller uses meanwhile
+    Restore {
+        /// The store; made if there is none
+        #[arg(value_name = "STORE")]
+        store: Location,
+        /// The copy; - is standard input
+        #[arg(short, long, value_name = "FILE")]
+        file: PathBuf,
+        /// Make a store equal to the copy that is not empty
+        #[arg(long)]
+        replace: bool,
+        #[command(flatten)]
+        etcd: EtcdArgs,
+    },
+    /// Copy one store into another, with what changes meanwhile
+    Migrate {
+        /// The store that is copied
+        #[arg(value_name = "FROM")]
+        from: Location,
+        /// The store that it is copied into; made if there is none
+        #[arg(value_name = "TO")]
+        to: Location,
+        /// Go on with every change until interrupted
+        #[arg(long, conflicts_with = "once")]
+        follow: bool,
+        /// End as soon as everything is copied; this is the default
+        #[arg(long)]
+        once: bool,
+        /// Make a target equal that is not empty
+        #[arg(long)]
+        replace: bool,
+        #[command(flatten)]
+        etcd: EtcdArgs,
+    },
+    /// Make the file of an embedded store smaller that no controller uses
+    Compact {
+        /// The store
+        #[arg(value_name = "STORE")]
+        store: Location,
+    },
+    /// Show a store's epoch, revision and size
+    Info {
+        /// The store
+        #[arg(value_name = "STORE")]
+        store: Location,
+        #[command(flatten)]
+        etcd: EtcdArgs,
+    },
 }
