@@ -90,6 +90,30 @@ async fn another_member_is_asked_if_one_does_not_answer() {
     assert_eq!(tokio::time::timeout(PATIENCE, watch.next()).await.unwrap().unwrap().len(), 1);
 }
 
+/// Each member in turn is killed while the store is written to; two of three go on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_that_loses_a_member_goes_on() {
+    let mut servers = EtcdServer::cluster(3);
+    let endpoints = servers.iter().map(EtcdServer::endpoint).collect();
+    let store = Arc::new(Etcd::open(&EtcdOptions::new(endpoints, "/bulkhead")).await.unwrap());
+    let mut at = put(&*store, "/n", "0").await;
+    let mut watch = store.watch("/", at).await.unwrap();
+    let mut expected = Vec::new();
+    for server in &mut servers {
+        server.kill();
+        for _ in 0..5 {
+            // By compare-and-set: one that is applied twice, or lost, is a conflict.
+            let transaction = Transaction::new().put("/n", "x", Precondition::AtRevision(at));
+            at = store.apply(transaction).await.unwrap().revision;
+            expected.push(at);
+        }
+        assert_eq!(store.get("/n").await.unwrap().unwrap().modified, at);
+        server.restart();
+    }
+    let commits = tokio::time::timeout(PATIENCE, watch.until(at)).await.unwrap().unwrap();
+    assert_eq!(commits.iter().map(|commit| commit.revision).collect::<Vec<_>>(), expected);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_compacted_is_said_to_be() {
     let server = EtcdServer::start();

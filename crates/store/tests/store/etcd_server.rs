@@ -12,12 +12,14 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// How often other ports are tried, since somebody may take one before etcd does.
 const STARTS_MAX: usize = 5;
 
-/// An etcd with one member.
+/// A member of an etcd, as a rule the only one.
 #[derive(Debug)]
 pub(crate) struct EtcdServer {
     directory: tempfile::TempDir,
     client_port: u16,
     peer_port: u16,
+    /// `NAME=URL` of all members.
+    members: String,
     arguments: Vec<String>,
     process: Option<Child>,
 }
@@ -31,18 +33,50 @@ impl EtcdServer {
     /// With flags of its own.
     pub(crate) fn with(arguments: &[&str]) -> Self {
         for _ in 0..STARTS_MAX {
-            let mut server = Self {
-                directory: tempfile::tempdir().unwrap(),
-                client_port: free_port(),
-                peer_port: free_port(),
-                arguments: arguments.iter().map(ToString::to_string).collect(),
-                process: None,
-            };
-            if server.run() {
-                return server;
+            let mut servers = Self::members(1, arguments);
+            if servers[0].run() {
+                return servers.remove(0);
             }
         }
         panic!("etcd does not start on any ports");
+    }
+
+    /// Starts a cluster and waits until all its members serve.
+    pub(crate) fn cluster(count: usize) -> Vec<Self> {
+        for _ in 0..STARTS_MAX {
+            let mut servers = Self::members(count, &[]);
+            // None serves before most are there.
+            servers.iter_mut().for_each(Self::spawn);
+            if servers.iter_mut().all(Self::serves) {
+                return servers;
+            }
+        }
+        panic!("etcd does not start on any ports");
+    }
+
+    fn members(count: usize, arguments: &[&str]) -> Vec<Self> {
+        let mut servers: Vec<_> = (0..count)
+            .map(|_| Self {
+                directory: tempfile::tempdir().unwrap(),
+                client_port: free_port(),
+                peer_port: free_port(),
+                members: String::new(),
+                arguments: arguments.iter().map(ToString::to_string).collect(),
+                process: None,
+            })
+            .collect();
+        let members: Vec<_> =
+            servers.iter().map(|server| format!("{}={}", server.name(), server.peer())).collect();
+        servers.iter_mut().for_each(|server| server.members = members.join(","));
+        servers
+    }
+
+    fn name(&self) -> String {
+        format!("test{}", self.peer_port)
+    }
+
+    fn peer(&self) -> String {
+        format!("http://127.0.0.1:{}", self.peer_port)
     }
 
     /// `HOST:PORT` of the member.
@@ -74,26 +108,36 @@ impl EtcdServer {
     }
 
     fn run(&mut self) -> bool {
+        self.spawn();
+        self.serves()
+    }
+
+    fn spawn(&mut self) {
         let client = format!("http://127.0.0.1:{}", self.client_port);
-        let peer = format!("http://127.0.0.1:{}", self.peer_port);
+        let peer = self.peer();
         let log = std::fs::File::create(self.log_file()).unwrap();
         let tls = self.arguments.iter().any(|argument| argument == "--cert-file");
         let scheme = if tls { "https" } else { "http" };
         let process = Command::new("etcd")
-            .args(["--name", "test", "--logger", "zap", "--log-level", "warn"])
+            .args(["--name", &self.name(), "--logger", "zap", "--log-level", "warn"])
             .arg("--data-dir")
             .arg(self.directory.path().join("data"))
             .args(["--listen-client-urls", &client.replace("http", scheme)])
             .args(["--advertise-client-urls", &client.replace("http", scheme)])
             .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
-            .args(["--initial-cluster", &format!("test={peer}")])
+            .args(["--initial-cluster", &self.members])
             .args(&self.arguments)
             .stdout(Stdio::null())
             .stderr(log)
             .spawn();
         let process =
             process.expect("etcd of Debian's package etcd-server is needed: make test-deps installs it");
-        let process = self.process.insert(process);
+        self.process = Some(process);
+    }
+
+    /// Waits until it serves, or has ended.
+    fn serves(&mut self) -> bool {
+        let Some(process) = &mut self.process else { return false };
         let deadline = Instant::now() + START_TIME_MAX;
         while Instant::now() < deadline {
             // The port is listened on only once the member has joined its cluster.
