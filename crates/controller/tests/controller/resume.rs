@@ -89,3 +89,31 @@ async fn agents_resume_over_a_restart(config: Config) {
     assert_eq!(batch.joins(), [("Workload/web3.h2", "h2")]);
     assert_eq!(fixture.get("/apis/bulkhead.dev/v1/policies").await["items"].as_array().unwrap().len(), 1);
 }
+
+/// Without its etcd a controller serves what it knows, and goes on by itself when it is back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_controller_outlives_its_etcd() {
+    let mut etcd = EtcdServer::start();
+    let fixture = Fixture::with(etcd_config(&etcd)).await;
+    let (mut writer, reader, epoch, revision) = fleet(&fixture).await;
+    etcd.kill();
+    let policies = fixture.get("/apis/bulkhead.dev/v1/policies").await;
+    assert_eq!(policies["items"].as_array().unwrap().len(), 1);
+    // An agent whose host is known, and as it was, needs nothing to be written.
+    drop(reader);
+    let mut reader = fixture.agent_at("h1", &epoch, revision).await;
+    reader.welcomed().await;
+    assert!(reader.batch().await.resources.is_empty(), "nothing has changed");
+    reader.subscribe("role == 'web'", revision).await;
+    // What is written meanwhile waits for it.
+    let other = POLICY.replace("name: db", "name: other");
+    let (applied, ()) = tokio::join!(fixture.apply(&other), async { etcd.restart() });
+    assert_eq!(applied["items"][0]["outcome"], json!("created"));
+    for agent in [&mut reader, &mut writer] {
+        assert_eq!(agent.batch().await.resources[0].upserts.len(), 1);
+    }
+    let entry = ("web3.h2", "h2", json!({ "role": "web" }), "10.0.0.4");
+    writer.publish(false, &[entry], &[]).await;
+    assert_eq!(reader.batch().await.joins(), [("Workload/web3.h2", "h2")]);
+    assert_eq!(fixture.get("/readyz").await, json!("ok\n"));
+}
