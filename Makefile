@@ -28,10 +28,10 @@ FUZZ_FLAGS := --cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-covera
   -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
   -Cllvm-args=-sanitizer-coverage-trace-compares -Cllvm-args=-simplifycfg-branch-fold-threshold=0
 
-BUILD_PACKAGES := clang llvm gcc make pkg-config libelf-dev zlib1g-dev linux-libc-dev protobuf-compiler
+BUILD_PACKAGES := clang llvm gcc make pkg-config libelf-dev zlib1g-dev linux-libc-dev protobuf-compiler libprotobuf-dev
 # libFuzzer itself is C++.
 FUZZ_PACKAGES := g++
-TEST_PACKAGES := python3 iproute2 iptables nftables ipset iputils-ping docker.io busybox-static
+TEST_PACKAGES := python3 iproute2 iptables nftables ipset iputils-ping docker.io busybox-static etcd-server etcd-client openssl
 
 .PHONY: help
 help: ## List the targets

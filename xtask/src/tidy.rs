@@ -48,6 +48,7 @@ const MAY_DEPEND_ON: [(&str, &[&str]); 10] = [
             "bulkhead-ebpf",
             "bulkhead-identity",
             "bulkhead-nft",
+            "bulkhead-store",
         ],
     ),
     ("xtask", &["bulkhead-model"]),

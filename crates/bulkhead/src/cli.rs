@@ -9,6 +9,7 @@ mod changes;
 mod checks;
 mod daemons;
 mod identities;
+mod stores;
 
 pub(crate) use changes::{
     ApplyArgs, AuditArgs, AuditCommand, ChangeArgs, ConfirmArgs, DeleteArgs, DiffArgs, HistoryArgs,
@@ -20,6 +21,7 @@ pub(crate) use daemons::{
     StandaloneArgs,
 };
 pub(crate) use identities::{CertificateArgs, CertificateCommand, InitArgs, TokenArgs, TokenCommand};
+pub(crate) use stores::{EtcdArgs, StoreArgs, StoreCommand, StoreSettings};
 
 /// Micro-segmentation by labels: say who may talk to whom, and every host enforces it in its kernel.
 #[derive(Debug, Parser)]
@@ -142,6 +144,8 @@ pub(crate) enum Command {
     Trace(TraceArgs),
     /// Show agents, revisions, and what is not enforced
     Status,
+    /// Copy, restore and move the repository's store
+    Store(StoreArgs),
     /// Register workloads of this host by hand
     Workload(WorkloadArgs),
     /// Print the tables that this host's agent enforces

@@ -97,6 +97,17 @@ pub(crate) async fn lines(
     Err(Failure::Unreachable(format!("{} closed the stream", target.name())))
 }
 
+/// Asks and hands over the whole answer as it came.
+pub(crate) async fn whole(target: Target<'_>, path: &str) -> Result<Bytes, Failure> {
+    let response = send(target, Method::GET, path, None).await?;
+    let status = response.status();
+    let bytes = response.into_body().collect().await.map_err(|error| broken(target, &error))?.to_bytes();
+    if status.is_success() {
+        return Ok(bytes);
+    }
+    Err(refused(status, &serde_json::from_slice(&bytes).unwrap_or_default()))
+}
+
 async fn send(
     target: Target<'_>,
     method: Method,

@@ -23,6 +23,7 @@ pub(crate) mod history;
 pub(crate) mod identities;
 pub(crate) mod lint;
 pub(crate) mod status;
+pub(crate) mod store;
 pub(crate) mod test;
 pub(crate) mod trace;
 pub(crate) mod workload;

@@ -111,7 +111,8 @@ fn controller_config(
     mut config: bulkhead_controller::Config,
     settings: &ControllerSettings,
 ) -> bulkhead_controller::Config {
-    let ControllerSettings { listen, listen_agents, data_dir, identity_dir, socket, known_as } = settings;
+    let ControllerSettings { listen, listen_agents, data_dir, identity_dir, socket, known_as, store } =
+        settings;
     if let Some(address) = listen {
         config.listen_api = *address;
     }
@@ -130,6 +131,10 @@ fn controller_config(
         None => {}
     }
     config.known_as.extend(known_as.iter().cloned());
+    if let Some(location) = &store.store {
+        config.set_location(location.clone());
+    }
+    config.set_location(store.etcd.complete(config.location()));
     config
 }
 

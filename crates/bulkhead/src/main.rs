@@ -76,6 +76,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Flows(args) => commands::flows::flows(&common, &args).await,
         Command::Trace(args) => commands::trace::trace(&common, &args).await,
         Command::Status => commands::status::status(&common).await,
+        Command::Store(args) => commands::store::run(&common, &args).await,
         Command::Workload(args) => commands::workload::workload(&common, &args).await,
         Command::Dataplane(args) => commands::dataplane::dataplane(&common, &args.command).await,
         Command::Plan => commands::status::plan(&common).await,

@@ -5,6 +5,7 @@
 //! streams then last until the client or the controller leaves.
 
 mod apply;
+mod backup;
 mod change;
 mod confirmations;
 mod explain;
@@ -99,6 +100,12 @@ pub(crate) const ROUTES: &[Route] = &[
         whom: Whom::Roles,
         methods: &["get"],
         handlers: || axum::routing::get(status::status),
+    },
+    Route {
+        path: "/apis/bulkhead.dev/v1/backup",
+        whom: Whom::Admins,
+        methods: &["get"],
+        handlers: || axum::routing::get(backup::backup),
     },
     Route {
         path: "/apis/bulkhead.dev/v1/apply",

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use bulkhead_identity::{LIFETIME, LIFETIME_MAX};
+use bulkhead_store::{ETCD_PREFIX, EtcdOptions, Location};
 use serde::{Deserialize, Serialize};
 
 /// Where the repository is kept.
@@ -16,6 +17,52 @@ pub enum StoreKind {
     Embedded,
     /// In memory, and lost when the controller stops. Flows are then kept in memory only, too.
     Memory,
+    /// In an etcd cluster, see [`Config::etcd`]. Flows are kept in [`Config::data_directory`].
+    Etcd,
+}
+
+/// The etcd cluster of a repository.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct EtcdConfig {
+    /// The members, as `HOST:PORT`; default `127.0.0.1:2379`.
+    pub endpoints: Vec<String>,
+    /// What all keys begin with; default `/bulkhead`.
+    pub prefix: String,
+    /// User, if etcd asks for one.
+    pub user: Option<String>,
+    /// File with that user's password.
+    pub password_file: Option<PathBuf>,
+    /// Authority of the members' certificates; with it, etcd is asked over TLS.
+    pub ca_file: Option<PathBuf>,
+    /// Certificate to show to etcd.
+    pub cert_file: Option<PathBuf>,
+    /// Key of that certificate.
+    pub key_file: Option<PathBuf>,
+}
+
+impl Default for EtcdConfig {
+    fn default() -> Self {
+        let EtcdOptions {
+            endpoints,
+            prefix,
+            user,
+            password_file,
+            ca_file,
+            cert_file,
+            key_file,
+            page_keys: _,
+        } = EtcdOptions::new(vec!["127.0.0.1:2379".into()], ETCD_PREFIX);
+        Self { endpoints, prefix, user, password_file, ca_file, cert_file, key_file }
+    }
+}
+
+impl EtcdConfig {
+    fn options(&self) -> EtcdOptions {
+        let Self { endpoints, prefix, user, password_file, ca_file, cert_file, key_file } = self.clone();
+        let options = EtcdOptions::new(endpoints, prefix);
+        EtcdOptions { user, password_file, ca_file, cert_file, key_file, ..options }
+    }
 }
 
 /// Configuration of a controller.
@@ -41,6 +88,8 @@ pub struct Config {
     pub certificate_lifetime_s: u64,
     /// Where the repository is kept; default `embedded`.
     pub store: StoreKind,
+    /// The cluster, if it is kept in etcd.
+    pub etcd: EtcdConfig,
     /// An agent that is silent for so many milliseconds is unseen; default 60 000. Agents are told to
     /// report three times as often.
     pub lease_ms: u64,
@@ -64,6 +113,7 @@ impl Default for Config {
             known_as: Vec::new(),
             certificate_lifetime_s: LIFETIME.as_secs(),
             store: StoreKind::Embedded,
+            etcd: EtcdConfig::default(),
             lease_ms: 60_000,
             grace_ms: 240_000,
             flow_records_in_memory: 100_000,
@@ -80,6 +130,41 @@ impl Config {
 
     pub(crate) fn certificate_lifetime(&self) -> Duration {
         Duration::from_secs(self.certificate_lifetime_s.max(1)).min(LIFETIME_MAX)
+    }
+
+    /// Where the repository is kept.
+    pub fn location(&self) -> Location {
+        match self.store {
+            StoreKind::Memory => Location::Memory,
+            StoreKind::Embedded => Location::Embedded(self.data_directory.clone()),
+            StoreKind::Etcd => Location::Etcd(self.etcd.options()),
+        }
+    }
+
+    /// Keeps the repository somewhere else.
+    pub fn set_location(&mut self, location: Location) {
+        match location {
+            Location::Memory => self.store = StoreKind::Memory,
+            Location::Embedded(directory) => {
+                self.store = StoreKind::Embedded;
+                self.data_directory = directory;
+            }
+            Location::Etcd(options) => {
+                self.store = StoreKind::Etcd;
+                let EtcdOptions {
+                    endpoints,
+                    prefix,
+                    user,
+                    password_file,
+                    ca_file,
+                    cert_file,
+                    key_file,
+                    page_keys: _,
+                } = options;
+                self.etcd =
+                    EtcdConfig { endpoints, prefix, user, password_file, ca_file, cert_file, key_file };
+            }
+        }
     }
 
     pub(crate) fn lease(&self) -> Duration {
@@ -105,5 +190,17 @@ mod tests {
         let config: Config = serde_json::from_str(r#"{"leaseMs": 5000}"#).unwrap();
         assert_eq!(config, Config { lease_ms: 5000, ..Config::default() });
         assert!(serde_json::from_str::<Config>(r#"{"lease": 5000}"#).is_err());
+    }
+
+    #[test]
+    fn the_stores_location_is_in_the_configuration() {
+        let text =
+            r#"{"store": "etcd", "etcd": {"endpoints": ["a:1", "b:2"], "user": "x", "passwordFile": "/p"}}"#;
+        let config: Config = serde_json::from_str(text).unwrap();
+        assert_eq!(config.location().to_string(), "etcd://a:1,b:2/bulkhead");
+        let mut other = Config::default();
+        assert_eq!(other.location(), Location::Embedded(other.data_directory.clone()));
+        other.set_location(config.location());
+        assert_eq!(other, config);
     }
 }

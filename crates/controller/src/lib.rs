@@ -8,6 +8,7 @@
 //! |---|---|---|
 //! | store writer (thread, one) | queue of transactions (4096) | writers wait |
 //! | feeder (one) | the store's log (100 000 changes), at its own pace | it ends, and the controller with it |
+//! | etcd watches (one each for the feeder and REST watches) | etcd, 16 messages waiting | etcd keeps what comes after, until it is compacted |
 //! | API connections (one each) | the client | the client waits; bodies end at 16 MiB |
 //! | REST watch (one each) | the store's log, at its own pace | ERROR event 410, the client lists again |
 //! | agent session (one each) | repository by wake-up, at its own pace; the agent's messages | outgoing messages (64): an agent that takes none for ten seconds is cut off and resumes by revision |
@@ -41,14 +42,14 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bulkhead_identity::{Credentials, Identity};
-use bulkhead_store::{Embedded, Memory, Store, StoreError};
+use bulkhead_store::StoreError;
 use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::{JoinError, JoinSet};
 
 pub use access::TrustError;
 pub use audit::{AuditError, verify as verify_audit};
-pub use config::{Config, StoreKind};
+pub use config::{Config, EtcdConfig, StoreKind};
 
 use access::{Grants, Trust};
 use agents::Registry;
@@ -246,14 +247,19 @@ fn panicked(error: &JoinError) -> Error {
 }
 
 async fn open(config: Config, trust: Trust, shutdown: watch::Receiver<bool>) -> Result<Context, Error> {
-    let store = open_store(&config).await?;
+    let store = config.location().open().await?;
     let grants = Grants::open(Arc::clone(&store)).await?;
     let repository = Arc::new(Repository::open(store).await?);
     let metrics = Arc::new(Metrics::default());
     let directory = match config.store {
-        StoreKind::Embedded => Some(config.data_directory.as_path()),
+        StoreKind::Embedded | StoreKind::Etcd => Some(config.data_directory.as_path()),
         StoreKind::Memory => None,
     };
+    if let Some(directory) = directory {
+        // Nobody else makes it if the repository is in etcd.
+        std::fs::create_dir_all(directory)
+            .map_err(|error| Error::Flows(format!("{}: {error}", directory.display())))?;
+    }
     let audit = Audit::open(directory.map(|directory| directory.join("audit")), Arc::clone(&metrics))?;
     let flows = Flows::open(
         directory,
@@ -279,18 +285,6 @@ async fn open(config: Config, trust: Trust, shutdown: watch::Receiver<bool>) -> 
         searches: Semaphore::new(SEARCHES_MAX),
         shutdown,
     })
-}
-
-async fn open_store(config: &Config) -> Result<Arc<dyn Store>, Error> {
-    match config.store {
-        StoreKind::Memory => Ok(Arc::new(Memory::new())),
-        StoreKind::Embedded => {
-            let directory: PathBuf = config.data_directory.clone();
-            let opened = tokio::task::spawn_blocking(move || Embedded::open(directory));
-            let store = opened.await.map_err(|error| panicked(&error))??;
-            Ok(Arc::new(store))
-        }
-    }
 }
 
 async fn listen(address: SocketAddr, purpose: &'static str) -> Result<TcpListener, Error> {

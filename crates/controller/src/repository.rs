@@ -18,7 +18,9 @@ use std::sync::{Arc, Mutex as Lock, MutexGuard, PoisonError, RwLock, RwLockReadG
 use std::time::Duration;
 
 use bulkhead_model::{ObjectKey, Resource};
-use bulkhead_store::{Applied, Op, OpKind, Precondition, Store, StoreError, Transaction, random_id};
+use bulkhead_store::{
+    Applied, Op, OpKind, Precondition, Revision, Store, StoreError, Transaction, random_id,
+};
 use tokio::sync::{Mutex, Notify, watch};
 
 use crate::clock;
@@ -111,7 +113,11 @@ impl Repository {
         upserts: Vec<Resource>,
         removes: Vec<ObjectKey>,
     ) -> Result<Applied, StoreError> {
-        let applied = self.store.apply(self.publication(upserts, removes)).await?;
+        let transaction = self.publication(upserts, removes);
+        if transaction.ops.is_empty() {
+            return Ok(Applied { revision: Revision(self.view().revision), changed: false });
+        }
+        let applied = self.store.apply(transaction).await?;
         self.wait_for(applied.revision.0).await;
         Ok(applied)
     }
@@ -167,7 +173,7 @@ fn stamp(mut resource: Resource, before: Option<&Object>) -> Resource {
 impl Repository {
     /// Takes in what the store has beyond the view, as the feeder would.
     pub(crate) async fn catch_up(&self) {
-        let from = bulkhead_store::Revision(self.view().revision);
+        let from = Revision(self.view().revision);
         let mut watch = self.store.watch(keys::PREFIX, from).await.unwrap();
         loop {
             let commits = watch.ready().unwrap();

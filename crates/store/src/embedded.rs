@@ -10,18 +10,25 @@
 //! file that names one when nobody holds the lock tells of an unclean stop: the file is then checked page by
 //! page before use.
 
+//! Leases live as long as the process: nobody can have kept one alive while no process had the store open, and whoever
+//! comes back is told [`StoreError::NoLease`]. So the keys that an earlier process had under leases are removed at once when
+//! the store is opened, in one change that watches see like any other.
+
 mod codec;
+#[cfg(test)]
+mod crashes;
 mod file;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::state::{Pending, Shared};
-use crate::types::{Applied, Commit, Revision, StoreError, Stored, Transaction};
+use crate::types::{Applied, Change, Commit, LeaseId, Revision, StoreError, Stored, Transaction};
 use crate::{LOG_CHANGES_MAX, Store, Watch};
 
 use file::{Lock, StoreFile};
@@ -54,8 +61,16 @@ impl EmbeddedOptions {
 pub struct Embedded {
     epoch: String,
     shared: Arc<Shared>,
-    queue: Option<mpsc::Sender<Waiting>>,
+    queue: Option<mpsc::Sender<Job>>,
     writer: Option<JoinHandle<()>>,
+}
+
+/// What the writer is asked to do.
+#[derive(Debug)]
+enum Job {
+    Apply(Waiting),
+    /// Remove the keys of a lease that has ended.
+    End(LeaseId, oneshot::Sender<Result<Applied, StoreError>>),
 }
 
 /// A transaction with the caller who waits for it.
@@ -82,11 +97,19 @@ impl Embedded {
     pub fn open_with(options: &EmbeddedOptions) -> Result<Self, StoreError> {
         let lock = Lock::take(&options.directory)?;
         let path = options.directory.join(file::FILE_NAME);
-        let (file, loaded) = StoreFile::open(&path, lock.unclean_stop(), options.log_changes_max)?;
-        let epoch = loaded.epoch;
-        let shared = Arc::new(Shared::new(loaded.state));
+        let (mut file, loaded) = StoreFile::open(&path, lock.unclean_stop(), options.log_changes_max)?;
+        let (epoch, mut state) = (loaded.epoch, loaded.state);
+        if !loaded.orphans.is_empty() {
+            let changes = loaded.orphans.into_iter().map(|key| Change { key, object: None }).collect();
+            let commit = Commit { revision: Revision(state.revision().0 + 1), changes };
+            file.write(std::slice::from_ref(&commit))?;
+            if let Some(dropped) = state.commit(commit) {
+                file.forget(dropped);
+            }
+        }
+        let shared = Arc::new(Shared::new(state));
         let (queue, waiting) = mpsc::channel(WRITE_QUEUE_LEN);
-        let writer = Writer { file, lock, shared: Arc::clone(&shared), waiting };
+        let writer = Writer { file, lock, shared: Arc::clone(&shared), waiting, next: None };
         let thread = std::thread::Builder::new()
             .name("store-writer".into())
             .spawn(move || writer.run())
@@ -95,8 +118,53 @@ impl Embedded {
     }
 }
 
+impl Embedded {
+    /// Whether there is a store in a directory.
+    pub(crate) fn exists(directory: &Path) -> bool {
+        directory.join(file::FILE_NAME).exists()
+    }
+
+    /// Makes the file of a store that nobody has open as small as it can be: room of what was deleted is used again, but
+    /// stays in the file until then. The number of bytes before and after.
+    ///
+    /// # Errors
+    /// As [`Embedded::open`].
+    pub fn compact(directory: impl AsRef<Path>) -> Result<(u64, u64), StoreError> {
+        let directory = directory.as_ref();
+        let path = directory.join(file::FILE_NAME);
+        if !path.exists() {
+            return Err(StoreError::Io { path, reason: "there is no such store".into() });
+        }
+        let mut lock = Lock::take(directory)?;
+        let (mut file, _) = StoreFile::open(&path, lock.unclean_stop(), LOG_CHANGES_MAX)?;
+        let size = || {
+            let found = std::fs::metadata(&path).map(|metadata| metadata.len());
+            found.map_err(|error| StoreError::Io { path: path.clone(), reason: error.to_string() })
+        };
+        let before = size()?;
+        file.compact()?;
+        // It becomes smaller only now.
+        file.close()?;
+        lock.mark_clean();
+        Ok((before, size()?))
+    }
+
+    /// Has the writer do something, and waits for its answer.
+    async fn ask(
+        &self,
+        job: impl FnOnce(oneshot::Sender<Result<Applied, StoreError>>) -> Job,
+    ) -> Result<Applied, StoreError> {
+        let (answer, answered) = oneshot::channel();
+        let queue = self.queue.as_ref().ok_or(StoreError::Closed)?;
+        queue.send(job(answer)).await.map_err(|_ended| StoreError::Closed)?;
+        answered.await.map_err(|_ended| StoreError::Closed)?
+    }
+}
+
 impl Drop for Embedded {
     fn drop(&mut self) {
+        // Before the queue: the thread of the leases may be about to write into it.
+        self.shared.leases.close();
         self.queue = None;
         // Waits for one last commit, so that whoever opens the directory next finds it unlocked.
         if let Some(writer) = self.writer.take()
@@ -124,10 +192,27 @@ impl Store for Embedded {
 
     async fn apply(&self, transaction: Transaction) -> Result<Applied, StoreError> {
         transaction.check()?;
-        let (answer, answered) = oneshot::channel();
-        let queue = self.queue.as_ref().ok_or(StoreError::Closed)?;
-        queue.send(Waiting { transaction, answer }).await.map_err(|_ended| StoreError::Closed)?;
-        answered.await.map_err(|_ended| StoreError::Closed)?
+        self.ask(|answer| Job::Apply(Waiting { transaction, answer })).await
+    }
+
+    async fn grant(&self, ttl: Duration) -> Result<LeaseId, StoreError> {
+        let queue = self.queue.as_ref().ok_or(StoreError::Closed)?.downgrade();
+        self.shared.leases.grant(ttl, move |lease| {
+            // The queue is gone only when the store is, and the keys are removed when it is opened again.
+            if let Some(queue) = queue.upgrade() {
+                let (answer, _) = oneshot::channel();
+                let _closed = queue.blocking_send(Job::End(lease, answer));
+            }
+        })
+    }
+
+    async fn keep_alive(&self, lease: LeaseId) -> Result<(), StoreError> {
+        self.shared.leases.keep_alive(lease)
+    }
+
+    async fn revoke(&self, lease: LeaseId) -> Result<(), StoreError> {
+        self.shared.leases.remove(lease)?;
+        self.ask(|answer| Job::End(lease, answer)).await.map(drop)
     }
 
     async fn watch(&self, prefix: &str, from: Revision) -> Result<Watch, StoreError> {
@@ -151,13 +236,21 @@ struct Writer {
     file: StoreFile,
     lock: Lock,
     shared: Arc<Shared>,
-    waiting: mpsc::Receiver<Waiting>,
+    waiting: mpsc::Receiver<Job>,
+    /// What ended a group, and is next.
+    next: Option<Job>,
 }
 
 impl Writer {
     fn run(mut self) {
-        while let Some(first) = self.waiting.blocking_recv() {
-            let group = self.collect(first);
+        while let Some(job) = self.next.take().or_else(|| self.waiting.blocking_recv()) {
+            let group = match job {
+                Job::Apply(first) => self.collect(first),
+                // Alone, since its keys are those that the state has once all before it is done.
+                Job::End(lease, answer) => {
+                    vec![Waiting { transaction: self.shared.read().removal(lease), answer }]
+                }
+            };
             if let Err(error) = self.commit(group) {
                 // The file's state is unknown now; only opening it again tells. Callers get Closed.
                 tracing::error!(%error, "the store cannot write and stops");
@@ -177,8 +270,16 @@ impl Writer {
             && ops < GROUP_OPS_MAX
             && let Ok(next) = self.waiting.try_recv()
         {
-            ops += next.transaction.ops.len();
-            group.push(next);
+            match next {
+                Job::Apply(next) => {
+                    ops += next.transaction.ops.len();
+                    group.push(next);
+                }
+                end @ Job::End(..) => {
+                    self.next = Some(end);
+                    break;
+                }
+            }
         }
         group
     }
@@ -191,13 +292,16 @@ impl Writer {
             let mut pending = Pending::default();
             for Waiting { transaction, answer } in group {
                 let next = Revision(state.revision().0 + 1 + commits.len() as u64);
-                let result = pending.decide(&state, &transaction, next).map(|commit| match commit {
-                    Some(commit) => {
-                        commits.push(commit);
-                        Applied { revision: next, changed: true }
-                    }
-                    None => Applied { revision: Revision(next.0 - 1), changed: false },
-                });
+                let result =
+                    pending.decide(&state, &self.shared.leases, &transaction, next).map(
+                        |commit| match commit {
+                            Some(commit) => {
+                                commits.push(commit);
+                                Applied { revision: next, changed: true }
+                            }
+                            None => Applied { revision: Revision(next.0 - 1), changed: false },
+                        },
+                    );
                 answers.push((answer, result));
             }
         }

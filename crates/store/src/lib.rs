@@ -6,25 +6,37 @@
 //!
 //! * [`Memory`] keeps everything in memory, for tests and try-outs.
 //! * [`Embedded`] is the same with a file beneath: what it acknowledged survives `kill -9` at any instruction.
+//! * [`Etcd`] keeps everything in an etcd cluster, for several controllers at once.
 
+mod backup;
 pub mod conformance;
 mod embedded;
+mod etcd;
+mod leases;
+mod location;
 mod memory;
+mod migration;
 mod state;
 mod types;
+mod watch;
 
 use std::fmt::Debug;
 use std::hash::{BuildHasher, RandomState};
+use std::time::Duration;
 
 use async_trait::async_trait;
 
+pub use backup::{Backup, BackupError, Restored};
 pub use embedded::{Embedded, EmbeddedOptions};
+pub use etcd::{Etcd, EtcdOptions};
+pub use location::{ETCD_PREFIX, Location, NoLocation};
 pub use memory::Memory;
-pub use state::Watch;
+pub use migration::Migration;
 pub use types::{
-    Applied, Change, Commit, KEY_BYTES_MAX, Op, OpKind, Precondition, Revision, StoreError, Stored,
+    Applied, Change, Commit, KEY_BYTES_MAX, LeaseId, Op, OpKind, Precondition, Revision, StoreError, Stored,
     TRANSACTION_BYTES_MAX, TRANSACTION_OPS_MAX, Transaction,
 };
+pub use watch::Watch;
 
 /// Changes that a store remembers, so that watches can resume: enough for hours of an ordinary fleet, and
 /// bounded at some 60 MiB with objects of 600 bytes.
@@ -67,6 +79,34 @@ pub trait Store: Send + Sync + Debug {
     /// # Errors
     /// If the engine fails, or has failed and accepts no more writes.
     async fn revision(&self) -> Result<Revision, StoreError>;
+
+    /// A revision that includes everything up to now, and that every watch comes to. It may be made for that: the
+    /// newest one of a store that others write to as well may be none that our watches hear of.
+    ///
+    /// # Errors
+    /// As [`Store::apply`].
+    async fn mark(&self) -> Result<Revision, StoreError> {
+        self.revision().await
+    }
+
+    /// Makes a lease. The keys that are put under it go with it, as one ordinary change, when it ends: when it was
+    /// not kept alive for `ttl`, or is revoked. An engine may give longer: etcd has whole seconds, and some at least.
+    ///
+    /// # Errors
+    /// If the engine fails, or has too many leases.
+    async fn grant(&self, ttl: Duration) -> Result<LeaseId, StoreError>;
+
+    /// Begins a lease's time anew.
+    ///
+    /// # Errors
+    /// [`StoreError::NoLease`] if it has ended.
+    async fn keep_alive(&self, lease: LeaseId) -> Result<(), StoreError>;
+
+    /// Ends a lease. When this answers, its keys are gone.
+    ///
+    /// # Errors
+    /// [`StoreError::NoLease`] if it has ended already; its keys are gone soon after, if not yet.
+    async fn revoke(&self, lease: LeaseId) -> Result<(), StoreError>;
 
     /// Transactions that wait to be written.
     fn waiting(&self) -> usize {

@@ -1,11 +1,12 @@
 //! A store that keeps everything in memory.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 
 use crate::state::{Pending, Shared, State};
-use crate::types::{Applied, Revision, StoreError, Stored, Transaction};
+use crate::types::{Applied, LeaseId, Revision, StoreError, Stored, Transaction};
 use crate::{LOG_CHANGES_MAX, Store, Watch, random_id};
 
 /// Everything in memory: nothing survives the process.
@@ -33,6 +34,32 @@ impl Memory {
     }
 }
 
+impl Drop for Memory {
+    fn drop(&mut self) {
+        self.shared.leases.close();
+    }
+}
+
+impl Shared {
+    /// Applies what is made of the state.
+    fn apply(&self, make: impl FnOnce(&State) -> Transaction) -> Result<Applied, StoreError> {
+        let applied = {
+            let mut state = self.write();
+            let next = Revision(state.revision().0 + 1);
+            let transaction = make(&state);
+            match Pending::default().decide(&state, &self.leases, &transaction, next)? {
+                Some(commit) => {
+                    state.commit(commit);
+                    Applied { revision: next, changed: true }
+                }
+                None => Applied { revision: state.revision(), changed: false },
+            }
+        };
+        self.announce();
+        Ok(applied)
+    }
+}
+
 #[async_trait]
 impl Store for Memory {
     fn epoch(&self) -> &str {
@@ -50,23 +77,31 @@ impl Store for Memory {
 
     async fn apply(&self, transaction: Transaction) -> Result<Applied, StoreError> {
         transaction.check()?;
-        let applied = {
-            let mut state = self.shared.write();
-            let next = Revision(state.revision().0 + 1);
-            match Pending::default().decide(&state, &transaction, next)? {
-                Some(commit) => {
-                    state.commit(commit);
-                    Applied { revision: next, changed: true }
-                }
-                None => Applied { revision: state.revision(), changed: false },
-            }
-        };
-        self.shared.announce();
-        Ok(applied)
+        self.shared.apply(|_| transaction)
     }
 
     async fn watch(&self, prefix: &str, from: Revision) -> Result<Watch, StoreError> {
         self.shared.watch(prefix, from)
+    }
+
+    async fn grant(&self, ttl: Duration) -> Result<LeaseId, StoreError> {
+        let shared = Arc::downgrade(&self.shared);
+        self.shared.leases.grant(ttl, move |lease| {
+            if let Some(shared) = shared.upgrade()
+                && let Err(error) = shared.apply(|state| state.removal(lease))
+            {
+                tracing::error!(%error, %lease, "the keys of a lease could not be removed");
+            }
+        })
+    }
+
+    async fn keep_alive(&self, lease: LeaseId) -> Result<(), StoreError> {
+        self.shared.leases.keep_alive(lease)
+    }
+
+    async fn revoke(&self, lease: LeaseId) -> Result<(), StoreError> {
+        self.shared.leases.remove(lease)?;
+        self.shared.apply(|state| state.removal(lease)).map(drop)
     }
 
     async fn revision(&self) -> Result<Revision, StoreError> {

@@ -1,18 +1,25 @@
 //! What every engine here keeps in memory: the objects and the log of what changed. Watches walk the one
 //! shared log at their own pace, so a slow watcher costs no queue, and falls off its end if it is too slow.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::ops::Bound;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use bytes::Bytes;
 use tokio::sync::watch;
 
-use crate::types::{Change, Commit, OpKind, Revision, StoreError, Stored, Transaction};
+use crate::Watch;
+use crate::leases::Leases;
+use crate::types::{
+    Change, Commit, LeaseId, OpKind, Precondition, Revision, StoreError, Stored, Transaction,
+};
 
 /// Objects and log.
 #[derive(Debug)]
 pub(crate) struct State {
     objects: BTreeMap<Arc<str>, Stored>,
+    /// The keys under each lease.
+    leased: HashMap<LeaseId, BTreeSet<Arc<str>>>,
     /// INVARIANT: the revisions are contiguous, from `compacted + 1` to `revision`.
     log: VecDeque<Arc<Commit>>,
     log_changes: usize,
@@ -25,6 +32,7 @@ impl State {
     pub(crate) fn new(log_changes_max: usize) -> Self {
         Self {
             objects: BTreeMap::new(),
+            leased: HashMap::new(),
             log: VecDeque::new(),
             log_changes: 0,
             log_changes_max,
@@ -74,19 +82,32 @@ impl State {
     pub(crate) fn commit(&mut self, commit: Commit) -> Option<std::ops::RangeInclusive<u64>> {
         debug_assert_eq!(commit.revision.0, self.revision.0 + 1, "revisions are contiguous");
         for change in &commit.changes {
-            match &change.object {
-                Some(object) => {
-                    self.objects.insert(Arc::clone(&change.key), object.clone());
+            let before = match &change.object {
+                Some(object) => self.objects.insert(Arc::clone(&change.key), object.clone()),
+                None => self.objects.remove(&change.key),
+            };
+            if let Some(lease) = before.and_then(|before| before.lease)
+                && let Some(keys) = self.leased.get_mut(&lease)
+            {
+                keys.remove(&change.key);
+                if keys.is_empty() {
+                    self.leased.remove(&lease);
                 }
-                None => {
-                    self.objects.remove(&change.key);
-                }
+            }
+            if let Some(lease) = change.object.as_ref().and_then(|object| object.lease) {
+                self.leased.entry(lease).or_default().insert(Arc::clone(&change.key));
             }
         }
         self.revision = commit.revision;
         self.log_changes += commit.changes.len();
         self.log.push_back(Arc::new(commit));
         self.trim()
+    }
+
+    /// What is to be done when a lease has ended.
+    pub(crate) fn removal(&self, lease: LeaseId) -> Transaction {
+        let keys = self.leased.get(&lease).into_iter().flatten();
+        keys.fold(Transaction::new(), |all, key| all.delete(Arc::clone(key), Precondition::Any))
     }
 
     fn trim(&mut self) -> Option<std::ops::RangeInclusive<u64>> {
@@ -137,9 +158,13 @@ impl Pending {
     pub(crate) fn decide(
         &mut self,
         state: &State,
+        leases: &Leases,
         transaction: &Transaction,
         next: Revision,
     ) -> Result<Option<Commit>, StoreError> {
+        if let Some(lease) = transaction.leases().find(|lease| !leases.is_known(*lease)) {
+            return Err(StoreError::NoLease(lease));
+        }
         for op in &transaction.ops {
             let found = self.stamps(state, &op.key).map(|(_, modified)| modified);
             if !op.precondition.holds(found) {
@@ -153,13 +178,16 @@ impl Pending {
         let mut changes = Vec::with_capacity(transaction.ops.len());
         for op in &transaction.ops {
             let stamps = self.stamps(state, &op.key);
+            let put = |value: &Bytes, lease| Stored {
+                key: Arc::clone(&op.key),
+                value: value.clone(),
+                created: stamps.map_or(next, |(created, _)| created),
+                modified: next,
+                lease,
+            };
             let object = match &op.kind {
-                OpKind::Put(value) => Some(Stored {
-                    key: Arc::clone(&op.key),
-                    value: value.clone(),
-                    created: stamps.map_or(next, |(created, _)| created),
-                    modified: next,
-                }),
+                OpKind::Put(value) => Some(put(value, None)),
+                OpKind::PutUnder(value, lease) => Some(put(value, Some(*lease))),
                 OpKind::Delete if stamps.is_some() => None,
                 OpKind::Delete => continue,
             };
@@ -175,13 +203,14 @@ impl Pending {
 #[derive(Debug)]
 pub(crate) struct Shared {
     state: RwLock<State>,
+    pub(crate) leases: Leases,
     newest: watch::Sender<Revision>,
 }
 
 impl Shared {
     pub(crate) fn new(state: State) -> Self {
         let newest = watch::Sender::new(state.revision());
-        Self { state: RwLock::new(state), newest }
+        Self { state: RwLock::new(state), leases: Leases::default(), newest }
     }
 
     /// The guards are never held across anything that can panic half-way through a change, so a poisoned
@@ -203,16 +232,16 @@ impl Shared {
     pub(crate) fn watch(self: &Arc<Self>, prefix: &str, from: Revision) -> Result<Watch, StoreError> {
         let newest = self.newest.subscribe();
         self.read().check_watchable(from)?;
-        Ok(Watch { shared: Arc::downgrade(self), newest, prefix: prefix.into(), position: from })
+        Ok(LogWatch { shared: Arc::downgrade(self), newest, prefix: prefix.into(), position: from }.into())
     }
 }
 
 /// Commits that one look into the log may take out, so that a reader far behind does not hold the lock long.
 const WATCH_STEP_COMMITS: usize = 256;
 
-/// A walk along the log.
+/// A walk along the log. What its methods do is said at [`Watch`].
 #[derive(Debug)]
-pub struct Watch {
+pub(crate) struct LogWatch {
     // Weak: a watcher must not keep a closed store alive.
     shared: std::sync::Weak<Shared>,
     newest: watch::Receiver<Revision>,
@@ -220,56 +249,27 @@ pub struct Watch {
     position: Revision,
 }
 
-impl Watch {
-    /// The revision up to which everything has been answered.
-    pub fn position(&self) -> Revision {
+impl LogWatch {
+    pub(crate) fn position(&self) -> Revision {
         self.position
     }
 
-    /// The next commits that touch the prefix, oldest first: at least one, and as many as are there, up to
-    /// a bound. Cancelling this loses nothing.
-    ///
-    /// # Errors
-    /// [`StoreError::Compacted`] if the watcher was so slow that the log has lost its place;
-    /// [`StoreError::Closed`] when the store is closed.
-    pub async fn next(&mut self) -> Result<Vec<Arc<Commit>>, StoreError> {
-        loop {
-            self.newest.borrow_and_update();
-            let found = self.ready()?;
-            if !found.is_empty() {
-                return Ok(found);
-            }
-            self.newest.changed().await.map_err(|_closed| StoreError::Closed)?;
-        }
+    /// Waits until there is more in the log than when it was last looked at.
+    pub(crate) async fn more(&mut self) -> Result<(), StoreError> {
+        self.newest.changed().await.map_err(|_closed| StoreError::Closed)
     }
 
-    /// What [`Watch::next`] would answer without waiting; empty if there is nothing.
-    ///
-    /// # Errors
-    /// As [`Watch::next`].
-    pub fn ready(&mut self) -> Result<Vec<Arc<Commit>>, StoreError> {
+    pub(crate) fn ready(&mut self) -> Result<Vec<Arc<Commit>>, StoreError> {
         let shared = self.shared.upgrade().ok_or(StoreError::Closed)?;
+        self.newest.borrow_and_update();
         loop {
             let step = shared.read().after(self.position, WATCH_STEP_COMMITS)?;
             let Some(last) = step.last() else { return Ok(Vec::new()) };
             self.position = last.revision;
-            let found: Vec<_> = step.iter().filter_map(|commit| self.concerned(commit)).collect();
+            let found: Vec<_> = step.iter().filter_map(|commit| commit.part(&self.prefix)).collect();
             if !found.is_empty() {
                 return Ok(found);
             }
         }
-    }
-
-    /// The part of a commit that touches the prefix.
-    fn concerned(&self, commit: &Arc<Commit>) -> Option<Arc<Commit>> {
-        let matches = |change: &&Change| change.key.starts_with(&*self.prefix);
-        let count = commit.changes.iter().filter(matches).count();
-        if count == commit.changes.len() {
-            return Some(Arc::clone(commit));
-        }
-        (count > 0).then(|| {
-            let changes = commit.changes.iter().filter(matches).cloned().collect();
-            Arc::new(Commit { revision: commit.revision, changes })
-        })
     }
 }

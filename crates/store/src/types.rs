@@ -13,13 +13,24 @@ pub const TRANSACTION_OPS_MAX: usize = 200_000;
 /// Most bytes (keys and values) in one transaction.
 pub const TRANSACTION_BYTES_MAX: usize = 256 << 20;
 
-/// Number of a state of the store: 0 is empty, each transaction that changes anything adds one.
+/// Number of a state of the store. Each transaction that changes anything makes a higher one: the next in our own
+/// stores, which begin empty at 0; in etcd some later one, since others may write there too.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Revision(pub u64);
 
 impl fmt::Display for Revision {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
+    }
+}
+
+/// Name of a lease: keys that are put under it go when it ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct LeaseId(pub i64);
+
+impl fmt::Display for LeaseId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
     }
 }
 
@@ -34,6 +45,8 @@ pub struct Stored {
     pub created: Revision,
     /// Revision of the last write.
     pub modified: Revision,
+    /// The lease that it goes with, if it does.
+    pub lease: Option<LeaseId>,
 }
 
 /// What must be true of a key for an operation on it to be applied.
@@ -75,8 +88,10 @@ impl fmt::Display for Precondition {
 /// What is done to a key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum OpKind {
-    /// Creates it or replaces its value.
+    /// Creates it or replaces its value. If it was under a lease, it is no longer.
     Put(Bytes),
+    /// The same under a lease, with which it goes.
+    PutUnder(Bytes, LeaseId),
     /// Removes it; nothing happens if it does not exist.
     Delete,
 }
@@ -112,6 +127,20 @@ impl Transaction {
         self
     }
 
+    /// Adds a write under a lease.
+    #[must_use]
+    pub fn put_under(
+        mut self,
+        lease: LeaseId,
+        key: impl Into<Arc<str>>,
+        value: impl Into<Bytes>,
+        when: Precondition,
+    ) -> Self {
+        let kind = OpKind::PutUnder(value.into(), lease);
+        self.ops.push(Op { key: key.into(), precondition: when, kind });
+        self
+    }
+
     /// Adds a removal.
     #[must_use]
     pub fn delete(mut self, key: impl Into<Arc<str>>, when: Precondition) -> Self {
@@ -119,22 +148,34 @@ impl Transaction {
         self
     }
 
+    /// Bytes of its keys and values.
+    pub(crate) fn bytes(&self) -> usize {
+        let value = |op: &Op| match &op.kind {
+            OpKind::Put(value) | OpKind::PutUnder(value, _) => value.len(),
+            OpKind::Delete => 0,
+        };
+        self.ops.iter().map(|op| op.key.len() + value(op)).sum()
+    }
+
+    /// The leases that it puts keys under.
+    pub(crate) fn leases(&self) -> impl Iterator<Item = LeaseId> {
+        self.ops.iter().filter_map(|op| match op.kind {
+            OpKind::PutUnder(_, lease) => Some(lease),
+            OpKind::Put(_) | OpKind::Delete => None,
+        })
+    }
+
     /// Refuses what no store could apply.
     pub(crate) fn check(&self) -> Result<(), StoreError> {
         if self.ops.len() > TRANSACTION_OPS_MAX {
             return Err(StoreError::TooManyOps(self.ops.len()));
         }
-        let mut bytes = 0;
+        let bytes = self.bytes();
         let mut keys: Vec<&str> = Vec::with_capacity(self.ops.len());
         for op in &self.ops {
             if op.key.is_empty() || op.key.len() > KEY_BYTES_MAX {
                 return Err(StoreError::Key(op.key.to_string()));
             }
-            bytes += op.key.len()
-                + match &op.kind {
-                    OpKind::Put(value) => value.len(),
-                    OpKind::Delete => 0,
-                };
             keys.push(&op.key);
         }
         if bytes > TRANSACTION_BYTES_MAX {
@@ -173,6 +214,21 @@ pub struct Commit {
     pub revision: Revision,
     /// What it changed, in the order of its operations.
     pub changes: Vec<Change>,
+}
+
+impl Commit {
+    /// The part that touches a prefix, if any does.
+    pub(crate) fn part(self: &Arc<Self>, prefix: &str) -> Option<Arc<Self>> {
+        let matches = |change: &&Change| change.key.starts_with(prefix);
+        let count = self.changes.iter().filter(matches).count();
+        if count == self.changes.len() {
+            return Some(Arc::clone(self));
+        }
+        (count > 0).then(|| {
+            let changes = self.changes.iter().filter(matches).cloned().collect();
+            Arc::new(Self { revision: self.revision, changes })
+        })
+    }
 }
 
 /// Why a store did not do what it was asked.
@@ -221,6 +277,12 @@ pub enum StoreError {
     /// Too many bytes.
     #[error("a transaction may have {TRANSACTION_BYTES_MAX} bytes, not {0}")]
     TooManyBytes(usize),
+    /// A lease that was never granted, or has ended.
+    #[error("there is no lease {0}: it has ended")]
+    NoLease(LeaseId),
+    /// Too many leases.
+    #[error("there are too many leases already")]
+    TooManyLeases,
     /// Another process has the store open.
     #[error("store {} is in use by another process ({holder})", .path.display())]
     Locked {
@@ -244,6 +306,45 @@ pub enum StoreError {
         path: PathBuf,
         /// What happened.
         reason: String,
+    },
+    /// The store's server does not answer. Nothing was changed by what was asked.
+    #[error("store {store} cannot be reached: {reason}")]
+    Unavailable {
+        /// Which.
+        store: String,
+        /// What happened.
+        reason: String,
+    },
+    /// The store's server gave no answer to a transaction. It may have been applied, and may still be: whoever
+    /// writes again must read first.
+    #[error("whether the change was made is unknown, since store {store} does not answer: {reason}")]
+    OutcomeUnknown {
+        /// Which.
+        store: String,
+        /// What happened.
+        reason: String,
+    },
+    /// The store's server says no.
+    #[error("store {store} refuses: {reason}")]
+    Refused {
+        /// Which.
+        store: String,
+        /// Its reason.
+        reason: String,
+    },
+    /// A transaction is larger than the store's server takes. Nothing was changed.
+    #[error(
+        "store {store} takes no transaction of {found}: start etcd with a higher {flag} (default {default})"
+    )]
+    ServerLimit {
+        /// Which.
+        store: String,
+        /// What was asked.
+        found: String,
+        /// The server's flag that raises the limit.
+        flag: &'static str,
+        /// The limit unless raised.
+        default: &'static str,
     },
     /// The store was closed, or its writer ended after a failure that it has logged.
     #[error("the store is closed")]

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
+use super::StoreSettings;
+
 #[derive(Debug, Args)]
 pub(crate) struct LogArgs {
     /// What to log: error, warn, info, debug, trace, or a filter like bulkhead_agent=debug
@@ -41,7 +43,7 @@ pub(crate) struct ControllerSettings {
     /// Address for agents [default: 127.0.0.1:7441]
     #[arg(long, value_name = "ADDRESS")]
     pub(crate) listen_agents: Option<std::net::SocketAddr>,
-    /// Where the repository is kept [default: /var/lib/bulkhead/controller]
+    /// Directory of the controller's files [default: /var/lib/bulkhead/controller]
     #[arg(long, value_name = "DIRECTORY")]
     pub(crate) data_dir: Option<PathBuf>,
     /// Where the certificate authority is [default: identity in the data directory]
@@ -53,6 +55,8 @@ pub(crate) struct ControllerSettings {
     /// A name or address by which clients reach this controller, for its certificate; may be given several times
     #[arg(long, value_name = "NAME|ADDRESS")]
     pub(crate) known_as: Vec<String>,
+    #[command(flatten)]
+    pub(crate) store: StoreSettings,
 }
 
 #[derive(Debug, Args)]

@@ -150,13 +150,19 @@ impl From<StoreError> for Refusal {
             StoreError::Compacted { .. } | StoreError::Ahead { .. } => {
                 Self::new(StatusCode::GONE, "Expired", message)
             }
-            StoreError::Key(_) | StoreError::DuplicateKey(_) => Self::bad_request(message),
-            StoreError::TooManyOps(_) | StoreError::TooManyBytes(_) => {
+            StoreError::Key(_) | StoreError::DuplicateKey(_) | StoreError::NoLease(_) => {
+                Self::bad_request(message)
+            }
+            StoreError::TooManyOps(_) | StoreError::TooManyBytes(_) | StoreError::ServerLimit { .. } => {
                 Self::new(StatusCode::PAYLOAD_TOO_LARGE, "RequestEntityTooLarge", message)
             }
             StoreError::Locked { .. }
             | StoreError::Corrupt { .. }
             | StoreError::Io { .. }
+            | StoreError::TooManyLeases
+            | StoreError::Unavailable { .. }
+            | StoreError::OutcomeUnknown { .. }
+            | StoreError::Refused { .. }
             | StoreError::Closed => Self::new(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable", message),
         }
     }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use bulkhead_store::{Commit, Revision, Store, StoreError};
+use bulkhead_store::{Commit, LOG_CHANGES_MAX, Revision, Store, StoreError};
 use tokio::sync::watch;
 
 use super::keys::PREFIX;
@@ -13,15 +13,18 @@ use crate::context::stopped;
 
 /// The view of everything that the store holds now, with as much of its log as there is.
 pub(super) async fn first_view(store: &dyn Store) -> Result<View, StoreError> {
-    let (begins_after, commits) = history(store).await?;
     let (objects, revision) = store.list(PREFIX).await?;
+    // Read after the list, so that no change of another controller in between is missing in it.
+    let (begins_after, commits) = history(store).await?;
     let commits: Vec<_> = commits.into_iter().filter(|commit| commit.revision <= revision).collect();
     Ok(View::new(&objects, revision.0, &commits, begins_after))
 }
 
 /// The changes that the store still remembers, and after which revision they begin.
 async fn history(store: &dyn Store) -> Result<(u64, Vec<Arc<Commit>>), StoreError> {
-    let mut from = Revision(0);
+    let now = store.mark().await?;
+    // Our own stores remember no more than this, and of etcd's past, which may be long, no more is asked for.
+    let mut from = Revision(now.0.saturating_sub(LOG_CHANGES_MAX as u64));
     let mut watch = loop {
         match store.watch(PREFIX, from).await {
             Ok(watch) => break watch,
@@ -29,14 +32,7 @@ async fn history(store: &dyn Store) -> Result<(u64, Vec<Arc<Commit>>), StoreErro
             Err(error) => return Err(error),
         }
     };
-    let mut commits = Vec::new();
-    loop {
-        let step = watch.ready()?;
-        if step.is_empty() {
-            return Ok((from.0, commits));
-        }
-        commits.extend(step);
-    }
+    Ok((from.0, watch.until(now).await?))
 }
 
 /// Follows the store until `shutdown`. Ends early, with the error, if the store fails.
@@ -49,7 +45,8 @@ pub(crate) async fn feed(
     let mut watch = repository.store.watch(EVERYTHING, from).await?;
     loop {
         let commits = tokio::select! {
-            commits = watch.next() => commits?,
+            // Whoever has written something that the view does not show waits for its revision, too.
+            commits = watch.step() => commits?,
             () = stopped(&mut shutdown) => return Ok(()),
         };
         let newest = watch.position().0;

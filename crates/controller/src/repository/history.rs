@@ -99,7 +99,7 @@ impl History {
     pub(super) async fn open(store: &dyn Store) -> Result<Self, StoreError> {
         let mut history = Self::default();
         let mut all = store.list(PREFIX).await?.0;
-        all.sort_by_key(|stored| stored.modified);
+        all.sort_by(|a, b| (a.modified, &a.key).cmp(&(b.modified, &b.key)));
         all.iter().for_each(|stored| history.take_in(stored));
         Ok(history)
     }

@@ -43,6 +43,13 @@ impl Repository {
             }
             history.records().filter(|record| record.revision > revision).cloned().collect()
         };
+        // Each change has a revision of its own: records that share one were written here together, as a copy.
+        if let Some(copied) = since.windows(2).find(|two| two[0].revision == two[1].revision) {
+            return Err(WriteError::NoHistory(format!(
+                "what was changed before revision {} came here as a copy of another repository: its revisions were others",
+                copied[0].revision
+            )));
+        }
         let newest = self.view().revision;
         if revision > newest {
             return Err(WriteError::NoHistory(format!(

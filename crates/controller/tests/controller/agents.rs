@@ -1,15 +1,21 @@
 //! Agents: who hears what, and what they may publish.
 
+use bulkhead_controller::Config;
 use bulkhead_wire::proto::agent_message::Body as Up;
 use bulkhead_wire::proto::{AgentStatus, Unsubscribe};
 use serde_json::json;
 use tonic::Code;
 
-use crate::harness::{Fixture, POLICY};
+use crate::harness::{Fixture, POLICY, in_memory_and_etcd};
 
-#[tokio::test(flavor = "multi_thread")]
-async fn everybody_hears_policies_and_only_subscribers_hear_members() {
-    let fixture = Fixture::new().await;
+in_memory_and_etcd!(
+    everybody_hears_policies_and_only_subscribers_hear_members,
+    who_is_not_concerned_hears_nothing_at_all,
+    a_second_session_of_a_host_takes_the_place_of_the_first,
+);
+
+async fn everybody_hears_policies_and_only_subscribers_hear_members(config: Config) {
+    let fixture = Fixture::with(config).await;
     fixture.apply(POLICY).await;
     let mut reader = fixture.agent_at("h1", "", 0).await;
     assert_eq!(reader.welcomed().await.protocol, 1);
@@ -72,9 +78,8 @@ async fn facts_are_published_and_selected_on() {
     assert!(!status.is_success() && answer.to_string().contains("host.kernel"), "{answer}");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn who_is_not_concerned_hears_nothing_at_all() {
-    let fixture = Fixture::new().await;
+async fn who_is_not_concerned_hears_nothing_at_all(config: Config) {
+    let fixture = Fixture::with(config).await;
     let mut other = fixture.agent("h1").await;
     other.subscribe("role == 'db'", 0).await;
     let mut writer = fixture.agent("h2").await;
@@ -134,9 +139,8 @@ async fn an_agent_may_publish_only_its_own_workloads() {
     assert_eq!(names().await, ["a.h2"]);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_second_session_of_a_host_takes_the_place_of_the_first() {
-    let fixture = Fixture::new().await;
+async fn a_second_session_of_a_host_takes_the_place_of_the_first(config: Config) {
+    let fixture = Fixture::with(config).await;
     let mut first = fixture.agent("h1").await;
     let mut second = fixture.agent("h1").await;
     let status = first.receive().await.unwrap_err();

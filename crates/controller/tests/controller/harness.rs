@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use bulkhead_controller::{Config, Controller, StoreKind, start};
+use bulkhead_controller::{Config, Controller, EtcdConfig, StoreKind, start};
 use bulkhead_identity::tls::{self, ClientConfig};
 use bulkhead_identity::{Authority, Credentials, Identity, LIFETIME};
 use bulkhead_wire::proto::agent_message::Body as Up;
@@ -20,6 +20,8 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Status, Streaming};
+
+use crate::etcd_server::EtcdServer;
 
 /// Longest wait for what must come.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
@@ -48,6 +50,33 @@ pub(crate) fn credentials(authority: &Authority, identity: &Identity) -> Credent
 fn tls_of(authority: &Authority, identity: &Identity) -> Arc<ClientConfig> {
     tls::client_config(authority.bundle(), Some(&credentials(authority, identity)), "http/1.1").unwrap()
 }
+/// As [`config`], with the repository in an etcd.
+pub(crate) fn etcd_config(server: &EtcdServer) -> Config {
+    let data_directory = server.directory().join("controller");
+    let etcd = EtcdConfig { endpoints: vec![server.endpoint()], ..EtcdConfig::default() };
+    Config { store: StoreKind::Etcd, etcd, data_directory, ..config() }
+}
+
+/// Runs tests that take a configuration over the store in memory, and over an etcd of their own.
+macro_rules! in_memory_and_etcd {
+    ($($name:ident),* $(,)?) => {
+        mod in_memory {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $name() {
+                super::$name(crate::harness::config()).await;
+            })*
+        }
+
+        mod in_etcd {
+            $(#[tokio::test(flavor = "multi_thread")]
+            async fn $name() {
+                let etcd = crate::etcd_server::EtcdServer::start();
+                super::$name(crate::harness::etcd_config(&etcd)).await;
+            })*
+        }
+    };
+}
+pub(crate) use in_memory_and_etcd;
 
 pub(crate) struct Fixture {
     pub(crate) controller: Controller,

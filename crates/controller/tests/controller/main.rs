@@ -3,6 +3,10 @@
 
 mod agents;
 mod documentation;
+// The same as in the store's own tests.
+#[path = "../../../store/tests/store/etcd_server.rs"]
+#[allow(dead_code, reason = "the store's tests use more of it")]
+mod etcd_server;
 mod flows;
 mod foreign;
 mod guard;

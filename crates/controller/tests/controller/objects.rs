@@ -1,20 +1,31 @@
 //! REST.
 
+use bulkhead_controller::Config;
 use hyper::{Method, StatusCode};
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::harness::{Fixture, Lines, POLICY};
+use crate::harness::{Fixture, Lines, POLICY, in_memory_and_etcd};
+
+in_memory_and_etcd!(
+    objects_are_created_read_replaced_and_deleted,
+    apply_says_what_it_did_in_one_revision,
+    a_watch_resumes_where_it_was_told_to,
+);
 
 const POLICIES: &str = "/apis/bulkhead.dev/v1/policies";
 const TIER: &str = "apiVersion: bulkhead.dev/v1\nkind: Tier\nmetadata: {name: mine}\nspec: {order: 5}\n";
 
-#[tokio::test(flavor = "multi_thread")]
-async fn objects_are_created_read_replaced_and_deleted() {
-    let fixture = Fixture::new().await;
+/// The revision that an object, or an answer, names.
+fn version(object: &Value) -> u64 {
+    object["metadata"]["resourceVersion"].as_str().unwrap().parse().unwrap()
+}
+
+async fn objects_are_created_read_replaced_and_deleted(config: Config) {
+    let fixture = Fixture::with(config).await;
     let (status, created) = fixture.call(Method::POST, POLICIES, POLICY.into()).await;
     assert_eq!(status, StatusCode::CREATED, "{created}");
     let metadata = &created["metadata"];
-    assert_eq!((&metadata["resourceVersion"], &metadata["generation"]), (&json!("1"), &json!(1)));
+    assert_eq!(metadata["generation"], json!(1));
     assert!(metadata["uid"].is_string() && metadata["creationTimestamp"].is_string());
 
     let (status, again) = fixture.call(Method::POST, POLICIES, POLICY.into()).await;
@@ -27,12 +38,14 @@ async fn objects_are_created_read_replaced_and_deleted() {
     assert_eq!(status, StatusCode::OK, "{replaced}");
     assert_eq!(replaced["metadata"]["generation"], json!(2));
     assert_eq!(replaced["metadata"]["uid"], created["metadata"]["uid"]);
-    assert_eq!(replaced["metadata"]["resourceVersion"], json!("2"));
+    let (first, second) = (version(&created), version(&replaced));
+    assert!(second > first);
 
     changed["spec"]["order"] = json!(8);
     let (status, conflict) = fixture.call(Method::PUT, &path, changed.to_string()).await;
     assert_eq!((status, &conflict["reason"]), (StatusCode::CONFLICT, &json!("Conflict")));
-    assert!(conflict["message"].as_str().unwrap().contains("at resourceVersion 2, not 1"), "{conflict}");
+    let message = format!("at resourceVersion {second}, not {first}");
+    assert!(conflict["message"].as_str().unwrap().contains(&message), "{conflict}");
 
     assert_eq!(fixture.delete("policies/db").await, StatusCode::OK);
     assert_eq!(fixture.delete("policies/db").await, StatusCode::NOT_FOUND);
@@ -47,7 +60,7 @@ async fn lists_have_versions_selectors_limits_and_namespaces() {
     for (name, extra) in [("a", "labels: {x: '1'}"), ("b", "labels: {x: '2'}"), ("c", "namespace: shop")] {
         fixture.apply(&POLICY.replace("name: db", &format!("name: {name}, {extra}"))).await;
     }
-    let names = |list: serde_json::Value| -> Vec<String> {
+    let names = |list: Value| -> Vec<String> {
         let items = list["items"].as_array().unwrap().clone();
         items.iter().map(|item| item["metadata"]["name"].as_str().unwrap().to_owned()).collect()
     };
@@ -105,11 +118,10 @@ async fn apply_is_all_or_nothing_and_names_every_place() {
     assert!(cause["message"].as_str().unwrap().contains("first at a.yaml:3:"), "{cause}");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn apply_says_what_it_did_in_one_revision() {
-    let fixture = Fixture::new().await;
+async fn apply_says_what_it_did_in_one_revision(config: Config) {
+    let fixture = Fixture::with(config).await;
     let both = format!("{TIER}---\n{}", POLICY.replace("appliesTo", "tier: mine\n  appliesTo"));
-    let outcomes = |answer: &serde_json::Value| -> Vec<String> {
+    let outcomes = |answer: &Value| -> Vec<String> {
         let items = answer["items"].as_array().unwrap();
         items.iter().map(|item| item["outcome"].as_str().unwrap().to_owned()).collect()
     };
@@ -121,11 +133,13 @@ async fn apply_says_what_it_did_in_one_revision() {
         )
         .await;
     assert_eq!(outcomes(&dry), ["created", "created"]);
-    assert_eq!(dry["metadata"]["resourceVersion"], json!("0"));
+    let before = version(&dry);
     let first = fixture.apply(&both).await;
     assert_eq!(outcomes(&first), ["created", "created"]);
-    assert_eq!(first["metadata"]["resourceVersion"], json!("1"));
-    assert_eq!(first["items"][0]["after"]["metadata"]["resourceVersion"], json!("1"));
+    assert!(version(&first) > before);
+    for item in first["items"].as_array().unwrap() {
+        assert_eq!(version(&item["after"]), version(&first));
+    }
     assert_eq!(outcomes(&fixture.apply(&both).await), ["unchanged", "unchanged"]);
     let second = fixture.apply(&both.replace("order: 5", "order: 6")).await;
     assert_eq!(outcomes(&second), ["configured", "unchanged"]);
@@ -140,18 +154,14 @@ async fn apply_says_what_it_did_in_one_revision() {
     assert_eq!(outcomes(&gone), ["notFound", "notFound"]);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_watch_resumes_where_it_was_told_to() {
-    let fixture = Fixture::new().await;
-    fixture.apply(POLICY).await;
-    fixture.apply(&POLICY.replace("5432", "5433")).await;
-    let path = format!("{POLICIES}?watch=true&resourceVersion=1");
+async fn a_watch_resumes_where_it_was_told_to(config: Config) {
+    let fixture = Fixture::with(config).await;
+    let first = version(&fixture.apply(POLICY).await);
+    let second = version(&fixture.apply(&POLICY.replace("5432", "5433")).await);
+    let path = format!("{POLICIES}?watch=true&resourceVersion={first}");
     let mut lines = Lines::of(fixture.send(Method::GET, &path, String::new()).await);
     let event = lines.next().await;
-    assert_eq!(
-        (&event["type"], &event["object"]["metadata"]["resourceVersion"]),
-        (&json!("MODIFIED"), &json!("2"))
-    );
+    assert_eq!((&event["type"], version(&event["object"])), (&json!("MODIFIED"), second));
     fixture.apply(TIER).await;
     fixture.apply(&POLICY.replace("name: db", "name: other")).await;
     let event = lines.next().await;
@@ -159,7 +169,7 @@ async fn a_watch_resumes_where_it_was_told_to() {
     fixture.delete("policies/db").await;
     let event = lines.next().await;
     assert_eq!((&event["type"], &event["object"]["metadata"]["name"]), (&json!("DELETED"), &json!("db")));
-    let path = format!("{POLICIES}?watch=true&resourceVersion=99");
+    let path = format!("{POLICIES}?watch=true&resourceVersion={}", second + 99);
     let (status, gone) = fixture.call(Method::GET, &path, String::new()).await;
     assert_eq!((status.as_u16(), &gone["reason"]), (410, &json!("Expired")));
     // A client that watches does not hold up the end.

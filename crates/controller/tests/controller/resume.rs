@@ -3,7 +3,13 @@
 use bulkhead_controller::{Config, StoreKind};
 use serde_json::json;
 
-use crate::harness::{Agent, Fixture, POLICY, config};
+use crate::etcd_server::EtcdServer;
+use crate::harness::{Agent, Fixture, POLICY, config, etcd_config, in_memory_and_etcd};
+
+in_memory_and_etcd!(
+    who_comes_back_hears_the_difference_only,
+    another_epoch_or_a_revision_to_come_gets_everything,
+);
 
 /// A fleet with one web workload on h2, read by h1 as of the answered epoch and revision.
 async fn fleet(fixture: &Fixture) -> (Agent, Agent, String, u64) {
@@ -18,9 +24,8 @@ async fn fleet(fixture: &Fixture) -> (Agent, Agent, String, u64) {
     (writer, reader, epoch, batch.revision)
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn who_comes_back_hears_the_difference_only() {
-    let fixture = Fixture::new().await;
+async fn who_comes_back_hears_the_difference_only(config: Config) {
+    let fixture = Fixture::with(config).await;
     let (mut writer, reader, epoch, revision) = fleet(&fixture).await;
     drop(reader);
     let mut reader = fixture.agent_at("h1", &epoch, revision).await;
@@ -42,9 +47,8 @@ async fn who_comes_back_hears_the_difference_only() {
     assert_eq!((batch.joins(), batch.leaves()), (vec![("Workload/web2.h2", "h2")], vec!["Workload/web.h2"]));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn another_epoch_or_a_revision_to_come_gets_everything() {
-    let fixture = Fixture::new().await;
+async fn another_epoch_or_a_revision_to_come_gets_everything(config: Config) {
+    let fixture = Fixture::with(config).await;
     let (_writer, _reader, epoch, revision) = fleet(&fixture).await;
     for (epoch, revision) in [("other", revision), (epoch.as_str(), revision + 100)] {
         let mut agent = fixture.agent_at("h3", epoch, revision).await;
@@ -56,10 +60,19 @@ async fn another_epoch_or_a_revision_to_come_gets_everything() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn agents_resume_over_a_restart_of_the_controller() {
+async fn agents_resume_over_a_restart_with_a_file() {
     let directory = tempfile::tempdir().unwrap();
-    let config =
-        Config { store: StoreKind::Embedded, data_directory: directory.path().to_owned(), ..config() };
+    let data_directory = directory.path().to_owned();
+    agents_resume_over_a_restart(Config { store: StoreKind::Embedded, data_directory, ..config() }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn agents_resume_over_a_restart_with_etcd() {
+    let etcd = EtcdServer::start();
+    agents_resume_over_a_restart(etcd_config(&etcd)).await;
+}
+
+async fn agents_resume_over_a_restart(config: Config) {
     let fixture = Fixture::with(config.clone()).await;
     let (mut writer, mut reader, epoch, revision) = fleet(&fixture).await;
     writer.publish(false, &[("web3.h2", "h2", json!({ "role": "web" }), "10.0.0.4")], &[]).await;
@@ -75,4 +88,32 @@ async fn agents_resume_over_a_restart_of_the_controller() {
     assert!(!batch.members[0].snapshot);
     assert_eq!(batch.joins(), [("Workload/web3.h2", "h2")]);
     assert_eq!(fixture.get("/apis/bulkhead.dev/v1/policies").await["items"].as_array().unwrap().len(), 1);
+}
+
+/// Without its etcd a controller serves what it knows, and goes on by itself when it is back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_controller_outlives_its_etcd() {
+    let mut etcd = EtcdServer::start();
+    let fixture = Fixture::with(etcd_config(&etcd)).await;
+    let (mut writer, reader, epoch, revision) = fleet(&fixture).await;
+    etcd.kill();
+    let policies = fixture.get("/apis/bulkhead.dev/v1/policies").await;
+    assert_eq!(policies["items"].as_array().unwrap().len(), 1);
+    // An agent whose host is known, and as it was, needs nothing to be written.
+    drop(reader);
+    let mut reader = fixture.agent_at("h1", &epoch, revision).await;
+    reader.welcomed().await;
+    assert!(reader.batch().await.resources.is_empty(), "nothing has changed");
+    reader.subscribe("role == 'web'", revision).await;
+    // What is written meanwhile waits for it.
+    let other = POLICY.replace("name: db", "name: other");
+    let (applied, ()) = tokio::join!(fixture.apply(&other), async { etcd.restart() });
+    assert_eq!(applied["items"][0]["outcome"], json!("created"));
+    for agent in [&mut reader, &mut writer] {
+        assert_eq!(agent.batch().await.resources[0].upserts.len(), 1);
+    }
+    let entry = ("web3.h2", "h2", json!({ "role": "web" }), "10.0.0.4");
+    writer.publish(false, &[entry], &[]).await;
+    assert_eq!(reader.batch().await.joins(), [("Workload/web3.h2", "h2")]);
+    assert_eq!(fixture.get("/readyz").await, json!("ok\n"));
 }

@@ -28,7 +28,7 @@ pub(super) fn object_to_row(object: &Stored) -> Vec<u8> {
 pub(super) fn object_from_row(key: &str, mut row: &[u8]) -> Result<Stored, Malformed> {
     let created = Revision(row.try_get_u64_le().map_err(|_short| Malformed)?);
     let modified = Revision(row.try_get_u64_le().map_err(|_short| Malformed)?);
-    Ok(Stored { key: key.into(), value: Bytes::copy_from_slice(row), created, modified })
+    Ok(Stored { key: key.into(), value: Bytes::copy_from_slice(row), created, modified, lease: None })
 }
 
 /// Row of the log table.
@@ -57,7 +57,7 @@ pub(super) fn commit_from_row(revision: Revision, mut row: &[u8]) -> Result<Comm
             PUT => {
                 let created = Revision(row.try_get_u64_le().map_err(|_short| Malformed)?);
                 let value = Bytes::copy_from_slice(take_text(&mut row)?);
-                Some(Stored { key: Arc::clone(&key), value, created, modified: revision })
+                Some(Stored { key: Arc::clone(&key), value, created, modified: revision, lease: None })
             }
             _ => return Err(Malformed),
         };
@@ -91,6 +91,7 @@ mod tests {
             value: Bytes::from_static(b"value"),
             created: Revision(3),
             modified: Revision(7),
+            lease: None,
         };
         assert_eq!(object_from_row("/a", &object_to_row(&object)), Ok(object.clone()));
         let changes = vec![

@@ -5,6 +5,7 @@ use std::io::{Read, Seek, SeekFrom, Write};
 use std::ops::RangeInclusive;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 
@@ -15,6 +16,8 @@ use crate::types::{Commit, Revision, StoreError};
 
 /// Name of the store's file in its directory.
 pub(super) const FILE_NAME: &str = "store.redb";
+/// How its name ends while it is being made.
+const NEW_EXTENSION: &str = "new";
 /// Name of the lock file.
 const LOCK_NAME: &str = "store.lock";
 /// Memory for pages: reads are answered from our own memory, so little is needed.
@@ -24,6 +27,9 @@ const FORMAT: &str = "1";
 
 const OBJECTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("objects");
 const LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("log");
+/// Keys under leases, with the revision of their last write. Leases end with the process that granted them, so these are
+/// removed by the next one.
+const LEASED: TableDefinition<'_, &str, u64> = TableDefinition::new("leased");
 const META: TableDefinition<'_, &str, &str> = TableDefinition::new("meta");
 const META_EPOCH: &str = "epoch";
 const META_FORMAT: &str = "format";
@@ -92,6 +98,8 @@ impl Lock {
 pub(super) struct Loaded {
     pub(super) epoch: String,
     pub(super) state: State,
+    /// Keys under leases of an earlier process.
+    pub(super) orphans: Vec<Arc<str>>,
 }
 
 /// The file itself.
@@ -110,18 +118,52 @@ impl StoreFile {
         check: bool,
         log_changes_max: usize,
     ) -> Result<(Self, Loaded), StoreError> {
-        let corrupt = |reason: String| StoreError::Corrupt { path: path.to_owned(), reason };
-        // redb panics on some kinds of damage instead of reporting them (seen with 4.5).
-        let opened = catch_unwind(AssertUnwindSafe(|| -> Result<(Database, Loaded), redb::Error> {
+        if !path.exists() {
+            Self::make(path)?;
+        }
+        Self::open_with(path, log_changes_max, || {
             let database = Database::builder()
                 .set_cache_size(CACHE_BYTES)
-                .set_check_integrity_on_open(check && path.exists())
-                .create(path)?;
+                .set_check_integrity_on_open(check)
+                .open(path)?;
+            Ok(database)
+        })
+    }
+
+    /// Makes an empty one, whole or not at all: redb does not open a file whose making was cut short.
+    fn make(path: &Path) -> Result<(), StoreError> {
+        let new = path.with_extension(NEW_EXTENSION);
+        let failed = |error: redb::Error| StoreError::Io { path: new.clone(), reason: error.to_string() };
+        match std::fs::remove_file(&new) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(failed(error.into())),
+            _ => {}
+        }
+        let make = || -> Result<(), redb::Error> {
+            let database = Database::builder().set_cache_size(CACHE_BYTES).create(&new)?;
             initialise(&database)?;
+            database.close()?;
+            File::open(&new)?.sync_all()?;
+            std::fs::rename(&new, path)?;
             // The file's name must be as durable as what stands in it.
             if let Some(directory) = path.parent() {
                 File::open(directory)?.sync_all()?;
             }
+            Ok(())
+        };
+        make().map_err(failed)
+    }
+
+    /// The same with a database from elsewhere.
+    pub(super) fn open_with(
+        path: &Path,
+        log_changes_max: usize,
+        open: impl FnOnce() -> Result<Database, redb::Error>,
+    ) -> Result<(Self, Loaded), StoreError> {
+        let corrupt = |reason: String| StoreError::Corrupt { path: path.to_owned(), reason };
+        // redb panics on some kinds of damage instead of reporting them (seen with 4.5).
+        let opened = catch_unwind(AssertUnwindSafe(|| -> Result<(Database, Loaded), redb::Error> {
+            let database = open()?;
+            initialise(&database)?;
             let loaded = load(&database, log_changes_max)?;
             Ok((database, loaded))
         }));
@@ -158,6 +200,7 @@ impl StoreFile {
             let mut objects = transaction.open_table(OBJECTS)?;
             let mut log = transaction.open_table(LOG)?;
             let mut meta = transaction.open_table(META)?;
+            let mut leased = transaction.open_table(LEASED)?;
             for range in forgotten {
                 log.retain_in(range, |_, _| false)?;
             }
@@ -170,6 +213,11 @@ impl StoreFile {
                         None => {
                             objects.remove(&*change.key)?;
                         }
+                    }
+                    if change.object.as_ref().is_some_and(|object| object.lease.is_some()) {
+                        leased.insert(&*change.key, commit.revision.0)?;
+                    } else {
+                        leased.remove(&*change.key)?;
                     }
                 }
                 log.insert(commit.revision.0, codec::commit_to_row(commit).as_slice())?;
@@ -190,6 +238,14 @@ impl StoreFile {
             }
             _ => self.forgotten.push(revisions),
         }
+    }
+
+    /// Gives back the room of what is no longer there.
+    pub(super) fn compact(&mut self) -> Result<(), StoreError> {
+        let compacted = self.database.compact();
+        compacted
+            .map(drop)
+            .map_err(|error| StoreError::Io { path: self.path.clone(), reason: error.to_string() })
     }
 
     /// Closes it.
@@ -246,6 +302,18 @@ fn load(database: &Database, log_changes_max: usize) -> Result<Loaded, redb::Err
         let object = codec::object_from_row(key.value(), value.value());
         objects.push(object.map_err(|_short| malformed(key.value()))?);
     }
+    let mut orphans = Vec::new();
+    match transaction.open_table(LEASED) {
+        Ok(leased) => {
+            for row in leased.iter()? {
+                let (key, modified) = row?;
+                orphans.push((Arc::from(key.value()), Revision(modified.value())));
+            }
+        }
+        // Made with the first write.
+        Err(redb::TableError::TableDoesNotExist(_)) => {}
+        Err(error) => return Err(error.into()),
+    }
     // Newest first, as far as it is contiguous and within the bound, which may be smaller than before.
     let mut log = Vec::new();
     let mut changes = 0;
@@ -263,5 +331,10 @@ fn load(database: &Database, log_changes_max: usize) -> Result<Loaded, redb::Err
         log.push(commit);
     }
     log.reverse();
-    Ok(Loaded { epoch, state: State::restore(objects, log, revision, log_changes_max) })
+    let state = State::restore(objects, log, revision, log_changes_max);
+    let same = |(key, modified): &(Arc<str>, Revision)| {
+        state.get(key).is_some_and(|object| object.modified == *modified)
+    };
+    let orphans = orphans.into_iter().filter(same).map(|(key, _)| key).collect();
+    Ok(Loaded { epoch, state, orphans })
 }

@@ -33,6 +33,31 @@ async fn reopening_keeps_objects_epoch_and_log() {
 }
 
 #[tokio::test]
+async fn leases_end_with_the_process_and_their_keys_when_it_is_opened_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Embedded::open(directory.path()).unwrap();
+    let lease = store.grant(std::time::Duration::from_secs(600)).await.unwrap();
+    let under = |keys: &[&str]| {
+        keys.iter().fold(Transaction::new(), |all, key| all.put_under(lease, *key, "1", Precondition::Any))
+    };
+    store.apply(under(&["/1", "/2", "/freed"])).await.unwrap();
+    let at = put(&store, "/freed", "2").await;
+    drop(store);
+
+    let store = Embedded::open(directory.path()).unwrap();
+    let (left, revision) = store.list("").await.unwrap();
+    assert_eq!(left.iter().map(|object| &*object.key).collect::<Vec<_>>(), ["/freed"]);
+    assert_eq!(revision, Revision(at.0 + 1));
+    let commits = store.watch("", at).await.unwrap().ready().unwrap();
+    assert_eq!(commits.len(), 1);
+    assert!(commits[0].changes.iter().all(|change| change.object.is_none()));
+    assert_eq!(store.keep_alive(lease).await, Err(StoreError::NoLease(lease)));
+    drop(store);
+    let store = Embedded::open(directory.path()).unwrap();
+    assert_eq!(store.revision().await.unwrap(), revision, "once is enough");
+}
+
+#[tokio::test]
 async fn a_second_holder_is_refused_by_name() {
     let directory = tempfile::tempdir().unwrap();
     let _store = Embedded::open(directory.path()).unwrap();
@@ -59,6 +84,40 @@ async fn the_log_is_bounded_in_memory_and_in_the_file() {
     assert_eq!(store.watch("", Revision(39)).await.err(), Some(compacted));
     let mut watch = store.watch("", Revision(40)).await.unwrap();
     assert_eq!(watch.next().await.unwrap().len(), 10);
+}
+
+#[tokio::test]
+async fn a_store_whose_making_was_cut_short_is_made_anew() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("store.new"), "what a power cut left").unwrap();
+    let store = Embedded::open(directory.path()).unwrap();
+    assert_eq!(put(&store, "/a", "1").await, Revision(1));
+    assert!(!directory.path().join("store.new").exists());
+}
+
+#[tokio::test]
+async fn compaction_gives_room_back_and_keeps_everything() {
+    const LARGE: usize = 100_000;
+    let directory = tempfile::tempdir().unwrap();
+    let options = EmbeddedOptions { log_changes_max: 10, ..EmbeddedOptions::new(directory.path()) };
+    let store = Embedded::open_with(&options).unwrap();
+    for number in 0..200 {
+        put(&store, &format!("/{number}"), &"x".repeat(LARGE)).await;
+    }
+    for number in 0..200 {
+        put(&store, &format!("/{number}"), &number.to_string()).await;
+    }
+    let (before, epoch) = (store.list("").await.unwrap(), store.epoch().to_owned());
+    let busy = Embedded::compact(directory.path());
+    assert!(matches!(busy, Err(StoreError::Locked { .. })), "{busy:?}");
+    drop(store);
+    let (large, small) = Embedded::compact(directory.path()).unwrap();
+    assert!(large > 200 * LARGE as u64 && small < large / 4, "from {large} to {small} bytes");
+    assert_eq!(std::fs::metadata(directory.path().join("store.redb")).unwrap().len(), small);
+    let store = Embedded::open_with(&options).unwrap();
+    assert_eq!((store.list("").await.unwrap(), store.epoch()), (before, epoch.as_str()));
+    let nothing = tempfile::tempdir().unwrap();
+    assert!(matches!(Embedded::compact(nothing.path()), Err(StoreError::Io { .. })));
 }
 
 #[tokio::test]

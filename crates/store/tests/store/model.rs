@@ -29,7 +29,7 @@ impl Model {
         let next = self.revision + 1;
         for op in &transaction.ops {
             match &op.kind {
-                OpKind::Put(value) => {
+                OpKind::Put(value) | OpKind::PutUnder(value, _) => {
                     let created = self.objects.get(&*op.key).map_or(next, |(_, created, _)| *created);
                     self.objects.insert(op.key.to_string(), (value.to_vec(), created, next));
                     self.revision = next;
