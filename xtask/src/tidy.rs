@@ -15,7 +15,7 @@ const MERGE_MARKS: [&str; 2] = ["<<<<<<< ", ">>>>>>> "];
 const FILE_LINES_MAX: usize = 500;
 
 /// The allowed directions. A crate that is not listed may depend on none of ours.
-const MAY_DEPEND_ON: [(&str, &[&str]); 10] = [
+const MAY_DEPEND_ON: [(&str, &[&str]); 11] = [
     ("bulkhead-engine", &["bulkhead-model"]),
     ("bulkhead-wire", &["bulkhead-model"]),
     ("bulkhead-dataplane", &["bulkhead-model"]),
@@ -27,6 +27,7 @@ const MAY_DEPEND_ON: [(&str, &[&str]); 10] = [
         "bulkhead-agent",
         &["bulkhead-model", "bulkhead-engine", "bulkhead-dataplane", "bulkhead-discover", "bulkhead-wire"],
     ),
+    ("bulkhead-sim", &["bulkhead-model", "bulkhead-engine", "bulkhead-wire"]),
     (
         "bulkhead",
         &[
@@ -37,6 +38,7 @@ const MAY_DEPEND_ON: [(&str, &[&str]); 10] = [
             "bulkhead-dataplane",
             "bulkhead-ebpf",
             "bulkhead-nft",
+            "bulkhead-sim",
         ],
     ),
     ("xtask", &["bulkhead-model"]),

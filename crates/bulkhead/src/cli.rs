@@ -7,9 +7,11 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 mod changes;
 mod checks;
+mod fleet;
 
 pub(crate) use changes::{ApplyArgs, ChangeArgs, ConfirmArgs, DeleteArgs, FileArgs};
 pub(crate) use checks::{LintArgs, TestArgs};
+pub(crate) use fleet::{SimArgs, SimStore};
 
 /// Micro-segmentation by labels: say who may talk to whom, and every host enforces it in its kernel.
 #[derive(Debug, Parser)]
@@ -122,6 +124,8 @@ pub(crate) enum Command {
     Plan,
     /// Look into this host's kernel tables, beside what they should say
     Dataplane(DataplaneArgs),
+    /// Simulate a fleet: thousands of agents against a real controller, and what that costs
+    Sim(SimArgs),
     /// Print a completion script for a shell
     Completion {
         /// The shell

@@ -20,6 +20,7 @@ pub(crate) mod explain;
 pub(crate) mod flows;
 pub(crate) mod get;
 pub(crate) mod lint;
+pub(crate) mod sim;
 pub(crate) mod status;
 pub(crate) mod test;
 pub(crate) mod trace;

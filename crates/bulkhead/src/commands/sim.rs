@@ -1,0 +1,57 @@
+//! `sim`: a fleet of simulated agents.
+
+use anyhow::Context;
+use bulkhead_sim::{Config, Target};
+use serde_json::json;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use crate::cli::{Common, SimArgs, SimStore};
+use crate::failure::Failure;
+use crate::output;
+
+pub(crate) async fn sim(common: &Common, args: &SimArgs) -> Result<(), Failure> {
+    let SimArgs { agents, workloads, policies, activations_per_second, duration, seed, store, controller } =
+        args;
+    let target = match controller {
+        Some(controller) => Target::Running { server: common.server.clone(), controller: controller.clone() },
+        None => {
+            let binary = std::env::current_exe().context("cannot find this program")?;
+            let store = match store {
+                SimStore::Embedded => "embedded",
+                SimStore::Memory => "memory",
+            };
+            Target::Start { binary, store: store.into() }
+        }
+    };
+    let config = Config {
+        agents: *agents,
+        workloads: *workloads,
+        policies: *policies,
+        activations_per_second: *activations_per_second,
+        duration: *duration,
+        seed: *seed,
+        target,
+        progress: true,
+    };
+    let (stop, stopped) = watch::channel(false);
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for signals")?;
+    let simulation = bulkhead_sim::run(config, stopped);
+    tokio::pin!(simulation);
+    let mut asked = false;
+    let report = loop {
+        tokio::select! {
+            report = &mut simulation => break report?,
+            _ = interrupt.recv() => {
+                if asked {
+                    return Err(Failure::No(None));
+                }
+                asked = true;
+                eprintln!("stopping; once more to end at once");
+                stop.send_replace(true);
+            }
+        }
+    };
+    output::show(common.output, &json!(report), || Ok(report.table()))?;
+    if report.differences.is_empty() { Ok(()) } else { Err(Failure::No(None)) }
+}
