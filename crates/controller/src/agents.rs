@@ -9,5 +9,6 @@ mod server;
 mod session;
 
 pub(crate) use lease::keep_leases;
+pub(crate) use messages::packed;
 pub(crate) use registry::Registry;
 pub(crate) use server::serve;

@@ -4,22 +4,26 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
 
 use bulkhead_engine::{Assembly, HostEngine, LocalEndpoint, Member};
 use bulkhead_model::host_policy::Attachment;
 use bulkhead_model::selector::Restriction;
-use bulkhead_model::{Entity, ObjectKey, Prefix, Resource, Selector};
+use bulkhead_model::{Entity, Labels, ObjectKey, Prefix, Resource, Selector};
 use bulkhead_wire::proto::agent_message::Body as Out;
 use bulkhead_wire::proto::controller_message::Body as In;
 use bulkhead_wire::proto::{
     AgentStatus, Hello, Inventory, InventoryAck, Members, Resources, Subscribe, Unsubscribe, Welcome,
 };
-use bulkhead_wire::{PROTOCOL, port_from_wire, prefix_from_wire};
+use bulkhead_wire::{PACKING, PROTOCOL, port_from_wire, prefix_from_wire};
 
 use crate::catalogue::{Known, Shared};
 use crate::fleet::{Instance, Slice, number_of, start_of};
 use crate::tracker::{Becomes, EventId, Readers};
 use crate::world::World;
+
+/// As the real agent holds a status back that differs in nothing but its revision.
+const STATUS_EVERY: Duration = Duration::from_millis(500);
 
 /// A change of what runs on the host.
 #[derive(Debug, Clone)]
@@ -46,6 +50,8 @@ struct Link {
     published: VecDeque<(u64, Vec<EventId>, u32)>,
     synced: bool,
     last_status: Option<AgentStatus>,
+    status_told: Option<Instant>,
+    status_owed: bool,
 }
 
 /// One host.
@@ -134,6 +140,7 @@ impl Agent {
             version: env!("CARGO_PKG_VERSION").into(),
             epoch: self.epoch.clone(),
             revision: self.revision,
+            accepts: vec![PACKING.into()],
             ..Hello::default()
         }
     }
@@ -206,15 +213,14 @@ impl Agent {
         let mut heard_members = Vec::new();
         let mut heard_policies = Vec::new();
         let (mut concerned, mut unconcerned, mut policies) = (0, 0, 0);
+        let mut resources = Vec::new();
+        let mut resource_bytes = 0;
         for heard in std::mem::take(&mut link.buffer) {
             let bytes = heard.encoded_len() as u64;
             match heard {
-                In::Resources(resources) => {
-                    if self.resources_heard(&resources, &mut heard_policies)? {
-                        concerned += bytes;
-                    } else {
-                        policies += bytes;
-                    }
+                In::Resources(heard) => {
+                    resource_bytes += bytes;
+                    resources.push(heard);
                 }
                 In::Members(members) => {
                     if self.members_heard(&members, &mut heard_members) {
@@ -224,6 +230,12 @@ impl Agent {
                     }
                 }
                 In::Welcome(_) | In::Synced(_) | In::InventoryAck(_) => {}
+            }
+        }
+        if !resources.is_empty() {
+            match self.resources_heard(&resources, &mut heard_policies)? {
+                true => concerned += resource_bytes,
+                false => policies += resource_bytes,
             }
         }
         let barrier = In::Synced(bulkhead_wire::proto::Synced { revision }).encoded_len() as u64;
@@ -265,36 +277,42 @@ impl Agent {
     }
 
     /// Answers whether any of it may concern workloads here.
-    fn resources_heard(&mut self, heard: &Resources, changes: &mut Vec<u64>) -> anyhow::Result<bool> {
+    fn resources_heard(&mut self, heard: &[Resources], changes: &mut Vec<u64>) -> anyhow::Result<bool> {
         let world = Arc::clone(&self.world);
         let (new, gone) = self.known.take_in(&world.catalogue, heard)?;
-        let mut concerned = heard.snapshot;
-        for object in &new {
-            let applies = self.applies(object);
-            concerned |= applies;
-            if applies || self.assembly.objects().contains_key(&object.key) {
-                self.set_resource(&object.key, Some(object.resource.clone()));
-                changes.extend(object.change());
-            }
+        let mut concerned = heard.iter().any(|message| message.snapshot);
+        let labels = self.distinct_labels();
+        let applying: Vec<Arc<Shared>> = if concerned {
+            labels.iter().flat_map(|labels| self.known.for_labels(labels)).cloned().collect()
+        } else {
+            let applies = |object: &&Arc<Shared>| {
+                self.assembly.objects().contains_key(&object.key)
+                    || labels.iter().any(|labels| object.concerns(labels))
+            };
+            new.iter().filter(applies).cloned().collect()
+        };
+        for object in applying {
+            concerned = true;
+            self.set_resource(&object.key, Some(object.resource.clone()));
+            changes.extend(object.change());
         }
-        for key in
-            gone.iter().filter(|key| self.assembly.objects().contains_key(*key)).cloned().collect::<Vec<_>>()
-        {
+        let gone: Vec<_> = gone.into_iter().filter(|key| self.assembly.objects().contains_key(key)).collect();
+        for key in gone {
             concerned = true;
             self.set_resource(&key, None);
         }
-        self.known.settle(&world.catalogue);
         Ok(concerned)
     }
 
-    fn applies(&self, object: &Shared) -> bool {
-        let locals = self.assembly.heritage();
-        self.running.iter().any(|(number, instance)| {
-            Entity::of(&self.world.fleet.workload(*number, *instance)).is_some_and(|mut entity| {
-                locals.complete(&mut entity);
-                object.concerns(&entity.labels)
-            })
-        })
+    /// What selectors of policies can tell apart here: the first workload of a slice stands for all but the last.
+    fn distinct_labels(&self) -> Vec<Labels> {
+        let distinct = self.running.iter().filter(|(number, _)| {
+            let slice = Slice::of_workload(**number).workloads();
+            **number == slice.start || **number == slice.end - 1
+        });
+        let entities = distinct
+            .filter_map(|(number, instance)| Entity::of(&self.world.fleet.workload(*number, *instance)));
+        entities.map(|entity| entity.labels).collect()
     }
 
     fn set_resource(&mut self, key: &ObjectKey, resource: Option<Resource>) {
@@ -385,9 +403,8 @@ impl Agent {
             for selector in stale {
                 if let Some(handle) = link.handles.remove(&selector) {
                     link.selectors.remove(&handle);
-                    if !link.unanswered.remove(&handle) {
-                        dropped.push(selector);
-                    }
+                    let answered = !link.unanswered.remove(&handle);
+                    dropped.push((selector, answered));
                     out.push(Out::Unsubscribe(Unsubscribe { handle }));
                 }
             }
@@ -405,14 +422,23 @@ impl Agent {
             let revision = if known { self.members_revision } else { 0 };
             out.push(Out::Subscribe(Subscribe { handle, selector: selector.to_string(), revision }));
         }
-        for selector in dropped {
+        for (selector, answered) in dropped {
+            // Nobody tells any more what becomes of them.
             self.members.remove(&selector);
-            self.ignores(&selector);
+            if answered {
+                self.ignores(&selector);
+            }
         }
         out
     }
 
-    fn status(&mut self) -> Option<Out> {
+    /// When the status that is held back is due.
+    pub(crate) fn status_owed_at(&self) -> Option<Instant> {
+        let link = self.link.as_ref().filter(|link| link.status_owed)?;
+        link.status_told.map(|told| told + STATUS_EVERY)
+    }
+
+    pub(crate) fn status(&mut self) -> Option<Out> {
         let status = AgentStatus {
             revision: self.revision,
             endpoints: u32::try_from(self.running.len()).unwrap_or(u32::MAX),
@@ -423,6 +449,11 @@ impl Agent {
         if link.last_status.as_ref() == Some(&status) {
             return None;
         }
+        link.status_owed = link.status_told.is_some_and(|told| told.elapsed() < STATUS_EVERY);
+        if link.status_owed {
+            return None;
+        }
+        link.status_told = Some(Instant::now());
         link.last_status = Some(status.clone());
         Some(Out::Status(status))
     }

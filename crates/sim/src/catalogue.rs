@@ -93,6 +93,7 @@ pub(crate) struct Catalogue {
 #[derive(Debug, Default)]
 struct Inner {
     objects: HashMap<Box<[u8]>, Arc<Shared>>,
+    packed: HashMap<Box<[u8]>, Vec<Arc<Shared>>>,
     sets: HashMap<Vec<u64>, Weak<Set>>,
     next: u64,
 }
@@ -105,6 +106,18 @@ impl Catalogue {
     pub(crate) fn read(&self, texts: &[bytes::Bytes]) -> anyhow::Result<Vec<Arc<Shared>>> {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         texts.iter().map(|text| inner.read(text)).collect()
+    }
+
+    /// The same of what is packed. What many agents are told alike is unpacked once for all of them.
+    pub(crate) fn unpack(&self, packed: &bytes::Bytes) -> anyhow::Result<Vec<Arc<Shared>>> {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(objects) = inner.packed.get(&**packed) {
+            return Ok(objects.clone());
+        }
+        let texts = bulkhead_wire::unpack(packed)?;
+        let objects: Vec<_> = texts.iter().map(|text| inner.read(text)).collect::<anyhow::Result<_>>()?;
+        inner.packed.insert(packed.to_vec().into(), objects.clone());
+        Ok(objects)
     }
 
     /// These and no others, as one value for all who hold the same.
@@ -154,15 +167,23 @@ pub(crate) struct Known {
 }
 
 impl Known {
-    /// Takes in a message. Answers what is new and what is gone.
+    /// Takes in messages up to a barrier. Answers what is new and what is gone.
     pub(crate) fn take_in(
         &mut self,
         catalogue: &Catalogue,
-        heard: &Resources,
+        heard: &[Resources],
     ) -> anyhow::Result<(Vec<Arc<Shared>>, Vec<ObjectKey>)> {
-        let new = catalogue.read(&heard.upserts)?;
-        let mut gone: Vec<ObjectKey> = heard.removes.iter().filter_map(key).collect();
-        if heard.snapshot {
+        let mut new = Vec::new();
+        for message in heard {
+            new.extend(catalogue.read(&message.upserts)?);
+            if !message.packed.is_empty() {
+                new.extend(catalogue.unpack(&message.packed)?);
+            }
+        }
+        let mut gone: Vec<ObjectKey> =
+            heard.iter().flat_map(|message| &message.removes).filter_map(key).collect();
+        // A controller tells everything once, at the beginning, or not at all.
+        if heard.iter().any(|message| message.snapshot) {
             let before = std::mem::take(&mut self.since);
             let set = std::mem::replace(&mut self.set, catalogue.set(new.clone()));
             let known = set.objects.keys().chain(before.keys());
@@ -172,16 +193,6 @@ impl Known {
         self.since.extend(gone.iter().map(|key| (key.clone(), None)));
         self.since.extend(new.iter().map(|object| (object.key.clone(), Some(Arc::clone(object)))));
         Ok((new, gone))
-    }
-
-    /// Later parts of a snapshot came as changes: all of it becomes one value again.
-    pub(crate) fn settle(&mut self, catalogue: &Catalogue) {
-        /// Changes that are kept beside what is shared.
-        const CHANGES_MAX: usize = 1000;
-        if self.since.len() > CHANGES_MAX {
-            self.set = catalogue.set(self.objects().cloned().collect());
-            self.since.clear();
-        }
     }
 
     pub(crate) fn objects(&self) -> impl Iterator<Item = &Arc<Shared>> {

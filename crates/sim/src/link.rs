@@ -1,7 +1,7 @@
 //! A simulated agent's connection: opens, retries, reads as fast as it can or slowly on purpose.
 
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bulkhead_wire::MESSAGE_BYTES_MAX;
 use bulkhead_wire::proto::agent_message::Body as Out;
@@ -22,7 +22,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(10);
 /// How long one who reads slowly leaves each message lying.
-const SLOW_PAUSE: Duration = Duration::from_millis(100);
+const SLOW_PAUSE: Duration = Duration::from_millis(20);
 
 /// What happens to an agent.
 #[derive(Debug, Clone)]
@@ -109,6 +109,7 @@ async fn converse(
                 let answers = agent.hears(body).map_err(|error| Status::internal(format!("{error:#}")))?;
                 answers.into_iter().try_for_each(|body| send(&outgoing, body))?;
             }
+            () = at(agent.status_owed_at()) => agent.status().into_iter().try_for_each(|body| send(&outgoing, body))?,
             command = commands.recv() => match command {
                 Some(Command::Change(change, measured)) => {
                     let said = agent.change(&change, measured);
@@ -118,6 +119,14 @@ async fn converse(
                 Some(Command::Quit) | None => return Ok(Ended::Quit),
             },
         }
+    }
+}
+
+/// Completes then, or never.
+async fn at(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment.into()).await,
+        None => std::future::pending().await,
     }
 }
 

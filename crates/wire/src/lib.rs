@@ -19,11 +19,14 @@ pub mod proto {
 }
 
 mod convert;
+mod pack;
 
 pub use convert::{
     InvalidPrefix, address_from_wire, address_to_wire, port_from_wire, port_to_wire, prefix_from_wire,
     prefix_to_wire,
 };
+
+pub use pack::{PACKED_BYTES_MAX, PACKING, Unreadable, pack, unpack};
 
 /// Version of the protocol. A peer that names another is refused.
 pub const PROTOCOL: u32 = 1;

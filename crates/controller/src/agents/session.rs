@@ -15,10 +15,10 @@ use bulkhead_model::{Facts, Labels};
 use bulkhead_wire::proto::agent_message::Body as Incoming;
 use bulkhead_wire::proto::controller_message::Body;
 use bulkhead_wire::proto::{AgentMessage, ControllerMessage, Hello, Welcome};
-use bulkhead_wire::{PROTOCOL, address_from_wire, proto};
+use bulkhead_wire::{PACKING, PROTOCOL, address_from_wire, proto};
 use futures::{FutureExt, StreamExt};
 use prost::Message;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::mpsc;
 use tonic::{Status, Streaming};
 
 use super::inventory;
@@ -60,12 +60,13 @@ pub(super) async fn run(
         context.metrics.sessions_replaced.add(1);
     }
     let Admission { id, closed, replaced: _ } = admission;
-    let subscriber = Arc::new(Subscriber { id, host: Arc::clone(&host), wake: Notify::new() });
+    let subscriber = Arc::new(Subscriber::new(id, Arc::clone(&host)));
     let epoch_is_ours = hello.epoch == context.repository.store().epoch();
     let known = (epoch_is_ours && hello.revision > 0).then_some(hello.revision);
     context.repository.view_mut().add_session(&subscriber);
-    let pump = Pump::new(Arc::clone(&subscriber), known);
-    let mut session = Session { context, id, host, subscriber, epoch_is_ours, pump, outgoing };
+    let pump = Pump::new(Arc::clone(&subscriber), known, hello.accepts.iter().any(|one| one == PACKING));
+    let mut session =
+        Session { context, id, host, subscriber, epoch_is_ours, pump, outgoing, unsaid: (0, 0) };
     let ended = tokio::select! {
         ended = session.converse(&hello, &mut incoming) => ended,
         status = closed => Err(status.unwrap_or_else(|_gone| Status::aborted("the session was ended"))),
@@ -105,6 +106,8 @@ struct Session {
     epoch_is_ours: bool,
     pump: Pump,
     outgoing: Outgoing,
+    /// Messages and bytes that the registry has not been told of.
+    unsaid: (u64, u64),
 }
 
 impl Session {
@@ -150,7 +153,7 @@ impl Session {
         }
     }
 
-    async fn welcome(&self) -> Result<(), Status> {
+    async fn welcome(&mut self) -> Result<(), Status> {
         let welcome = Welcome {
             protocol: PROTOCOL,
             epoch: self.context.repository.store().epoch().to_owned(),
@@ -218,18 +221,19 @@ impl Session {
         for message in messages {
             self.send(message).await?;
         }
-        self.context.registry.synced(&self.host, self.id, revision, self.pump.subscriptions());
+        let sent = std::mem::take(&mut self.unsaid);
+        self.context.registry.synced(&self.host, self.id, revision, self.pump.subscriptions(), sent);
         Ok(())
     }
 
-    async fn send(&self, body: Body) -> Result<(), Status> {
+    async fn send(&mut self, body: Body) -> Result<(), Status> {
         let message = ControllerMessage { body: Some(body) };
         let bytes = message.encoded_len() as u64;
         match tokio::time::timeout(SEND_TIME_MAX, self.outgoing.send(Ok(message))).await {
             Ok(Ok(())) => {
                 self.context.metrics.agent_messages_sent.add(1);
                 self.context.metrics.agent_bytes_sent.add(bytes);
-                self.context.registry.sent(&self.host, self.id, bytes);
+                self.unsaid = (self.unsaid.0 + 1, self.unsaid.1 + bytes);
                 Ok(())
             }
             Ok(Err(_closed)) => Err(Status::cancelled("the agent is gone")),
