@@ -9,7 +9,7 @@ use bulkhead_wire::proto::agent_message::Body;
 use bulkhead_wire::proto::controller_message::Body as In;
 use bulkhead_wire::proto::distribution_client::DistributionClient;
 use bulkhead_wire::proto::{AgentMessage, ControllerMessage, Hello};
-use bulkhead_wire::{MESSAGE_BYTES_MAX, PACKING, PROTOCOL, address_to_wire, unpack};
+use bulkhead_wire::{MESSAGE_BYTES_MAX, PACKING, PROTOCOL, address_to_wire, unpack, when_to_come_back};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
@@ -65,11 +65,11 @@ pub(crate) fn spawn(
     let task = tokio::spawn(async move {
         let mut attempt = 0u32;
         loop {
-            let reason = match converse(&config, &facts, &input, &hello, &mut attempt).await {
-                Ok(()) => "the controller closed the stream".to_owned(),
-                Err(status) => describe(&status),
+            let (reason, told) = match converse(&config, &facts, &input, &hello, &mut attempt).await {
+                Ok(()) => ("the controller closed the stream".to_owned(), None),
+                Err(status) => (describe(&status), when_to_come_back(&status)),
             };
-            let retry = back_off(&config.host, attempt);
+            let retry = told.unwrap_or_else(|| back_off(&config.host, attempt));
             attempt = attempt.saturating_add(1);
             let lost = SessionEvent::Lost { reason, retry };
             if input.send(Input::Session(lost)).await.is_err() {

@@ -3,6 +3,7 @@
 mod inventory;
 mod lease;
 mod messages;
+mod pace;
 mod pump;
 mod registry;
 mod server;
@@ -10,5 +11,6 @@ mod session;
 
 pub(crate) use lease::keep_leases;
 pub(crate) use messages::packed;
+pub(crate) use pace::Pace;
 pub(crate) use registry::Registry;
 pub(crate) use server::serve;

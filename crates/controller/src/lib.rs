@@ -45,8 +45,8 @@ use tokio::task::{JoinError, JoinSet};
 
 pub use config::{Config, StoreKind};
 
-use agents::Registry;
-use context::{Context, SEARCHES_MAX, STREAMS_MAX};
+use agents::{Pace, Registry};
+use context::{Context, SEARCHES_MAX, STREAMS_MAX, SYNCING_MAX};
 use flows::Flows;
 use metrics::Metrics;
 use repository::Repository;
@@ -215,6 +215,8 @@ async fn open(config: Config, shutdown: watch::Receiver<bool>) -> Result<Context
         started_ms,
         streams: Arc::new(Semaphore::new(STREAMS_MAX)),
         searches: Semaphore::new(SEARCHES_MAX),
+        syncing: Arc::new(Semaphore::new(SYNCING_MAX)),
+        pace: Pace::default(),
         shutdown,
     })
 }

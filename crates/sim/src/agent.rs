@@ -52,6 +52,7 @@ struct Link {
     last_status: Option<AgentStatus>,
     status_told: Option<Instant>,
     status_owed: bool,
+    heartbeat: Duration,
 }
 
 /// One host.
@@ -196,6 +197,7 @@ impl Agent {
     fn welcome(&mut self, welcome: Welcome) -> Vec<Out> {
         let Some(link) = &mut self.link else { return Vec::new() };
         link.epoch = Some(welcome.epoch);
+        link.heartbeat = Duration::from_millis(u64::from(welcome.heartbeat_ms) / 2);
         link.generation = 1;
         link.published.push_back((1, Vec::new(), 0));
         let upserts = self.running().map(|workload| text(&workload)).collect();
@@ -432,10 +434,10 @@ impl Agent {
         out
     }
 
-    /// When the status that is held back is due.
-    pub(crate) fn status_owed_at(&self) -> Option<Instant> {
-        let link = self.link.as_ref().filter(|link| link.status_owed)?;
-        link.status_told.map(|told| told + STATUS_EVERY)
+    /// When the next status is due: one that is held back, or a sign of life.
+    pub(crate) fn status_due(&self) -> Option<Instant> {
+        let link = self.link.as_ref()?;
+        Some(link.status_told? + if link.status_owed { STATUS_EVERY } else { link.heartbeat })
     }
 
     pub(crate) fn status(&mut self) -> Option<Out> {
@@ -446,10 +448,12 @@ impl Agent {
             ..AgentStatus::default()
         };
         let link = self.link.as_mut()?;
-        if link.last_status.as_ref() == Some(&status) {
+        let told = link.status_told.map(|told| told.elapsed());
+        link.status_owed = false;
+        if link.last_status.as_ref() == Some(&status) && told.is_some_and(|told| told < link.heartbeat) {
             return None;
         }
-        link.status_owed = link.status_told.is_some_and(|told| told.elapsed() < STATUS_EVERY);
+        link.status_owed = told.is_some_and(|told| told < STATUS_EVERY);
         if link.status_owed {
             return None;
         }

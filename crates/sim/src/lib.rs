@@ -199,6 +199,7 @@ impl Simulation {
         let differences = tokio::task::spawn_blocking(move || truth.compare(&ended)).await?;
         self.report.differences.extend(self.world.complaints());
         self.report.differences.extend(differences);
+        self.report.deferred = self.world.deferred.load(Relaxed);
         self.report.streams_lost = self.world.lost.load(Relaxed);
         Ok(self.report)
     }

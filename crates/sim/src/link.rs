@@ -60,11 +60,16 @@ pub(crate) async fn live(mut agent: Agent, mut commands: mpsc::Receiver<Command>
             }
             Err(status) => {
                 agent.disconnected();
-                agent.world.lost.fetch_add(1, Relaxed);
+                if bulkhead_wire::when_to_come_back(&status).is_some() {
+                    agent.world.deferred.fetch_add(1, Relaxed);
+                } else {
+                    agent.world.lost.fetch_add(1, Relaxed);
+                }
                 if status.code() != tonic::Code::Unavailable {
                     agent.world.complain(format!("{}: {status}", agent.host()));
                 }
-                let wait = retry(agent.number, attempt);
+                let told = bulkhead_wire::when_to_come_back(&status);
+                let wait = told.unwrap_or_else(|| retry(agent.number, attempt));
                 attempt += 1;
                 let wait = tokio::time::sleep(wait);
                 tokio::pin!(wait);
@@ -109,7 +114,7 @@ async fn converse(
                 let answers = agent.hears(body).map_err(|error| Status::internal(format!("{error:#}")))?;
                 answers.into_iter().try_for_each(|body| send(&outgoing, body))?;
             }
-            () = at(agent.status_owed_at()) => agent.status().into_iter().try_for_each(|body| send(&outgoing, body))?,
+            () = at(agent.status_due()) => agent.status().into_iter().try_for_each(|body| send(&outgoing, body))?,
             command = commands.recv() => match command {
                 Some(Command::Change(change, measured)) => {
                     let said = agent.change(&change, measured);

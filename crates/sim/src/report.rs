@@ -88,6 +88,8 @@ pub struct Report {
     pub reconnect_storm_seconds: f64,
     /// Streams that ended without being told to.
     pub streams_lost: u64,
+    /// Times that an agent was told to come back later, since others were told first.
+    pub deferred: u64,
     /// What differs from the repository, and what else must not be. Empty: all is well.
     pub differences: Vec<String>,
 }
@@ -136,7 +138,7 @@ impl Report {
                 ),
             ),
             ("all reconnect at once", format!("{:.1} s", self.reconnect_storm_seconds)),
-            ("streams lost", self.streams_lost.to_string()),
+            ("streams lost", format!("{}; told to come back later: {}", self.streams_lost, self.deferred)),
             (
                 "state",
                 match self.differences.len() {

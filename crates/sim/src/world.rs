@@ -30,6 +30,8 @@ pub(crate) struct World {
     pub(crate) turns: AtomicU64,
     /// Connections that broke because they were told to.
     pub(crate) broken: AtomicU64,
+    /// Times that an agent was told to come back later.
+    pub(crate) deferred: AtomicU64,
     /// Streams that ended without being told to.
     pub(crate) lost: AtomicU64,
     /// Whether bytes are counted.
@@ -65,6 +67,7 @@ impl World {
             activations: AtomicU64::new(0),
             turns: AtomicU64::new(0),
             broken: AtomicU64::new(0),
+            deferred: AtomicU64::new(0),
             lost: AtomicU64::new(0),
             counting: AtomicBool::new(false),
             concerned_bytes: AtomicU64::new(0),

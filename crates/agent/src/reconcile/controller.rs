@@ -180,7 +180,7 @@ impl Agent {
                         "a resource from the controller is not understood"
                     );
                     named.extend(self.resources.iter().filter(|key| key.to_string() == name).cloned());
-                    self.refused.insert(name, reason);
+                    self.refused.insert(name, format!("refused at revision {}: {reason}", heard.revision));
                 }
             }
         }
@@ -380,6 +380,7 @@ impl Agent {
             entries: self.entries_written,
         };
         let Some(link) = &mut self.link else { return };
+        link.status_owed = false;
         if link.last_status.as_ref() == Some(&status) {
             return;
         }

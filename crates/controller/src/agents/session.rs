@@ -15,10 +15,10 @@ use bulkhead_model::{Facts, Labels};
 use bulkhead_wire::proto::agent_message::Body as Incoming;
 use bulkhead_wire::proto::controller_message::Body;
 use bulkhead_wire::proto::{AgentMessage, ControllerMessage, Hello, Welcome};
-use bulkhead_wire::{PACKING, PROTOCOL, address_from_wire, proto};
+use bulkhead_wire::{PACKING, PROTOCOL, address_from_wire, come_back, proto};
 use futures::{FutureExt, StreamExt};
 use prost::Message;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tonic::{Status, Streaming};
 
 use super::inventory;
@@ -32,6 +32,10 @@ use crate::members::{SessionId, Subscriber};
 const HELLO_TIME_MAX: Duration = Duration::from_secs(10);
 /// Longest that an agent may leave its messages lying.
 const SEND_TIME_MAX: Duration = Duration::from_secs(10);
+/// Shortest time for which an agent is sent away when too many are being told what they lack, and what is added to it,
+/// another for each: in a second they all have been told.
+const AWAY_MIN: Duration = Duration::from_millis(200);
+const AWAY_SPREAD: Duration = Duration::from_millis(1000);
 /// Messages of an agent that are taken in before it is answered, if they are there already.
 const BURST_LEN_MAX: usize = 1024;
 
@@ -44,6 +48,14 @@ pub(super) async fn run(
     mut incoming: Streaming<AgentMessage>,
     outgoing: Outgoing,
 ) {
+    let Ok(syncing) = Arc::clone(&context.syncing).try_acquire_owned() else {
+        context.metrics.sessions_deferred.add(1);
+        let deferred =
+            come_back(away(context.metrics.sessions_deferred.value()), "other agents are being told first");
+        // It may be gone already.
+        let _ = outgoing.try_send(Err(deferred));
+        return;
+    };
     let (hello, admission) = match admit(&context, ends, &mut incoming).await {
         Ok(admitted) => admitted,
         Err(status) => {
@@ -68,10 +80,17 @@ pub(super) async fn run(
     let mut session =
         Session { context, id, host, subscriber, epoch_is_ours, pump, outgoing, unsaid: (0, 0) };
     let ended = tokio::select! {
-        ended = session.converse(&hello, &mut incoming) => ended,
+        ended = session.converse(&hello, &mut incoming, syncing) => ended,
         status = closed => Err(status.unwrap_or_else(|_gone| Status::aborted("the session was ended"))),
     };
     session.end(ended);
+}
+
+/// How long an agent that cannot be told now stays away: they come back spread over a second.
+fn away(number: u64) -> Duration {
+    // Steps by a number that shares no divisor with the spread.
+    let spread = u64::try_from(AWAY_SPREAD.as_millis()).unwrap_or(1);
+    AWAY_MIN + Duration::from_millis(number.wrapping_mul(389) % spread)
 }
 
 /// Hears who the agent is, and gives it a place.
@@ -116,10 +135,12 @@ impl Session {
         &mut self,
         hello: &Hello,
         incoming: &mut Streaming<AgentMessage>,
+        syncing: OwnedSemaphorePermit,
     ) -> Result<(), Status> {
         self.publish_host(hello).await?;
         self.welcome().await?;
         self.tell().await?;
+        drop(syncing);
         let mut shutdown = self.context.shutdown.clone();
         let lease = self.context.config.lease();
         let silence = tokio::time::sleep(lease);
@@ -128,6 +149,9 @@ impl Session {
             let message = tokio::select! {
                 message = incoming.message() => message?,
                 () = self.subscriber.wake.notified() => {
+                    if let Some(moment) = self.context.pace.wait() {
+                        tokio::time::sleep(moment).await;
+                    }
                     self.tell().await?;
                     continue;
                 }
@@ -218,6 +242,7 @@ impl Session {
         if messages.is_empty() {
             return Ok(());
         }
+        self.context.pace.told();
         for message in messages {
             self.send(message).await?;
         }

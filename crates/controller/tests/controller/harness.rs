@@ -111,6 +111,22 @@ impl Fixture {
         revision: u64,
         facts: &[(&str, &str)],
     ) -> Agent {
+        self.agent_accepting(host, epoch, revision, facts, &[]).await
+    }
+
+    /// An agent that knows nothing and reads packed snapshots.
+    pub(crate) async fn agent_that_unpacks(&self, host: &str) -> Agent {
+        self.agent_accepting(host, "", 0, &[], &[bulkhead_wire::PACKING]).await
+    }
+
+    async fn agent_accepting(
+        &self,
+        host: &str,
+        epoch: &str,
+        revision: u64,
+        facts: &[(&str, &str)],
+        accepts: &[&str],
+    ) -> Agent {
         let (up, messages) = mpsc::channel(64);
         let hello = Hello {
             protocol: bulkhead_wire::PROTOCOL,
@@ -118,6 +134,7 @@ impl Fixture {
             version: "0.1.0".into(),
             epoch: epoch.into(),
             revision,
+            accepts: accepts.iter().map(|one| (*one).into()).collect(),
             facts: facts.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect(),
             ..Hello::default()
         };
@@ -217,6 +234,11 @@ impl Agent {
     pub(crate) async fn hears_nothing(&mut self) {
         let message = tokio::time::timeout(QUIET, self.down.as_mut().unwrap().message()).await;
         assert!(message.is_err(), "{message:?}");
+    }
+
+    /// Subscribes without waiting for the answer.
+    pub(crate) async fn ask(&self, handle: u32, selector: &str) {
+        self.say(Up::Subscribe(Subscribe { handle, selector: selector.into(), revision: 0 })).await;
     }
 
     pub(crate) async fn subscribe(&mut self, selector: &str, revision: u64) -> Batch {

@@ -3,7 +3,7 @@
 use bulkhead_controller::{Config, StoreKind};
 use serde_json::json;
 
-use crate::harness::{Agent, Fixture, POLICY, config};
+use crate::harness::{Agent, Fixture, PATIENCE, POLICY, config};
 
 /// A fleet with one web workload on h2, read by h1 as of the answered epoch and revision.
 async fn fleet(fixture: &Fixture) -> (Agent, Agent, String, u64) {
@@ -75,4 +75,57 @@ async fn agents_resume_over_a_restart_of_the_controller() {
     assert!(!batch.members[0].snapshot);
     assert_eq!(batch.joins(), [("Workload/web3.h2", "h2")]);
     assert_eq!(fixture.get("/apis/bulkhead.dev/v1/policies").await["items"].as_array().unwrap().len(), 1);
+}
+
+/// More answers than the queue, the connection's window and both ends' buffers hold.
+const UNREAD: u32 = 15_000;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_reads_nothing_is_cut_off_and_resumes() {
+    let fixture = Fixture::new().await;
+    let (mut writer, mut reader, epoch, revision) = fleet(&fixture).await;
+    for number in 0..UNREAD {
+        reader.ask(number + 100, &format!("role == 'nobody-{number}'")).await;
+    }
+    let cut_off = async {
+        loop {
+            let (_, page) = fixture.call(hyper::Method::GET, "/metrics", String::new()).await;
+            if page.as_str().unwrap().contains("agent_sessions_cut_off_total 1") {
+                break;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE * 3, cut_off).await.expect("it must be cut off");
+    let status = loop {
+        if let Err(status) = reader.receive().await {
+            break status;
+        }
+    };
+    assert_ne!(status.code(), tonic::Code::Ok);
+
+    writer.publish(false, &[("web4.h2", "h2", json!({ "role": "web" }), "10.0.0.5")], &[]).await;
+    let mut reader = fixture.agent_at("h1", &epoch, revision).await;
+    reader.welcomed().await;
+    assert!(reader.batch().await.resources.is_empty(), "nothing has changed");
+    let batch = reader.subscribe("role == 'web'", revision).await;
+    assert!(!batch.members[0].snapshot);
+    assert_eq!(batch.joins(), [("Workload/web4.h2", "h2")]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_is_packed_for_those_who_can_read_it() {
+    let fixture = Fixture::new().await;
+    fixture.apply(POLICY).await;
+    let mut plain = fixture.agent_at("h1", "", 0).await;
+    plain.welcomed().await;
+    let plain: Vec<_> = plain.batch().await.resources;
+    assert!(plain.iter().all(|part| part.packed.is_empty()));
+    let mut packing = fixture.agent_that_unpacks("h2").await;
+    packing.welcomed().await;
+    let packed = packing.batch().await.resources;
+    assert!(packed[0].snapshot && packed.iter().all(|part| part.upserts.is_empty()));
+    let parts = packed.iter().filter(|part| !part.packed.is_empty());
+    let unpacked: Vec<_> = parts.flat_map(|part| bulkhead_wire::unpack(&part.packed).unwrap()).collect();
+    assert_eq!(unpacked, plain.into_iter().flat_map(|part| part.upserts).collect::<Vec<_>>());
 }
