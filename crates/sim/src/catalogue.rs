@@ -39,12 +39,15 @@ impl Shared {
     }
 }
 
+/// A label with a value.
+type Pair = (Arc<str>, Arc<str>);
+
 /// Everything that an agent knew at one time.
 #[derive(Debug, Default)]
 pub(crate) struct Set {
     pub(crate) objects: BTreeMap<ObjectKey, Arc<Shared>>,
     /// Objects for those who have this label with this value.
-    by_label: HashMap<(Arc<str>, Arc<str>), Vec<Arc<Shared>>>,
+    by_label: HashMap<Pair, Vec<Arc<Shared>>>,
     others: Vec<Arc<Shared>>,
 }
 

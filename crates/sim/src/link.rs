@@ -10,7 +10,7 @@ use bulkhead_wire::proto::{AgentMessage, ControllerMessage};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Status, Streaming};
+use tonic::{Code, Status, Streaming};
 
 use crate::agent::{Agent, Change};
 
@@ -65,7 +65,12 @@ pub(crate) async fn live(mut agent: Agent, mut commands: mpsc::Receiver<Command>
                 } else {
                     agent.world.lost.fetch_add(1, Relaxed);
                 }
-                if status.code() != tonic::Code::Unavailable {
+                // A connection may fail in a storm, or be reset when too many wait to be accepted.
+                let transient = matches!(
+                    status.code(),
+                    Code::Unavailable | Code::Unknown | Code::Cancelled | Code::Aborted
+                );
+                if !transient {
                     agent.world.complain(format!("{}: {status}", agent.host()));
                 }
                 let told = bulkhead_wire::when_to_come_back(&status);
