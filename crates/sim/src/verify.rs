@@ -189,3 +189,29 @@ fn parsed(items: &[Value]) -> anyhow::Result<Vec<Resource>> {
         |item: &Value| Resource::from_json(item).map_err(|problems| anyhow::anyhow!("{item}: {problems:?}"));
     items.iter().map(parse).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fleet::{Fleet, Slice};
+    use crate::world::World;
+
+    fn truth(workloads: &[Resource]) -> Truth {
+        let entities: Vec<Entity> = workloads.iter().filter_map(Entity::of).collect();
+        Truth { resources: BTreeMap::new(), entities, by_labels: HashMap::new() }
+    }
+
+    #[test]
+    fn a_repository_that_says_something_else_is_noticed() {
+        let world = Arc::new(World::new(Fleet::new(4, 20, 0), "http://127.0.0.1:1".into()));
+        let number = world.fleet.host_of(Slice(1));
+        let agent = Agent::new(number, world, [Slice(1)], true);
+        let mut workloads: Vec<Resource> = agent.running().collect();
+        let agents = [agent];
+        assert_eq!(truth(&workloads).compare(&agents), Vec::<String>::new());
+        workloads.pop();
+        let differences = truth(&workloads).compare(&agents);
+        assert_eq!(differences.len(), 1, "{differences:?}");
+        assert!(differences[0].ends_with("the repository's 4 workloads are not its 5"), "{differences:?}");
+    }
+}

@@ -207,6 +207,12 @@ impl Agent {
         Ok(message.expect("a message must come")?.expect("the stream must go on").body.unwrap())
     }
 
+    /// Reads until the stream ends, with a reason or without.
+    pub(crate) async fn ended(&mut self) {
+        let down = self.down.as_mut().unwrap();
+        while let Ok(Some(_)) = tokio::time::timeout(PATIENCE, down.message()).await.expect("it must end") {}
+    }
+
     pub(crate) async fn welcomed(&mut self) -> proto::Welcome {
         match self.receive().await.unwrap() {
             Down::Welcome(welcome) => welcome,
