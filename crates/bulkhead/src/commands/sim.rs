@@ -36,12 +36,15 @@ pub(crate) async fn sim(common: &Common, args: &SimArgs) -> Result<(), Failure> 
     };
     let (stop, stopped) = watch::channel(false);
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for signals")?;
+    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for signals")?;
     let simulation = bulkhead_sim::run(config, stopped);
     tokio::pin!(simulation);
     let mut asked = false;
     let report = loop {
         tokio::select! {
             report = &mut simulation => break report?,
+            // The controller ends with the simulation.
+            _ = terminate.recv() => return Err(Failure::No(None)),
             _ = interrupt.recv() => {
                 if asked {
                     return Err(Failure::No(None));
