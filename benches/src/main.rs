@@ -18,6 +18,7 @@ mod customers;
 mod engine_speed;
 mod entries;
 mod fixtures;
+mod fleet;
 mod flood;
 mod guard_speed;
 mod index_speed;
@@ -43,8 +44,8 @@ struct Arguments {
     /// Fewer and shorter rounds: less than a minute, and noisier.
     #[arg(long)]
     quick: bool,
-    /// Only this measurement (may be repeated): small, guard, entries, text, resolve, index, engine, customers, packets,
-    /// plan, change, flood, scale, traffic.
+    /// Only this measurement (may be repeated): small, guard, entries, text, resolve, index, engine, customers, fleet,
+    /// packets, plan, change, flood, scale, traffic; fleet-full only by this.
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
     /// Where the numbers go.
@@ -79,10 +80,13 @@ impl Effort {
 const BODIES: &[&[(&str, child::Body)]] =
     &[text::BODIES, resolve::BODIES, index_speed::BODIES, engine_speed::BODIES, customers::BODIES];
 
+/// What takes too long to be among the others: measured only by name.
+const BY_NAME: [(&str, Measurement); 1] = [("fleet-full", fleet::measure_full)];
+
 type Measurement = fn(Effort) -> anyhow::Result<Vec<Line>>;
 
 /// Quick ones first, so that a mistake shows early.
-const MEASUREMENTS: [(&str, Measurement); 14] = [
+const MEASUREMENTS: [(&str, Measurement); 15] = [
     ("small", small::measure),
     ("guard", guard_speed::measure),
     ("entries", entries::measure),
@@ -91,6 +95,7 @@ const MEASUREMENTS: [(&str, Measurement); 14] = [
     ("index", index_speed::measure),
     ("engine", engine_speed::measure),
     ("customers", customers::measure),
+    ("fleet", fleet::measure),
     ("packets", packets::measure),
     ("plan", plan::measure),
     ("change", change::measure),
@@ -121,9 +126,9 @@ fn main() -> ExitCode {
 }
 
 fn all(arguments: &Arguments) -> anyhow::Result<()> {
-    let known = |name: &String| MEASUREMENTS.iter().any(|(known, _)| known == name);
+    let known = |name: &String| MEASUREMENTS.iter().chain(&BY_NAME).any(|(known, _)| known == name);
     if let Some(unknown) = arguments.only.iter().find(|name| !known(name)) {
-        let names: Vec<_> = MEASUREMENTS.iter().map(|(name, _)| *name).collect();
+        let names: Vec<_> = MEASUREMENTS.iter().chain(&BY_NAME).map(|(name, _)| *name).collect();
         bail!("there is no measurement {unknown:?}: there are {}", names.join(", "));
     }
     if !rustix::process::geteuid().is_root() {
@@ -136,10 +141,10 @@ fn all(arguments: &Arguments) -> anyhow::Result<()> {
     let effort = Effort { quick: arguments.quick };
     let (mut lines, mut failed) = (Vec::new(), Vec::new());
     let started = Instant::now();
-    for (name, measure) in MEASUREMENTS {
-        if !arguments.only.is_empty() && !arguments.only.iter().any(|only| only == name) {
-            continue;
-        }
+    let named = |name: &str| arguments.only.iter().any(|only| only == name);
+    let by_name = BY_NAME.into_iter().filter(|(name, _)| named(name));
+    let others = MEASUREMENTS.into_iter().filter(|(name, _)| arguments.only.is_empty() || named(name));
+    for (name, measure) in others.chain(by_name) {
         eprintln!("{name} ({:.0} s so far)", started.elapsed().as_secs_f64());
         match measure(effort) {
             Ok(measured) => lines.extend(measured),

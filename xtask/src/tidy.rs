@@ -15,7 +15,7 @@ const MERGE_MARKS: [&str; 2] = ["<<<<<<< ", ">>>>>>> "];
 const FILE_LINES_MAX: usize = 500;
 
 /// The allowed directions. A crate that is not listed may depend on none of ours.
-const MAY_DEPEND_ON: [(&str, &[&str]); 10] = [
+const MAY_DEPEND_ON: [(&str, &[&str]); 11] = [
     ("bulkhead-engine", &["bulkhead-model"]),
     ("bulkhead-wire", &["bulkhead-model"]),
     ("bulkhead-dataplane", &["bulkhead-model"]),
@@ -37,6 +37,7 @@ const MAY_DEPEND_ON: [(&str, &[&str]); 10] = [
             "bulkhead-wire",
         ],
     ),
+    ("bulkhead-sim", &["bulkhead-model", "bulkhead-engine", "bulkhead-identity", "bulkhead-wire"]),
     (
         "bulkhead",
         &[
@@ -48,6 +49,7 @@ const MAY_DEPEND_ON: [(&str, &[&str]); 10] = [
             "bulkhead-ebpf",
             "bulkhead-identity",
             "bulkhead-nft",
+            "bulkhead-sim",
             "bulkhead-store",
         ],
     ),

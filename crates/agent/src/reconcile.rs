@@ -193,6 +193,7 @@ impl Agent {
                 }
                 () = readable(events.as_ref()) => self.collect_events(),
                 _ = sweep.tick() => self.sweep(),
+                () = controller::at(self.status_owed_at()) => self.tell_status(),
                 _ = retry.tick() => {
                     self.engine.set_now(now());
                     self.dirty |= self.engine.needs_flush();

@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use bulkhead_model::Facts;
 use bulkhead_wire::proto::agent_message::Body;
+use bulkhead_wire::proto::controller_message::Body as In;
 use bulkhead_wire::proto::distribution_client::DistributionClient;
 use bulkhead_wire::proto::{AgentMessage, ControllerMessage, Hello};
-use bulkhead_wire::{MESSAGE_BYTES_MAX, PROTOCOL, address_to_wire};
+use bulkhead_wire::{MESSAGE_BYTES_MAX, PACKING, PROTOCOL, address_to_wire, unpack, when_to_come_back};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -72,12 +73,15 @@ pub(crate) fn spawn(
         let mut attempt = 0u32;
         loop {
             let place = (&*config, &*membership);
-            let reason = match converse(place, &facts, &input, &hello, &mut attempt).await {
-                Ok(()) => "the controller closed the stream".to_owned(),
-                Err(status) => describe(&status),
+            let (reason, told) = match converse(place, &facts, &input, &hello, &mut attempt).await {
+                Ok(()) => ("the controller closed the stream".to_owned(), None),
+                Err(status) => (describe(&status), when_to_come_back(&status)),
             };
-            membership.try_another();
-            let retry = back_off(&config.host, attempt);
+            // Who is busy is asked again; who is gone is not.
+            if told.is_none() {
+                membership.try_another();
+            }
+            let retry = told.unwrap_or_else(|| back_off(&config.host, attempt));
             attempt = attempt.saturating_add(1);
             let lost = SessionEvent::Lost { reason, retry };
             if input.send(Input::Session(lost)).await.is_err() {
@@ -112,6 +116,7 @@ async fn converse(
             .into_iter()
             .map(|address| address_to_wire(address).into())
             .collect(),
+        accepts: vec![PACKING.into()],
     };
     let first = AgentMessage { body: Some(Body::Hello(hello)) };
     outgoing.send(first).await.map_err(|_closed| tonic::Status::internal("stream closed"))?;
@@ -119,8 +124,14 @@ async fn converse(
     if input.send(Input::Session(SessionEvent::Connected(outgoing))).await.is_err() {
         return Ok(());
     }
-    while let Some(message) = stream.message().await? {
+    while let Some(mut message) = stream.message().await? {
         *attempt = 0;
+        if let Some(In::Resources(resources)) = &mut message.body {
+            // What cannot be read must not count as told: the stream ends, and what is known stays.
+            let packed = std::mem::take(&mut resources.packed);
+            let more = if packed.is_empty() { Ok(Vec::new()) } else { unpack(&packed) };
+            resources.upserts.extend(more.map_err(|error| tonic::Status::data_loss(error.to_string()))?);
+        }
         if input.send(Input::Session(SessionEvent::Message(message))).await.is_err() {
             return Ok(());
         }

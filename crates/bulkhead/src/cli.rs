@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 mod changes;
 mod checks;
 mod daemons;
+mod fleet;
 mod identities;
 mod stores;
 
@@ -20,6 +21,7 @@ pub(crate) use daemons::{
     AgentArgs, AgentSettings, ControllerArgs, ControllerSettings, DataplaneName, LogArgs, LogFormat, Posture,
     StandaloneArgs,
 };
+pub(crate) use fleet::{SimArgs, SimStore};
 pub(crate) use identities::{CertificateArgs, CertificateCommand, InitArgs, TokenArgs, TokenCommand};
 pub(crate) use stores::{EtcdArgs, StoreArgs, StoreCommand, StoreSettings};
 
@@ -152,6 +154,8 @@ pub(crate) enum Command {
     Plan,
     /// Look into this host's kernel tables, beside what they should say
     Dataplane(DataplaneArgs),
+    /// Simulate a fleet: thousands of agents against a real controller, and what that costs
+    Sim(SimArgs),
     /// Print a completion script for a shell
     Completion {
         /// The shell

@@ -22,6 +22,7 @@ pub(crate) mod get;
 pub(crate) mod history;
 pub(crate) mod identities;
 pub(crate) mod lint;
+pub(crate) mod sim;
 pub(crate) mod status;
 pub(crate) mod store;
 pub(crate) mod test;

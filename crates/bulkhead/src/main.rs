@@ -70,6 +70,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Describe(args) => commands::describe::describe(&common, &args).await,
         Command::Explain(args) => commands::explain::explain(&common, &args).await,
         Command::Decide(args) => commands::decide::decide(&common, &args),
+        Command::Sim(args) => commands::sim::sim(&common, &args).await,
         Command::Test(args) => commands::test::test(&common, &args),
         Command::Lint(args) => commands::lint::lint(&common, &args),
         Command::Convert(args) => commands::convert::convert(&common, &args),

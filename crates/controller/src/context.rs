@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::sync::{Semaphore, watch};
 
 use crate::access::{Grants, Trust};
-use crate::agents::Registry;
+use crate::agents::{Pace, Registry};
 use crate::api::Rates;
 use crate::audit::Audit;
 use crate::config::Config;
@@ -17,6 +17,10 @@ use crate::repository::Repository;
 pub(crate) const STREAMS_MAX: usize = 4096;
 /// Most evaluations and searches at once.
 pub(crate) const SEARCHES_MAX: usize = 4;
+
+/// Most agents that are told at the same time what they lack when they connect. Each takes a transaction for its host and up
+/// to a snapshot of all policies: so many fill the store's groups, and their snapshots are far below a tenth of the memory.
+pub(crate) const SYNCING_MAX: usize = 256;
 
 /// Shared by the API, the agents' sessions and the background tasks.
 #[derive(Debug)]
@@ -36,6 +40,10 @@ pub(crate) struct Context {
     pub(crate) streams: Arc<Semaphore>,
     /// Evaluations and searches that take memory or a thread of their own; others wait.
     pub(crate) searches: Semaphore,
+    /// Agents that are being told what they lack when they connect: each holds one until it has been told, and the others
+    /// are sent away for a moment.
+    pub(crate) syncing: Arc<Semaphore>,
+    pub(crate) pace: Pace,
     /// Becomes true when everything is to stop.
     pub(crate) shutdown: watch::Receiver<bool>,
 }

@@ -43,7 +43,7 @@ use std::time::{Duration, SystemTime};
 
 use bulkhead_identity::{Credentials, Identity};
 use bulkhead_store::StoreError;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::{JoinError, JoinSet};
 
@@ -52,10 +52,10 @@ pub use audit::{AuditError, verify as verify_audit};
 pub use config::{Config, EtcdConfig, StoreKind};
 
 use access::{Grants, Trust};
-use agents::Registry;
+use agents::{Pace, Registry};
 use api::Rates;
 use audit::Audit;
-use context::{Context, SEARCHES_MAX, STREAMS_MAX};
+use context::{Context, SEARCHES_MAX, STREAMS_MAX, SYNCING_MAX};
 use flows::Flows;
 use metrics::Metrics;
 use repository::Repository;
@@ -123,8 +123,8 @@ pub struct Controller {
 /// # Errors
 /// If the repository, the flow records or a listener cannot be opened.
 pub async fn start(config: Config) -> Result<Controller, Error> {
-    let api = listen(config.listen_api, "operators").await?;
-    let agents = listen(config.listen_agents, "agents").await?;
+    let api = listen(config.listen_api, "operators")?;
+    let agents = listen(config.listen_agents, "agents")?;
     let (stop, shutdown) = watch::channel(false);
     let bound = |listener: &TcpListener, address| listener.local_addr().unwrap_or(address);
     let api_address = bound(&api, config.listen_api);
@@ -283,10 +283,22 @@ async fn open(config: Config, trust: Trust, shutdown: watch::Receiver<bool>) -> 
         started_ms,
         streams: Arc::new(Semaphore::new(STREAMS_MAX)),
         searches: Semaphore::new(SEARCHES_MAX),
+        syncing: Arc::new(Semaphore::new(SYNCING_MAX)),
+        pace: Pace::default(),
         shutdown,
     })
 }
 
-async fn listen(address: SocketAddr, purpose: &'static str) -> Result<TcpListener, Error> {
-    TcpListener::bind(address).await.map_err(|source| Error::Listen { address, purpose, source })
+/// Connections that wait to be accepted, as far as the kernel lets us (`net.core.somaxconn`): a whole fleet may come back at
+/// once, and whoever finds no place is reset or tries again after a second.
+const BACKLOG: u32 = 16_384;
+
+fn listen(address: SocketAddr, purpose: &'static str) -> Result<TcpListener, Error> {
+    let bind = || {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        socket.set_reuseaddr(true)?;
+        socket.bind(address)?;
+        socket.listen(BACKLOG)
+    };
+    bind().map_err(|source| Error::Listen { address, purpose, source })
 }

@@ -4,10 +4,10 @@
 //! selector has a bounded log of the entities that joined, changed or left, from which its subscribers catch
 //! up at their own pace, and a list of subscribers, so that nobody else is woken.
 
-use std::collections::{BTreeSet, HashMap};
-use std::sync::Arc;
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use bulkhead_engine::{MemberIndex, SelectorId};
+use bulkhead_engine::{MemberIndex, MemberRef, SelectorId};
 use bulkhead_model::ports::NamedPort;
 use bulkhead_model::{Entity, Prefix, Selector};
 use tokio::sync::Notify;
@@ -29,6 +29,28 @@ pub(crate) struct Subscriber {
     pub(crate) host: Arc<str>,
     /// To be rung when something concerns it.
     pub(crate) wake: Notify,
+    /// Selectors of its own whose members have changed since it was last told. Never more than it has subscribed to.
+    changed: Mutex<HashSet<SelectorId>>,
+}
+
+impl Subscriber {
+    pub(crate) fn new(id: SessionId, host: Arc<str>) -> Self {
+        Self { id, host, wake: Notify::new(), changed: Mutex::default() }
+    }
+
+    /// Notes that a selector's members have changed, and rings unless that is done already.
+    fn note(&self, selector: SelectorId) {
+        let mut changed = self.changed.lock().unwrap_or_else(PoisonError::into_inner);
+        if changed.insert(selector) {
+            self.wake.notify_one();
+        }
+    }
+
+    /// The selectors whose members have changed; from then on none has. To be called with the view locked, as of which it
+    /// is told.
+    pub(crate) fn take_changed(&self) -> HashSet<SelectorId> {
+        std::mem::take(&mut *self.changed.lock().unwrap_or_else(PoisonError::into_inner))
+    }
 }
 
 /// A member as agents hear of it.
@@ -39,6 +61,17 @@ pub(crate) struct Member {
     pub(crate) prefixes: Arc<[Prefix]>,
     /// Ports that it gives names to.
     pub(crate) ports: Arc<[NamedPort]>,
+}
+
+impl From<MemberRef<'_>> for Member {
+    fn from(member: MemberRef<'_>) -> Self {
+        Self {
+            entity: Arc::clone(member.entity),
+            host: member.host.cloned(),
+            prefixes: Arc::clone(member.prefixes),
+            ports: Arc::clone(member.ports),
+        }
+    }
 }
 
 /// The hosts that an entity was and is on (network sets: none).
@@ -90,7 +123,7 @@ impl Members {
         let Some(in_force) = self.in_force.get_mut(&id) else { return };
         in_force.log.push(revision, Arc::clone(name));
         for subscriber in in_force.subscribers.values().filter(|subscriber| !hosts.only(&subscriber.host)) {
-            subscriber.wake.notify_one();
+            subscriber.note(id);
         }
     }
 
@@ -131,12 +164,7 @@ impl Members {
             .index
             .members(id)
             .filter(|member| member.host.map(|on| &**on) != Some(host))
-            .map(|member| Member {
-                entity: Arc::clone(member.entity),
-                host: member.host.cloned(),
-                prefixes: Arc::clone(member.prefixes),
-                ports: Arc::clone(member.ports),
-            })
+            .map(Member::from)
             .collect();
         members.sort_unstable_by(|a, b| a.entity.cmp(&b.entity));
         members
@@ -147,9 +175,19 @@ impl Members {
         self.in_force.get(&id)?.log.since(revision)
     }
 
-    /// The selector in force under an id.
-    pub(crate) fn selector(&self, id: SelectorId) -> Option<&Selector> {
-        self.index.selector(id)
+    /// One member of a selector, if it is one now.
+    pub(crate) fn member(&self, id: SelectorId, name: &str) -> Option<Member> {
+        self.index.member(id, name).map(Member::from)
+    }
+
+    /// The host of an entity that is known, if it has one.
+    pub(crate) fn host_of(&self, name: &str) -> Option<Option<&Arc<str>>> {
+        self.index.host_of(name)
+    }
+
+    /// Whether a selector has more members than that.
+    pub(crate) fn has_more_than(&self, id: SelectorId, number: usize) -> bool {
+        self.index.members(id).nth(number).is_some()
     }
 
     /// Selectors in force.

@@ -38,6 +38,8 @@ pub(crate) struct Metrics {
     pub(crate) sessions_opened: Counter,
     pub(crate) sessions_cut_off: Counter,
     pub(crate) sessions_replaced: Counter,
+    /// Sent away for a moment, since others were being told what they lack.
+    pub(crate) sessions_deferred: Counter,
     pub(crate) workloads_refused: Counter,
     pub(crate) hosts_expired: Counter,
     /// Changes undone, and objects that this left as they were.

@@ -13,6 +13,7 @@ mod log;
 mod rollback;
 mod view;
 mod write;
+mod written;
 
 use std::sync::{Arc, Mutex as Lock, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
@@ -21,6 +22,7 @@ use bulkhead_model::{ObjectKey, Resource};
 use bulkhead_store::{
     Applied, Op, OpKind, Precondition, Revision, Store, StoreError, Transaction, random_id,
 };
+use bytes::Bytes;
 use tokio::sync::{Mutex, Notify, watch};
 
 use crate::clock;
@@ -47,6 +49,7 @@ pub(crate) struct Repository {
     revision: watch::Sender<u64>,
     history: RwLock<History>,
     operator_writes: Mutex<()>,
+    written: written::Written,
     confirmations: Lock<confirm::Confirmations>,
     /// Somebody else's deadline may be the next.
     pub(crate) confirmations_changed: Notify,
@@ -65,6 +68,7 @@ impl Repository {
             revision,
             history,
             operator_writes: Mutex::new(()),
+            written: written::Written::default(),
             confirmations,
             confirmations_changed: Notify::new(),
         })
@@ -113,34 +117,43 @@ impl Repository {
         upserts: Vec<Resource>,
         removes: Vec<ObjectKey>,
     ) -> Result<Applied, StoreError> {
-        let transaction = self.publication(upserts, removes);
+        let (transaction, written) = self.publication(upserts, removes);
         if transaction.ops.is_empty() {
             return Ok(Applied { revision: Revision(self.view().revision), changed: false });
         }
-        let applied = self.store.apply(transaction).await?;
-        self.wait_for(applied.revision.0).await;
-        Ok(applied)
+        let keys: Vec<String> = written.iter().map(|(key, ..)| key.clone()).collect();
+        self.written.expect(written);
+        let applied = self.store.apply(transaction).await;
+        if let Ok(applied) = &applied {
+            self.wait_for(applied.revision.0).await;
+        }
+        self.written.forget(&keys);
+        applied
     }
 
-    /// The transaction of [`Repository::publish`].
-    pub(crate) fn publication(&self, upserts: Vec<Resource>, removes: Vec<ObjectKey>) -> Transaction {
+    /// The transaction of [`Repository::publish`], and the objects that it puts, with their keys and bytes.
+    pub(crate) fn publication(
+        &self,
+        upserts: Vec<Resource>,
+        removes: Vec<ObjectKey>,
+    ) -> (Transaction, Vec<(String, Bytes, Resource)>) {
         let mut transaction = Transaction::new();
-        {
-            let view = self.view();
-            for resource in upserts {
-                let before = view.get(&resource.key()).cloned();
-                if before.as_ref().is_some_and(|before| before.resource.says_the_same(&resource)) {
-                    continue;
-                }
-                let resource = stamp(resource, before.as_deref());
-                let key = keys::store_key(&resource.key());
-                transaction = transaction.put(key, keys::encode(&resource), Precondition::Any);
+        let mut written = Vec::with_capacity(upserts.len());
+        for resource in upserts {
+            // Held for each alone: the feeder waits for this lock.
+            let before = self.view().get(&resource.key()).cloned();
+            if before.as_ref().is_some_and(|before| before.resource.says_the_same(&resource)) {
+                continue;
             }
+            let resource = stamp(resource, before.as_deref());
+            let (key, bytes) = (keys::store_key(&resource.key()), keys::encode(&resource));
+            transaction = transaction.put(key.as_str(), bytes.clone(), Precondition::Any);
+            written.push((key, bytes, resource));
         }
         for key in removes {
             transaction = transaction.delete(keys::store_key(&key), Precondition::Any);
         }
-        transaction
+        (transaction, written)
     }
 }
 
@@ -152,7 +165,7 @@ fn stamp(mut resource: Resource, before: Option<&Object>) -> Resource {
         Some(before) => {
             let metadata = before.resource.metadata();
             let generation = metadata.generation.unwrap_or(1);
-            let same_spec = before.resource.to_json()["spec"] == resource.to_json()["spec"];
+            let same_spec = same_spec(&before.resource, &resource);
             (
                 metadata.uid.clone(),
                 metadata.creation_timestamp.clone(),
@@ -169,6 +182,14 @@ fn stamp(mut resource: Resource, before: Option<&Object>) -> Resource {
     resource
 }
 
+fn same_spec(before: &Resource, after: &Resource) -> bool {
+    match (before, after) {
+        // By far the most.
+        (Resource::Workload(before), Resource::Workload(after)) => before.spec == after.spec,
+        _ => before.to_json()["spec"] == after.to_json()["spec"],
+    }
+}
+
 #[cfg(test)]
 impl Repository {
     /// Takes in what the store has beyond the view, as the feeder would.
@@ -180,7 +201,7 @@ impl Repository {
             if commits.is_empty() {
                 return;
             }
-            let changes = view::decode(&commits);
+            let changes = view::decode(&commits, keys::decode);
             self.view_mut().commit(changes, watch.position().0, 1);
         }
     }

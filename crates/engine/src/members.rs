@@ -244,6 +244,20 @@ impl MemberIndex {
         })
     }
 
+    /// One member of a selector, if it is one now.
+    pub fn member(&self, id: SelectorId, name: &str) -> Option<MemberRef<'_>> {
+        let (entity, known) = self.entities.get_key_value(name)?;
+        let shared = self.sets.get(&known.set).is_some_and(|set| set.matched.iter().any(|one| *one == id));
+        let (prefixes, host, ports) = (&known.prefixes, known.host.as_ref(), &known.ports);
+        let member = shared || known.matched_alone.contains(&id);
+        member.then_some(MemberRef { entity, prefixes, host, ports })
+    }
+
+    /// The host of an entity that is known, if it has one.
+    pub fn host_of(&self, name: &str) -> Option<Option<&Arc<str>>> {
+        self.entities.get(name).map(|known| known.host.as_ref())
+    }
+
     /// Adds or replaces an entity and answers what that means to every selector asked for.
     pub fn upsert(&mut self, entity: &Entity) -> Vec<MemberChange> {
         let name = &entity.name;

@@ -217,6 +217,13 @@ impl Resource {
 
     /// Whether labels, annotations and spec say the same, whatever the repository set.
     pub fn says_the_same(&self, other: &Self) -> bool {
+        if let (Self::Workload(one), Self::Workload(two)) = (self, other) {
+            // By far the most, and without copies.
+            let (before, after) = (&one.metadata, &two.metadata);
+            return one.spec == two.spec
+                && (&before.name, &before.namespace) == (&after.name, &after.namespace)
+                && (&before.labels, &before.annotations) == (&after.labels, &after.annotations);
+        }
         let plain = |resource: &Self| {
             let mut plain = resource.clone();
             let metadata = plain.metadata_mut();

@@ -18,12 +18,19 @@ pub mod proto {
     include!(concat!(env!("OUT_DIR"), "/bulkhead.wire.v1.rs"));
 }
 
+#[cfg(feature = "service")]
+mod come_back;
 mod convert;
+mod pack;
 
+#[cfg(feature = "service")]
+pub use come_back::{COME_BACK_MAX, come_back, when_to_come_back};
 pub use convert::{
     InvalidPrefix, address_from_wire, address_to_wire, port_from_wire, port_to_wire, prefix_from_wire,
     prefix_to_wire,
 };
+
+pub use pack::{PACKED_BYTES_MAX, PACKING, Unreadable, pack, unpack};
 
 /// Version of the protocol. A peer that names another is refused.
 pub const PROTOCOL: u32 = 1;

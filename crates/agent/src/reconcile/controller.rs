@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bulkhead_engine::Member;
 use bulkhead_model::{Entity, Kind, ObjectKey, Resource, Selector};
@@ -38,7 +38,22 @@ pub(super) struct Link {
     generation: u64,
     last_status: Option<AgentStatus>,
     status_due: Instant,
+    status_told: Instant,
+    /// A status is held back since only its revision is another.
+    status_owed: bool,
     heartbeat_ms: u64,
+}
+
+/// A status that differs from the last one in nothing but how far it is waits until this long after it: in a busy fleet
+/// one for each change would be as many messages as the changes themselves.
+const STATUS_EVERY: Duration = Duration::from_millis(500);
+
+/// Completes then, or never.
+pub(super) async fn at(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment.into()).await,
+        None => std::future::pending().await,
+    }
 }
 
 impl Agent {
@@ -57,6 +72,8 @@ impl Agent {
                     generation: 0,
                     last_status: None,
                     status_due: Instant::now(),
+                    status_told: Instant::now(),
+                    status_owed: false,
                     heartbeat_ms: 10_000,
                 });
             }
@@ -163,7 +180,7 @@ impl Agent {
                         "a resource from the controller is not understood"
                     );
                     named.extend(self.resources.iter().filter(|key| key.to_string() == name).cloned());
-                    self.refused.insert(name, reason);
+                    self.refused.insert(name, format!("refused at revision {}: {reason}", heard.revision));
                 }
             }
         }
@@ -340,6 +357,11 @@ impl Agent {
         }
     }
 
+    /// When the status that is held back is due.
+    pub(super) fn status_owed_at(&self) -> Option<Instant> {
+        self.link.as_ref().filter(|link| link.status_owed).map(|link| link.status_told + STATUS_EVERY)
+    }
+
     /// Sends the status if it is another than the last.
     pub(super) fn tell_status(&mut self) {
         if self.link.as_ref().is_none_or(|link| link.epoch.is_none()) {
@@ -358,11 +380,23 @@ impl Agent {
             entries: self.entries_written,
         };
         let Some(link) = &mut self.link else { return };
+        link.status_owed = false;
         if link.last_status.as_ref() == Some(&status) {
             return;
         }
+        let how_far = |last: &AgentStatus| AgentStatus {
+            revision: status.revision,
+            entries: status.entries,
+            ..last.clone()
+        };
+        let waits = link.last_status.as_ref().is_some_and(|last| how_far(last) == status);
+        link.status_owed = waits && link.status_told.elapsed() < STATUS_EVERY;
+        if link.status_owed {
+            return;
+        }
+        link.status_told = Instant::now();
         link.last_status = Some(status.clone());
-        link.status_due = Instant::now() + std::time::Duration::from_millis(link.heartbeat_ms / 2);
+        link.status_due = Instant::now() + Duration::from_millis(link.heartbeat_ms / 2);
         self.send(Out::Status(status));
     }
 }

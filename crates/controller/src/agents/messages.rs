@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bulkhead_model::ObjectKey;
 use bulkhead_wire::proto::controller_message::Body;
-use bulkhead_wire::{port_to_wire, prefix_to_wire, proto};
+use bulkhead_wire::{pack, port_to_wire, prefix_to_wire, proto};
 use bytes::Bytes;
 
 use crate::members::Member;
@@ -12,6 +12,9 @@ use crate::members::Member;
 /// Objects in a message are cut off at this size; far below [`bulkhead_wire::MESSAGE_BYTES_MAX`], so that
 /// one message never holds up the stream for long.
 const CHUNK_BYTES: usize = 1 << 20;
+/// Objects that are packed together are cut off at this size before they are: a tenth of it and less afterwards. The
+/// buffer that a connection keeps is as large as its largest message.
+const PACKED_TOGETHER_BYTES: usize = 1 << 18;
 /// Members in one message.
 const CHUNK_MEMBERS: usize = 4096;
 
@@ -23,7 +26,8 @@ pub(super) fn resources(
     removes: Vec<ObjectKey>,
 ) -> Vec<Body> {
     let removes = removes.into_iter().map(object_key).collect();
-    let mut messages = vec![proto::Resources { snapshot, revision, upserts: Vec::new(), removes }];
+    let first = proto::Resources { snapshot, revision, removes, ..Default::default() };
+    let mut messages = vec![first];
     let mut bytes = 0;
     for upsert in upserts {
         bytes += upsert.len();
@@ -36,6 +40,32 @@ pub(super) fn resources(
         }
     }
     messages.into_iter().map(Body::Resources).collect()
+}
+
+/// Objects that all agents are told alike, packed once for all of them.
+pub(crate) fn packed(objects: impl IntoIterator<Item = Bytes>) -> Vec<Bytes> {
+    let (mut parts, mut together, mut bytes) = (Vec::new(), Vec::new(), 0);
+    for object in objects {
+        bytes += object.len();
+        together.push(object);
+        if bytes >= PACKED_TOGETHER_BYTES {
+            parts.push(pack(std::mem::take(&mut together)));
+            bytes = 0;
+        }
+    }
+    if !together.is_empty() {
+        parts.push(pack(together));
+    }
+    parts
+}
+
+/// A snapshot of packed objects and such that this agent alone is told.
+pub(super) fn packed_resources(revision: u64, parts: &[Bytes], own: Vec<Bytes>) -> Vec<Body> {
+    let mut messages = resources(true, revision, own, Vec::new());
+    let parts =
+        parts.iter().map(|part| proto::Resources { revision, packed: part.clone(), ..Default::default() });
+    messages.extend(parts.map(Body::Resources));
+    messages
 }
 
 fn object_key(key: ObjectKey) -> proto::ObjectKey {

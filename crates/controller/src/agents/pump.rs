@@ -1,6 +1,6 @@
 //! What an agent has to be told: computed from the view as of one revision, whenever something concerns it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use bulkhead_engine::SelectorId;
@@ -19,10 +19,9 @@ const SUBSCRIPTIONS_MAX: usize = 20_000;
 #[derive(Debug)]
 struct Subscription {
     selector: SelectorId,
-    /// The agent knows the members as of this revision; `None`: nothing.
+    /// The agent knows the members as of this revision, and of a later one if nothing has changed until then; `None`:
+    /// nothing.
     known: Option<u64>,
-    /// Whether it must be answered even if nothing changed.
-    unanswered: bool,
 }
 
 /// How far an agent has been told.
@@ -32,14 +31,28 @@ pub(super) struct Pump {
     /// It knows tiers and policies as of this revision; `None`: nothing.
     resources_known: Option<u64>,
     subscriptions: HashMap<u32, Subscription>,
+    /// Subscriptions of each selector: mostly one.
+    by_selector: HashMap<SelectorId, Vec<u32>>,
+    /// Subscriptions that have not been answered yet.
+    new: BTreeSet<u32>,
+    /// Whether it can read packed resources.
+    unpacks: bool,
     /// Whether it waits for a barrier even if there is nothing before it.
     unanswered: bool,
 }
 
 impl Pump {
     /// For an agent that says it knows everything up to `resources_known`.
-    pub(super) fn new(subscriber: Arc<Subscriber>, resources_known: Option<u64>) -> Self {
-        Self { subscriber, resources_known, subscriptions: HashMap::new(), unanswered: true }
+    pub(super) fn new(subscriber: Arc<Subscriber>, resources_known: Option<u64>, unpacks: bool) -> Self {
+        Self {
+            subscriber,
+            resources_known,
+            subscriptions: HashMap::new(),
+            by_selector: HashMap::new(),
+            new: BTreeSet::new(),
+            unpacks,
+            unanswered: true,
+        }
     }
 
     pub(super) fn subscriptions(&self) -> usize {
@@ -66,14 +79,22 @@ impl Pump {
             .map_err(|error| Status::invalid_argument(format!("subscription {handle}: {error}")))?;
         let revision = view.revision;
         let selector = view.members.subscribe(&selector, &self.subscriber, revision);
-        self.subscriptions.insert(*handle, Subscription { selector, known, unanswered: true });
+        self.subscriptions.insert(*handle, Subscription { selector, known });
+        self.by_selector.entry(selector).or_default().push(*handle);
+        self.new.insert(*handle);
         Ok(())
     }
 
     /// Ends a subscription.
     pub(super) fn unsubscribe(&mut self, view: &mut View, handle: u32) {
         let Some(gone) = self.subscriptions.remove(&handle) else { return };
-        let still_read = self.subscriptions.values().any(|other| other.selector == gone.selector);
+        self.new.remove(&handle);
+        let handles = self.by_selector.entry(gone.selector).or_default();
+        handles.retain(|other| *other != handle);
+        let still_read = !handles.is_empty();
+        if !still_read {
+            self.by_selector.remove(&gone.selector);
+        }
         view.members.unsubscribe(gone.selector, self.subscriber.id, still_read);
     }
 
@@ -89,9 +110,15 @@ impl Pump {
     pub(super) fn messages(&mut self, view: &View) -> Vec<Body> {
         let mut messages = self.resources(view);
         let host = &self.subscriber.host;
-        for (handle, subscription) in &mut self.subscriptions {
-            messages.extend(subscription.messages(view, *handle, host));
+        // Of the others nothing has changed, but perhaps for workloads of its own host, of which it does not hear.
+        let changed = self.subscriber.take_changed();
+        let changed = changed.iter().filter_map(|selector| self.by_selector.get(selector)).flatten();
+        let changed: BTreeSet<u32> = changed.chain(&self.new).copied().collect();
+        for handle in changed {
+            let Some(subscription) = self.subscriptions.get_mut(&handle) else { continue };
+            messages.extend(subscription.messages(view, handle, host, self.new.contains(&handle)));
         }
+        self.new.clear();
         if messages.is_empty() && !self.unanswered {
             return messages;
         }
@@ -120,8 +147,15 @@ impl Pump {
             None => {
                 // Predefined tiers that nobody has written are known to every agent.
                 let own = view.resources_of_host(&self.subscriber.host);
-                let written = view.resources().filter(|object| object.modified > 0).chain(own);
-                let upserts = written.map(|object| object.json().clone()).collect();
+                let own = own.map(|object| object.json().clone());
+                if self.unpacks {
+                    return messages::packed_resources(
+                        view.revision,
+                        &view.packed_resources(),
+                        own.collect(),
+                    );
+                }
+                let upserts = view.written_resources().chain(own).collect();
                 messages::resources(true, view.revision, upserts, Vec::new())
             }
         }
@@ -129,9 +163,9 @@ impl Pump {
 }
 
 impl Subscription {
-    fn messages(&mut self, view: &View, handle: u32, host: &str) -> Vec<Body> {
+    /// Also if nothing changed, where it must be answered.
+    fn messages(&mut self, view: &View, handle: u32, host: &str, unanswered: bool) -> Vec<Body> {
         let known = self.known.replace(view.revision);
-        let unanswered = std::mem::take(&mut self.unanswered);
         match known.and_then(|known| view.members_since(self.selector, host, known)) {
             Some(difference) => {
                 if !unanswered && difference.joins.is_empty() && difference.leaves.is_empty() {

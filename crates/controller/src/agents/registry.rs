@@ -161,19 +161,20 @@ impl Registry {
         self.update(host, id, |record| record.status = status);
     }
 
-    /// Something was sent to the agent.
-    pub(crate) fn sent(&self, host: &str, id: SessionId, bytes: u64) {
-        self.update(host, id, |record| {
-            record.messages_sent += 1;
-            record.bytes_sent += bytes;
-        });
-    }
-
-    /// The agent has been told everything up to a revision.
-    pub(crate) fn synced(&self, host: &str, id: SessionId, revision: u64, subscriptions: usize) {
+    /// The agent has been told everything up to a revision, by so many messages and bytes since the last time.
+    pub(crate) fn synced(
+        &self,
+        host: &str,
+        id: SessionId,
+        revision: u64,
+        subscriptions: usize,
+        (messages, bytes): (u64, u64),
+    ) {
         self.update(host, id, |record| {
             record.sent_revision = revision;
             record.subscriptions = subscriptions;
+            record.messages_sent += messages;
+            record.bytes_sent += bytes;
         });
     }
 

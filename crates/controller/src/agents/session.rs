@@ -16,10 +16,10 @@ use bulkhead_model::{Facts, Labels};
 use bulkhead_wire::proto::agent_message::Body as Incoming;
 use bulkhead_wire::proto::controller_message::Body;
 use bulkhead_wire::proto::{AgentMessage, ControllerMessage, Hello, Welcome};
-use bulkhead_wire::{PROTOCOL, address_from_wire, proto};
+use bulkhead_wire::{PACKING, PROTOCOL, address_from_wire, come_back, proto};
 use futures::{FutureExt, StreamExt};
 use prost::Message;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tonic::{Status, Streaming};
 
 use super::inventory;
@@ -33,6 +33,10 @@ use crate::members::{SessionId, Subscriber};
 const HELLO_TIME_MAX: Duration = Duration::from_secs(10);
 /// Longest that an agent may leave its messages lying.
 const SEND_TIME_MAX: Duration = Duration::from_secs(10);
+/// Shortest time for which an agent is sent away when too many are being told what they lack, and what is added to it,
+/// another for each: in a second they all have been told.
+const AWAY_MIN: Duration = Duration::from_millis(200);
+const AWAY_SPREAD: Duration = Duration::from_millis(1000);
 /// Messages of an agent that are taken in before it is answered, if they are there already.
 const BURST_LEN_MAX: usize = 1024;
 
@@ -45,6 +49,14 @@ pub(super) async fn run(
     mut incoming: Streaming<AgentMessage>,
     outgoing: Outgoing,
 ) {
+    let Ok(syncing) = Arc::clone(&context.syncing).try_acquire_owned() else {
+        context.metrics.sessions_deferred.add(1);
+        let deferred =
+            come_back(away(context.metrics.sessions_deferred.value()), "other agents are being told first");
+        // It may be gone already.
+        let _ = outgoing.try_send(Err(deferred));
+        return;
+    };
     let (hello, admission) = match admit(&context, (&holder, ends), &mut incoming).await {
         Ok(admitted) => admitted,
         Err(status) => {
@@ -61,19 +73,27 @@ pub(super) async fn run(
         context.metrics.sessions_replaced.add(1);
     }
     let Admission { id, closed, replaced: _ } = admission;
-    let subscriber = Arc::new(Subscriber { id, host: Arc::clone(&host), wake: Notify::new() });
+    let subscriber = Arc::new(Subscriber::new(id, Arc::clone(&host)));
     let epoch_is_ours = hello.epoch == context.repository.store().epoch();
     let known = (epoch_is_ours && hello.revision > 0).then_some(hello.revision);
     context.repository.view_mut().add_session(&subscriber);
-    let pump = Pump::new(Arc::clone(&subscriber), known);
-    let mut session = Session { context, id, host, subscriber, epoch_is_ours, pump, outgoing };
+    let pump = Pump::new(Arc::clone(&subscriber), known, hello.accepts.iter().any(|one| one == PACKING));
+    let mut session =
+        Session { context, id, host, subscriber, epoch_is_ours, pump, outgoing, unsaid: (0, 0) };
     let valid = holder.not_after.duration_since(SystemTime::now()).unwrap_or_default();
     let ended = tokio::select! {
-        ended = session.converse(&hello, &mut incoming) => ended,
+        ended = session.converse(&hello, &mut incoming, syncing) => ended,
         () = tokio::time::sleep(valid) => Err(Status::unauthenticated("the agent's certificate has ended")),
         status = closed => Err(status.unwrap_or_else(|_gone| Status::aborted("the session was ended"))),
     };
     session.end(ended);
+}
+
+/// How long an agent that cannot be told now stays away: they come back spread over a second.
+fn away(number: u64) -> Duration {
+    // Steps by a number that shares no divisor with the spread.
+    let spread = u64::try_from(AWAY_SPREAD.as_millis()).unwrap_or(1);
+    AWAY_MIN + Duration::from_millis(number.wrapping_mul(389) % spread)
 }
 
 /// Hears who the agent is, and gives it a place.
@@ -121,6 +141,8 @@ struct Session {
     epoch_is_ours: bool,
     pump: Pump,
     outgoing: Outgoing,
+    /// Messages and bytes that the registry has not been told of.
+    unsaid: (u64, u64),
 }
 
 impl Session {
@@ -129,10 +151,12 @@ impl Session {
         &mut self,
         hello: &Hello,
         incoming: &mut Streaming<AgentMessage>,
+        syncing: OwnedSemaphorePermit,
     ) -> Result<(), Status> {
         self.publish_host(hello).await?;
         self.welcome().await?;
         self.tell().await?;
+        drop(syncing);
         let mut shutdown = self.context.shutdown.clone();
         let lease = self.context.config.lease();
         let silence = tokio::time::sleep(lease);
@@ -141,6 +165,9 @@ impl Session {
             let message = tokio::select! {
                 message = incoming.message() => message?,
                 () = self.subscriber.wake.notified() => {
+                    if let Some(moment) = self.context.pace.wait() {
+                        tokio::time::sleep(moment).await;
+                    }
                     self.tell().await?;
                     continue;
                 }
@@ -166,7 +193,7 @@ impl Session {
         }
     }
 
-    async fn welcome(&self) -> Result<(), Status> {
+    async fn welcome(&mut self) -> Result<(), Status> {
         let welcome = Welcome {
             protocol: PROTOCOL,
             epoch: self.context.repository.store().epoch().to_owned(),
@@ -231,21 +258,23 @@ impl Session {
         if messages.is_empty() {
             return Ok(());
         }
+        self.context.pace.told();
         for message in messages {
             self.send(message).await?;
         }
-        self.context.registry.synced(&self.host, self.id, revision, self.pump.subscriptions());
+        let sent = std::mem::take(&mut self.unsaid);
+        self.context.registry.synced(&self.host, self.id, revision, self.pump.subscriptions(), sent);
         Ok(())
     }
 
-    async fn send(&self, body: Body) -> Result<(), Status> {
+    async fn send(&mut self, body: Body) -> Result<(), Status> {
         let message = ControllerMessage { body: Some(body) };
         let bytes = message.encoded_len() as u64;
         match tokio::time::timeout(SEND_TIME_MAX, self.outgoing.send(Ok(message))).await {
             Ok(Ok(())) => {
                 self.context.metrics.agent_messages_sent.add(1);
                 self.context.metrics.agent_bytes_sent.add(bytes);
-                self.context.registry.sent(&self.host, self.id, bytes);
+                self.unsaid = (self.unsaid.0 + 1, self.unsaid.1 + bytes);
                 Ok(())
             }
             Ok(Err(_closed)) => Err(Status::cancelled("the agent is gone")),

@@ -115,6 +115,11 @@ fn agent_metrics(page: &mut Page, context: &Context) {
             &metrics.sessions_cut_off,
         ),
         (
+            "agent_sessions_deferred_total",
+            "Agents sent away for a moment, since others were being told what they lack.",
+            &metrics.sessions_deferred,
+        ),
+        (
             "agent_sessions_replaced_total",
             "Sessions ended by another of that host.",
             &metrics.sessions_replaced,

@@ -50,7 +50,7 @@ pub(crate) async fn feed(
             () = stopped(&mut shutdown) => return Ok(()),
         };
         let newest = watch.position().0;
-        let changes = view::decode(&commits);
+        let changes = view::decode(&commits, |stored| repository.written.read(stored));
         remember(&repository, &commits);
         repository.view_mut().commit(changes, newest, clock::now_ms());
         repository.revision.send_replace(newest);

@@ -32,6 +32,12 @@ impl<K: Ord + Clone> ChangeLog<K> {
         self.entries.back().map_or(self.begins_after, |(revision, _)| *revision)
     }
 
+    /// How many changes there were after `revision`; `None` if the log begins later.
+    pub(crate) fn changes_since(&self, revision: u64) -> Option<usize> {
+        let first = self.entries.partition_point(|(at, _)| *at <= revision);
+        (revision >= self.begins_after).then(|| self.entries.len() - first)
+    }
+
     /// What changed after `revision`, each once; `None` if the log begins later.
     pub(crate) fn since(&self, revision: u64) -> Option<BTreeSet<K>> {
         if revision < self.begins_after {
@@ -52,7 +58,8 @@ mod tests {
         for (revision, key) in [(5, "a"), (6, "b"), (6, "a")] {
             log.push(revision, key);
         }
-        assert_eq!(log.since(3), None);
+        assert_eq!((log.since(3), log.changes_since(3)), (None, None));
+        assert_eq!(log.changes_since(5), Some(2));
         assert_eq!(log.since(4), Some(BTreeSet::from(["a", "b"])));
         assert_eq!(log.since(6), Some(BTreeSet::new()));
         log.push(7, "c");

@@ -3,10 +3,9 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Bound;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use bulkhead_engine::{Heritage, SelectorId};
-use bulkhead_model::entity::matches;
 use bulkhead_model::labels::HOST_LABEL;
 use bulkhead_model::policy::PREDEFINED_TIERS;
 use bulkhead_model::{Entity, Kind, Meaning, ObjectKey, Resource};
@@ -22,6 +21,8 @@ use crate::members::{Member, Members, SessionId, Subscriber};
 const RESOURCE_LOG_LEN_MAX: usize = 20_000;
 /// Changes of workloads and network sets from which subscriptions resume.
 const ENTITY_LOG_LEN_MAX: usize = 100_000;
+/// Changes of anything that are looked through for a subscription which nobody had, however few members it has.
+const ASKED_AT_LEAST: usize = 64;
 
 /// An object as everybody reads it.
 #[derive(Debug)]
@@ -104,13 +105,16 @@ pub(super) struct Decoded {
     revision: u64,
 }
 
-/// Reads commits. This is the work in taking them in, so it is done before the view is locked.
-pub(super) fn decode(commits: &[Arc<Commit>]) -> Vec<Decoded> {
+/// Reads commits: `read` each object. This is the work in taking them in, so it is done before the view is locked.
+pub(super) fn decode(
+    commits: &[Arc<Commit>],
+    read: impl Fn(&Stored) -> Result<Resource, keys::Undecodable>,
+) -> Vec<Decoded> {
     let changes =
         commits.iter().flat_map(|commit| commit.changes.iter().map(move |change| (commit.revision, change)));
     let decoded = changes.filter_map(|(Revision(revision), change)| {
         let key = keys::object_key(&change.key)?;
-        Some(Decoded { key, object: change.object.as_ref().map(keys::decode), revision })
+        Some(Decoded { key, object: change.object.as_ref().map(&read), revision })
     });
     decoded.collect()
 }
@@ -130,6 +134,8 @@ pub(crate) struct View {
     sessions: HashMap<SessionId, Arc<Subscriber>>,
     pub(crate) addresses: AddressHistory,
     undecodable: u64,
+    /// What all agents hear of, packed, as of the revision of its last change.
+    packed: Mutex<Option<(u64, Arc<[Bytes]>)>>,
 }
 
 impl View {
@@ -147,6 +153,7 @@ impl View {
             sessions: HashMap::new(),
             addresses: AddressHistory::default(),
             undecodable: 0,
+            packed: Mutex::default(),
         };
         for (name, order, default_action) in PREDEFINED_TIERS {
             let tier = predefined_tier(name, order, default_action);
@@ -346,6 +353,25 @@ impl View {
         Some(keys.into_iter().map(|key| (key.clone(), now(&key))).collect())
     }
 
+    /// What all agents hear of, as JSON; tiers that nobody has written are known to them.
+    pub(crate) fn written_resources(&self) -> impl Iterator<Item = Bytes> {
+        self.resources().filter(|object| object.modified > 0).map(|object| object.json().clone())
+    }
+
+    /// The same, packed: once for all who ask until something of it changes.
+    pub(crate) fn packed_resources(&self) -> Arc<[Bytes]> {
+        let mut packed = self.packed.lock().unwrap_or_else(PoisonError::into_inner);
+        let newest = self.resource_log.newest();
+        match &*packed {
+            Some((revision, parts)) if *revision == newest => Arc::clone(parts),
+            _ => {
+                let parts: Arc<[Bytes]> = crate::agents::packed(self.written_resources()).into();
+                *packed = Some((newest, Arc::clone(&parts)));
+                parts
+            }
+        }
+    }
+
     /// All that all agents hear of.
     pub(crate) fn resources(&self) -> impl Iterator<Item = &Arc<Object>> {
         Kind::ALL.iter().filter(|kind| is_for_all_agents(**kind)).flat_map(|kind| self.of_kind(*kind))
@@ -380,7 +406,15 @@ impl View {
         }
         let names = match self.members.changed_since(id, revision) {
             Some(names) => names,
-            None => self.entity_log.since(revision)?,
+            None => {
+                // Nobody has read the selector since then. To ask about everything that has changed would cost more than
+                // to tell all its members, once that is more than they are.
+                let changes = self.entity_log.changes_since(revision)?;
+                if changes > ASKED_AT_LEAST && !self.members.has_more_than(id, changes / 2) {
+                    return None;
+                }
+                self.entity_log.since(revision)?
+            }
         };
         Some(self.difference(id, host, names))
     }
@@ -389,35 +423,19 @@ impl View {
     /// whether they ever did: that they left is no harm to say.
     fn difference(&self, id: SelectorId, host: &str, names: BTreeSet<Arc<str>>) -> Difference {
         let mut difference = Difference::default();
-        let Some(selector) = self.members.selector(id) else { return difference };
-        let own_suffix = format!(".{host}");
         for name in names {
-            match self.entity(&name) {
-                Some(entity) if entity.host.as_deref() == Some(host) => {}
-                Some(entity) if matches(selector, &entity.labels) => difference.joins.push(Member {
-                    entity: entity.name,
-                    host: entity.host,
-                    prefixes: entity.prefixes.into(),
-                    ports: entity.ports.into(),
-                }),
+            let is_own = match self.members.host_of(&name) {
+                Some(on) => on.is_some_and(|on| **on == *host),
                 // The host's own, gone: named `NAME.HOST`, and never told to it.
-                None if name.ends_with(&own_suffix) => {}
-                _ => difference.leaves.push(name),
+                None => name.strip_suffix(host).is_some_and(|name| name.ends_with('.')),
+            };
+            match self.members.member(id, &name) {
+                _ if is_own => {}
+                Some(member) => difference.joins.push(member),
+                None => difference.leaves.push(name),
             }
         }
         difference
-    }
-
-    /// The entity of a name like `Workload/web.h1`.
-    pub(crate) fn entity(&self, name: &str) -> Option<Entity> {
-        let object = name.split_once('#').map_or(name, |(object, _)| object);
-        let (kind, rest) = object.split_once('/')?;
-        let (namespace, object) = match rest.split_once('/') {
-            Some((namespace, name)) => (Some(namespace.to_owned()), name),
-            None => (None, rest),
-        };
-        let key = ObjectKey { kind: Kind::parse(kind)?, namespace, name: object.to_owned() };
-        self.entities_of(&key).into_iter().find(|entity| *entity.name == *name)
     }
 
     /// Makes a session known, so that it is woken when tiers or policies change.

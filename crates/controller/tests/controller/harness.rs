@@ -223,6 +223,22 @@ impl Fixture {
         revision: u64,
         facts: &[(&str, &str)],
     ) -> Agent {
+        self.agent_accepting(host, epoch, revision, facts, &[]).await
+    }
+
+    /// An agent that knows nothing and reads packed snapshots.
+    pub(crate) async fn agent_that_unpacks(&self, host: &str) -> Agent {
+        self.agent_accepting(host, "", 0, &[], &[bulkhead_wire::PACKING]).await
+    }
+
+    async fn agent_accepting(
+        &self,
+        host: &str,
+        epoch: &str,
+        revision: u64,
+        facts: &[(&str, &str)],
+        accepts: &[&str],
+    ) -> Agent {
         let (up, messages) = mpsc::channel(64);
         let hello = Hello {
             protocol: bulkhead_wire::PROTOCOL,
@@ -230,6 +246,7 @@ impl Fixture {
             version: "0.1.0".into(),
             epoch: epoch.into(),
             revision,
+            accepts: accepts.iter().map(|one| (*one).into()).collect(),
             facts: facts.iter().map(|(key, value)| ((*key).into(), (*value).into())).collect(),
             ..Hello::default()
         };
@@ -302,6 +319,12 @@ impl Agent {
         Ok(message.expect("a message must come")?.expect("the stream must go on").body.unwrap())
     }
 
+    /// Reads until the stream ends, with a reason or without.
+    pub(crate) async fn ended(&mut self) {
+        let down = self.down.as_mut().unwrap();
+        while let Ok(Some(_)) = tokio::time::timeout(PATIENCE, down.message()).await.expect("it must end") {}
+    }
+
     pub(crate) async fn welcomed(&mut self) -> proto::Welcome {
         match self.receive().await.unwrap() {
             Down::Welcome(welcome) => welcome,
@@ -329,6 +352,11 @@ impl Agent {
     pub(crate) async fn hears_nothing(&mut self) {
         let message = tokio::time::timeout(QUIET, self.down.as_mut().unwrap().message()).await;
         assert!(message.is_err(), "{message:?}");
+    }
+
+    /// Subscribes without waiting for the answer.
+    pub(crate) async fn ask(&self, handle: u32, selector: &str) {
+        self.say(Up::Subscribe(Subscribe { handle, selector: selector.into(), revision: 0 })).await;
     }
 
     pub(crate) async fn subscribe(&mut self, selector: &str, revision: u64) -> Batch {

@@ -4,7 +4,7 @@ use bulkhead_controller::{Config, StoreKind};
 use serde_json::json;
 
 use crate::etcd_server::EtcdServer;
-use crate::harness::{Agent, Fixture, POLICY, config, etcd_config, in_memory_and_etcd};
+use crate::harness::{Agent, Fixture, PATIENCE, POLICY, config, etcd_config, in_memory_and_etcd};
 
 in_memory_and_etcd!(
     who_comes_back_hears_the_difference_only,
@@ -116,4 +116,58 @@ async fn a_controller_outlives_its_etcd() {
     writer.publish(false, &[entry], &[]).await;
     assert_eq!(reader.batch().await.joins(), [("Workload/web3.h2", "h2")]);
     assert_eq!(fixture.get("/readyz").await, json!("ok\n"));
+}
+
+/// Answers with [`TOLD`] members each: more than the queue, the connection's window (2 MiB) and the buffers of both ends hold.
+const UNREAD: u32 = 5000;
+const TOLD: u32 = 50;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_reads_nothing_is_cut_off_and_resumes() {
+    let fixture = Fixture::new().await;
+    let (mut writer, mut reader, epoch, revision) = fleet(&fixture).await;
+    let names: Vec<String> = (0..TOLD).map(|number| format!("many-{number}.h2")).collect();
+    let many: Vec<_> =
+        names.iter().map(|name| (name.as_str(), "h2", json!({ "role": "many" }), "10.0.1.1")).collect();
+    writer.publish(false, &many, &[]).await;
+    for number in 0..UNREAD {
+        reader.ask(number + 100, &format!("role in {{'many', 'nobody-{number}'}}")).await;
+    }
+    let cut_off = async {
+        loop {
+            let (_, page) = fixture.call(hyper::Method::GET, "/metrics", String::new()).await;
+            if page.as_str().unwrap().contains("agent_sessions_cut_off_total 1") {
+                break;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE * 3, cut_off).await.expect("it must be cut off");
+    reader.ended().await;
+
+    writer.publish(false, &[("web4.h2", "h2", json!({ "role": "web" }), "10.0.0.5")], &[]).await;
+    drop(reader);
+    let mut reader = fixture.agent_at("h1", &epoch, revision).await;
+    reader.welcomed().await;
+    assert!(reader.batch().await.resources.is_empty(), "nothing has changed");
+    let batch = reader.subscribe("role == 'web'", revision).await;
+    assert!(!batch.members[0].snapshot);
+    assert_eq!(batch.joins(), [("Workload/web4.h2", "h2")]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_is_packed_for_those_who_can_read_it() {
+    let fixture = Fixture::new().await;
+    fixture.apply(POLICY).await;
+    let mut plain = fixture.agent_at("h1", "", 0).await;
+    plain.welcomed().await;
+    let plain: Vec<_> = plain.batch().await.resources;
+    assert!(plain.iter().all(|part| part.packed.is_empty()));
+    let mut packing = fixture.agent_that_unpacks("h2").await;
+    packing.welcomed().await;
+    let packed = packing.batch().await.resources;
+    assert!(packed[0].snapshot && packed.iter().all(|part| part.upserts.is_empty()));
+    let parts = packed.iter().filter(|part| !part.packed.is_empty());
+    let unpacked: Vec<_> = parts.flat_map(|part| bulkhead_wire::unpack(&part.packed).unwrap()).collect();
+    assert_eq!(unpacked, plain.into_iter().flat_map(|part| part.upserts).collect::<Vec<_>>());
 }

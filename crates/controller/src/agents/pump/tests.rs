@@ -9,7 +9,6 @@ use bulkhead_model::resource::{Metadata, Tier, Workload};
 use bulkhead_model::{Entity, Kind, Labels, ObjectKey, Resource};
 use bulkhead_store::Memory;
 use proptest::prelude::*;
-use tokio::sync::Notify;
 
 use super::*;
 use crate::repository::Repository;
@@ -56,7 +55,7 @@ struct Agent {
 }
 
 fn subscriber(id: u64, host: &str) -> Arc<Subscriber> {
-    Arc::new(Subscriber { id, host: host.into(), wake: Notify::new() })
+    Arc::new(Subscriber::new(id, host.into()))
 }
 
 impl Agent {
@@ -143,7 +142,7 @@ fn gone(kind: Kind, name: String) -> ObjectKey {
 }
 
 async fn publish(repository: &Repository, upserts: Vec<Resource>, removes: Vec<ObjectKey>) {
-    let transaction = repository.publication(upserts, removes);
+    let (transaction, _written) = repository.publication(upserts, removes);
     repository.store().apply(transaction).await.unwrap();
     repository.catch_up().await;
 }
@@ -155,7 +154,7 @@ async fn play(steps: Vec<Step>) {
         next_session += 1;
         let subscriber = subscriber(next_session, host);
         repository.view_mut().add_session(&subscriber);
-        Pump::new(subscriber, known)
+        Pump::new(subscriber, known, false)
     };
     let mut agents: Vec<Agent> = ["h1", "h2"]
         .map(|host| Agent {
