@@ -17,6 +17,9 @@ export BULKHEAD_BIN ?= $(abspath $(TARGET)/release/bulkhead)
 ORACLE_ROUNDS ?= 600
 ORACLE_SEED ?= 1
 
+# Requests that Schemathesis makes for each operation of the API and each of its phases.
+API_EXAMPLES ?= 100
+
 # Seconds that each fuzz target runs.
 FUZZ_SECONDS ?= 60
 # Seconds for which random histories go through both dataplanes, side by side, and the first one's number: others each time.
@@ -51,7 +54,7 @@ demo-clean: root ## Remove what a demo with KEEP=1 left
 	$(TARGET)/release/bulkhead-demo --clean
 
 .PHONY: test
-test: root build test-deps conformance oracle-short ## Run every test, those on real kernels, hosts and containers too
+test: root build test-deps conformance oracle-short api-fuzz-short ## Run every test, those on real kernels, hosts and containers too
 	$(CARGO) test --locked --workspace
 	BULKHEAD_DATAPLANE=nftables $(CARGO) test --locked -p bulkhead-tests
 
@@ -75,6 +78,15 @@ oracle: build ## Compare verdicts with an independent reading of Kubernetes' and
 .PHONY: oracle-short
 oracle-short:
 	@$(MAKE) --no-print-directory oracle ORACLE_ROUNDS=100 ORACLE_SEED=1
+
+.PHONY: api-fuzz
+api-fuzz: build ## Requests made from the API's description, right and wrong ones, as several callers (API_EXAMPLES=100 for each operation)
+	@$(call install,python3 python3-venv)
+	@tests/api/fuzz.sh "$(BULKHEAD_BIN)" $(API_EXAMPLES)
+
+.PHONY: api-fuzz-short
+api-fuzz-short:
+	@$(MAKE) --no-print-directory api-fuzz API_EXAMPLES=8
 
 .PHONY: bench
 bench: root build test-deps ## Measure side by side with the alternatives; writes target/bench.json

@@ -26,9 +26,17 @@ impl<S: Send + Sync> FromRequestParts<S> for Parameters {
     type Rejection = Refusal;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refusal> {
-        let query: Result<Query<BTreeMap<String, String>>, QueryRejection> =
+        let query: Result<Query<Vec<(String, String)>>, QueryRejection> =
             Query::from_request_parts(parts, state).await;
-        query.map(|Query(map)| Self(map)).map_err(|error| Refusal::bad_request(error.to_string()))
+        let Query(pairs) = query.map_err(|error| Refusal::bad_request(error.to_string()))?;
+        let mut parameters = BTreeMap::new();
+        for (name, value) in pairs {
+            // Which of them counts, nobody could say.
+            if parameters.insert(name.clone(), value).is_some() {
+                return Err(Refusal::bad_request(format!("query parameter {name:?} is given twice")));
+            }
+        }
+        Ok(Self(parameters))
     }
 }
 

@@ -46,11 +46,11 @@ pub(super) async fn list(
     parameters: Parameters,
 ) -> Result<Response, Refusal> {
     parameters.only(&["labelSelector", "limit", "watch", "resourceVersion"])?;
+    let from: Option<u64> = parameters.parsed("resourceVersion", "a revision")?;
     let kind = kind(&variables)?;
     let namespace = variables.get("namespace").cloned();
     let selector = selector(&parameters)?;
     if parameters.switch("watch")? {
-        let from: Option<u64> = parameters.parsed("resourceVersion", "a revision")?;
         return super::watch::watch(&context, kind, namespace.as_deref(), selector, from).await;
     }
     let limit: usize = parameters.parsed("limit", "a whole number")?.unwrap_or(usize::MAX).max(1);
