@@ -96,7 +96,11 @@ pub fn kubernetes(data: &[u8]) {
 /// it carries is checked like anything else.
 pub fn wire(data: &[u8]) {
     let Some((kind, data)) = data.split_first() else { return };
-    match kind % 3 {
+    match kind % 4 {
+        3 => {
+            let objects = bulkhead_wire::unpack(data).unwrap_or_default();
+            objects.iter().for_each(|json| resource(json));
+        }
         0 => {
             let Some(message) = decoded::<proto::AgentMessage>(data) else { return };
             match message.body {

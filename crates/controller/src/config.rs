@@ -4,6 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::access::OidcConfig;
 use bulkhead_identity::{LIFETIME, LIFETIME_MAX};
 use bulkhead_store::{ETCD_PREFIX, EtcdOptions, Location};
 use serde::{Deserialize, Serialize};
@@ -84,6 +85,8 @@ pub struct Config {
     /// Further names and addresses by which clients reach this controller, for its certificate. Bulkhead's own clients do not
     /// need them.
     pub known_as: Vec<String>,
+    /// An OpenID Connect provider whose ID tokens let operators in; absent: none.
+    pub oidc: Option<OidcConfig>,
     /// How many seconds certificates of agents last; default 30 days. They are renewed at half of it.
     pub certificate_lifetime_s: u64,
     /// Where the repository is kept; default `embedded`.
@@ -111,6 +114,7 @@ impl Default for Config {
             data_directory: "/var/lib/bulkhead/controller".into(),
             identity_directory: None,
             known_as: Vec::new(),
+            oidc: None,
             certificate_lifetime_s: LIFETIME.as_secs(),
             store: StoreKind::Embedded,
             etcd: EtcdConfig::default(),

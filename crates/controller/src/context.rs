@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::{Semaphore, watch};
 
-use crate::access::{Grants, Trust};
+use crate::access::{Grants, Oidc, Trust};
 use crate::agents::{Pace, Registry};
 use crate::api::Rates;
 use crate::audit::Audit;
@@ -29,6 +29,8 @@ pub(crate) struct Context {
     pub(crate) repository: Arc<Repository>,
     pub(crate) trust: Trust,
     pub(crate) grants: Grants,
+    /// Who else may say who an operator is.
+    pub(crate) oidc: Option<Oidc>,
     pub(crate) audit: Audit,
     /// How often each caller of the API has asked lately.
     pub(crate) rates: Rates,

@@ -47,11 +47,11 @@ use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::{JoinError, JoinSet};
 
-pub use access::TrustError;
+pub use access::{OidcConfig, TrustError};
 pub use audit::{AuditError, verify as verify_audit};
 pub use config::{Config, EtcdConfig, StoreKind};
 
-use access::{Grants, Trust};
+use access::{Grants, Oidc, Trust};
 use agents::{Pace, Registry};
 use api::Rates;
 use audit::Audit;
@@ -271,10 +271,11 @@ async fn open(config: Config, trust: Trust, shutdown: watch::Receiver<bool>) -> 
     .map_err(|error| Error::Flows(error.to_string()))?;
     let started_ms = clock::now_ms();
     Ok(Context {
-        config,
         repository,
         trust,
         grants,
+        oidc: config.oidc.clone().map(Oidc::new),
+        config,
         audit,
         rates: Rates::default(),
         registry: Registry::default(),

@@ -97,8 +97,10 @@ fn certified(credentials: &Credentials) -> Result<Arc<CertifiedKey>, Credentials
 
 fn roots(authorities: &str) -> Result<Arc<RootCertStore>, CredentialsError> {
     let mut roots = RootCertStore::empty();
-    for certificate in certificates("authority", authorities)? {
-        roots.add(certificate).map_err(|error| wrong("authority", &error))?;
+    // A system's bundle has some that only others can read.
+    let (usable, _others) = roots.add_parsable_certificates(certificates("authority", authorities)?);
+    if usable == 0 {
+        return Err(wrong("authority", &"no certificate in it can be used"));
     }
     Ok(Arc::new(roots))
 }
@@ -219,10 +221,22 @@ pub async fn connect(
     address: &str,
     config: &Arc<ClientConfig>,
 ) -> io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
+    connect_to(address, CONTROLLER_NAME, config).await
+}
+
+/// The same to any server, which must have a certificate for `name` (a DNS name or an address).
+///
+/// # Errors
+/// If nobody answers there, or somebody else.
+pub async fn connect_to(
+    address: &str,
+    name: &str,
+    config: &Arc<ClientConfig>,
+) -> io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
+    let name = ServerName::try_from(name.to_owned()).map_err(io::Error::other)?;
     let stream = TcpStream::connect(address).await?;
     // Requests are small, and somebody waits for them.
     stream.set_nodelay(true)?;
-    let name = ServerName::try_from(CONTROLLER_NAME).map_err(io::Error::other)?;
     let handshake = TlsConnector::from(Arc::clone(config)).connect(name, stream);
     match tokio::time::timeout(HANDSHAKE_TIME_MAX, handshake).await {
         Ok(connected) => connected,

@@ -3,7 +3,7 @@
 use std::num::NonZeroU32;
 
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{Method, StatusCode, header};
+use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use bulkhead_model::roles::Role;
@@ -66,7 +66,8 @@ impl Rates {
 
 /// Lets a request pass with its caller and what he may do, or refuses it.
 pub(super) async fn admit(State(context): Shared, mut request: Request, next: Next) -> Response {
-    let caller = match identify(&context, &request) {
+    let shown = request.headers().get(header::AUTHORIZATION).cloned();
+    let caller = match identify(&context, request.extensions().get::<Caller>().cloned(), shown).await {
         Ok(caller) => caller,
         Err(refusal) => return refuse(&context, refusal),
     };
@@ -93,11 +94,14 @@ pub(super) async fn admit(State(context): Shared, mut request: Request, next: Ne
 }
 
 /// A token in the request's head counts before the connection's certificate.
-fn identify(context: &Context, request: &Request) -> Result<Caller, Refusal> {
-    let caller = request.extensions().get::<Caller>().cloned();
+async fn identify(
+    context: &Context,
+    caller: Option<Caller>,
+    shown: Option<HeaderValue>,
+) -> Result<Caller, Refusal> {
     let caller = caller
         .ok_or_else(|| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "InternalError", "nobody asks"))?;
-    let Some(value) = request.headers().get(header::AUTHORIZATION) else {
+    let Some(value) = shown else {
         return match caller.certificate.as_ref().and_then(|holder| context.grants.revoked(holder)) {
             Some(_) => Err(unauthenticated("the certificate is revoked")),
             None => Ok(caller),
@@ -105,9 +109,21 @@ fn identify(context: &Context, request: &Request) -> Result<Caller, Refusal> {
     };
     let token = value.to_str().ok().and_then(|value| value.strip_prefix("Bearer "));
     let token = token.ok_or_else(|| unauthenticated("expected Authorization: Bearer TOKEN"))?;
-    caller.with_token(&context.grants, token.trim()).ok_or_else(|| {
-        unauthenticated("the token is unknown, revoked or expired: ask an administrator for another")
-    })
+    if let Some(operator) = context.grants.operator(token.trim()) {
+        return Ok(caller.speaks_for(operator));
+    }
+    // A JSON Web Token has three parts, ours have another beginning.
+    match &context.oidc {
+        Some(oidc) if !token.starts_with("bho1.") && token.matches('.').count() == 2 => {
+            let operator = oidc.operator(token.trim()).await;
+            operator
+                .map(|operator| caller.speaks_for(operator))
+                .map_err(|error| unauthenticated(&error.to_string()))
+        }
+        _ => {
+            Err(unauthenticated("the token is unknown, revoked or expired: ask an administrator for another"))
+        }
+    }
 }
 
 fn reads(method: &Method) -> bool {

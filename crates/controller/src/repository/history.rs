@@ -5,15 +5,13 @@
 //! are compressed, and the oldest go when there are too many.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::io::{Read, Write};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
 use bulkhead_model::Resource;
 use bulkhead_store::{Op, OpKind, Precondition, Store, StoreError, Stored, random_id};
-use flate2::Compression;
-use flate2::read::DeflateDecoder;
-use flate2::write::DeflateEncoder;
+use miniz_oxide::deflate::compress_to_vec;
+use miniz_oxide::inflate::decompress_to_vec_with_limit;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -30,7 +28,9 @@ const RECORDS_BYTES_MAX: usize = 64 << 20;
 /// Largest record with what was before, compressed; what is larger is remembered by names alone, and cannot be undone.
 const RECORD_BYTES_MAX: usize = 4 << 20;
 /// Largest record once it is unpacked; far above what a request may bring.
-const UNPACKED_BYTES_MAX: u64 = 256 << 20;
+const UNPACKED_BYTES_MAX: usize = 256 << 20;
+/// How hard it is tried to make a record small, of 10.
+const LEVEL: u8 = 6;
 /// Old records that one change removes at most.
 const REMOVED_AT_ONCE: usize = 16;
 
@@ -202,17 +202,14 @@ fn plain(resource: &Resource) -> Value {
 }
 
 fn pack(before: &Before) -> Option<String> {
-    let mut encoder = DeflateEncoder::new(Vec::new(), Compression::default());
     let text = serde_json::to_vec(before).ok()?;
-    encoder.write_all(&text).ok()?;
-    let packed = encoder.finish().ok()?;
+    let packed = compress_to_vec(&text, LEVEL);
     (packed.len() <= RECORD_BYTES_MAX).then(|| STANDARD_NO_PAD.encode(packed))
 }
 
 fn unpack(text: &str) -> Option<Before> {
     let packed = STANDARD_NO_PAD.decode(text).ok()?;
-    let mut unpacked = Vec::new();
-    DeflateDecoder::new(packed.as_slice()).take(UNPACKED_BYTES_MAX).read_to_end(&mut unpacked).ok()?;
+    let unpacked = decompress_to_vec_with_limit(&packed, UNPACKED_BYTES_MAX).ok()?;
     serde_json::from_slice(&unpacked).ok()
 }
 

@@ -14,5 +14,6 @@ mod harness;
 mod identity;
 mod leases;
 mod objects;
+mod oidc;
 mod operators;
 mod resume;
