@@ -34,7 +34,7 @@ FUZZ_FLAGS := --cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-covera
 BUILD_PACKAGES := clang llvm gcc make pkg-config libelf-dev zlib1g-dev linux-libc-dev protobuf-compiler libprotobuf-dev
 # libFuzzer itself is C++.
 FUZZ_PACKAGES := g++
-TEST_PACKAGES := python3 iproute2 iptables nftables ipset iputils-ping docker.io busybox-static etcd-server etcd-client openssl
+TEST_PACKAGES := python3 iproute2 iptables nftables ipset iputils-ping docker.io busybox-static etcd-server etcd-client openssl systemd
 
 .PHONY: help
 help: ## List the targets

@@ -103,6 +103,7 @@ async fn with_daemons(files: &Path, pins: &Path, probe: &Probe, effort: Effort) 
         },
         Box::new(dataplane),
         stopped,
+        || {},
     ));
     let (socket, changes) = (files.join("controller.sock"), effort.pick(120, 60));
     let probe = probe.clone();

@@ -92,12 +92,15 @@ fn boot_id() -> String {
 
 /// Runs until `shutdown` turns true.
 ///
+/// `beat` is called when what is remembered is in force, and every few seconds from then on while the agent is well.
+///
 /// # Errors
 /// If it cannot start, or another agent took over this host's dataplane.
 pub async fn run(
     config: Config,
     dataplane: Box<dyn Dataplane>,
     mut shutdown: watch::Receiver<bool>,
+    beat: impl Fn() + Send,
 ) -> Result<(), AgentError> {
     let config = Arc::new(config);
     let (disk, remembered) = disk::open(&config.state_directory, &boot_id())?;
@@ -113,7 +116,7 @@ pub async fn run(
     let api = api::spawn(&config, input, nudge, flows.watched())?;
     let mut agent =
         reconcile::Agent::new(Arc::clone(&config), facts, dataplane, disk, remembered, session, flows);
-    let result = agent.run(inputs, &mut shutdown).await;
+    let result = agent.run(inputs, &mut shutdown, &beat).await;
     api.abort();
     renewing.abort();
     agent.stop().await;

@@ -167,6 +167,7 @@ impl Agent {
         &mut self,
         mut inputs: mpsc::Receiver<Input>,
         shutdown: &mut watch::Receiver<bool>,
+        beat: &(impl Fn() + Send),
     ) -> Result<(), AgentError> {
         self.engine.set_now(now());
         self.take_stock()?;
@@ -178,6 +179,7 @@ impl Agent {
         sweep.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut retry = tokio::time::interval(RETRY_INTERVAL);
         self.reconcile()?;
+        beat();
         loop {
             tokio::select! {
                 input = inputs.recv() => {
@@ -201,6 +203,7 @@ impl Agent {
                     self.look_around();
                     self.heartbeat();
                     self.reconcile()?;
+                    beat();
                 }
                 changed = shutdown.changed() => {
                     if changed.is_err() || *shutdown.borrow() {

@@ -19,6 +19,7 @@ use crate::cli::{
 };
 use crate::dataplanes;
 use crate::failure::Failure;
+use crate::supervisor;
 
 /// Where a Docker engine listens unless told otherwise.
 const DOCKER_SOCKET: &str = "/var/run/docker.sock";
@@ -39,7 +40,18 @@ pub(crate) async fn controller(args: &ControllerArgs) -> Result<(), Failure> {
     start_log(&args.log)?;
     let config = controller_config(read(args.config.as_deref())?, &args.settings);
     let shutdown = stop_signal()?;
-    bulkhead_controller::run(config, wait(shutdown)).await.map_err(describe)
+    let mut running = bulkhead_controller::start(config).await.map_err(describe)?;
+    supervisor::tell("READY=1");
+    let result = tokio::select! {
+        () = wait(shutdown) => Ok(()),
+        error = running.failed() => {
+            tracing::error!(%error, "the controller stops");
+            Err(describe(error))
+        }
+    };
+    supervisor::tell("STOPPING=1");
+    let stopped = running.shutdown().await.map_err(describe);
+    result.and(stopped)
 }
 
 pub(crate) async fn agent(common: &Common, args: &AgentArgs) -> Result<(), Failure> {
@@ -66,7 +78,7 @@ pub(crate) async fn agent(common: &Common, args: &AgentArgs) -> Result<(), Failu
         return Ok(());
     }
     let dataplane = dataplanes::open(config.dataplane, config.fence, &pins).map_err(describe)?;
-    bulkhead_agent::run(config, dataplane, stop_signal()?).await.map_err(describe)
+    bulkhead_agent::run(config, dataplane, stop_signal()?, supervisor::beat).await.map_err(describe)
 }
 
 pub(crate) async fn standalone(common: &Common, args: &StandaloneArgs) -> Result<(), Failure> {
@@ -81,7 +93,7 @@ pub(crate) async fn standalone(common: &Common, args: &StandaloneArgs) -> Result
     let mut running = bulkhead_controller::start(controller).await.map_err(describe)?;
     agent.controllers = vec![format!("https://{}", running.agents)];
     join(&running, &agent)?;
-    let agent = bulkhead_agent::run(agent, dataplane, shutdown);
+    let agent = bulkhead_agent::run(agent, dataplane, shutdown, supervisor::beat);
     let result = tokio::select! {
         result = agent => result.map_err(describe),
         error = running.failed() => Err(describe(error)),

@@ -20,6 +20,7 @@ mod output;
 mod sarif;
 mod scenario;
 mod suite;
+mod supervisor;
 mod yaml;
 
 use cli::{Cli, Command};

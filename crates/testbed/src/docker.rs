@@ -149,13 +149,46 @@ impl Docker {
             let _ = fs::remove_file(&link);
             std::os::unix::fs::symlink("busybox", link)?;
         }
-        let tar = Command::new("tar").arg("-C").arg(&root).args(["-c", "."]).output()?;
+        self.import_directory(&root, IMAGE)
+    }
+
+    fn import_directory(&self, root: &Path, image: &str) -> Result<()> {
+        let tar = Command::new("tar").arg("-C").arg(root).args(["-c", "."]).output()?;
         ensure!(tar.status.success(), "tar: {}", String::from_utf8_lossy(&tar.stderr));
         let mut import =
-            self.command(&["import", "-", IMAGE]).stdin(Stdio::piped()).stdout(Stdio::null()).spawn()?;
+            self.command(&["import", "-", image]).stdin(Stdio::piped()).stdout(Stdio::null()).spawn()?;
         import.stdin.take().context("no standard input")?.write_all(&tar.stdout)?;
         ensure!(import.wait()?.success(), "docker import failed");
         Ok(())
+    }
+
+    /// An image with a shell and the libraries that a program of this machine needs: what a distribution's image has, where
+    /// none can be fetched.
+    ///
+    /// # Errors
+    /// If the program's libraries cannot be found.
+    pub fn import_system(&self, image: &str, program: &Path) -> Result<()> {
+        let root = self.socket.with_file_name(image);
+        for directory in ["bin", "tmp", "run"] {
+            fs::create_dir_all(root.join(directory))?;
+        }
+        for name in ["busybox", "sh", "grep"] {
+            fs::copy("/bin/busybox", root.join("bin").join(name)).context("install busybox-static")?;
+        }
+        let listed = Command::new("ldd").arg(program).output()?;
+        let listed = String::from_utf8(listed.stdout)?;
+        let libraries: Vec<&str> = listed.split_whitespace().filter(|word| word.starts_with('/')).collect();
+        for library in &libraries {
+            let place = root.join(library.trim_start_matches('/'));
+            fs::create_dir_all(place.parent().context("a directory")?)?;
+            fs::copy(library, place)?;
+        }
+        // Says what a real one would say.
+        let says = format!("#!/bin/sh\necho '{}'\n", libraries.join(" "));
+        let path = root.join("bin/ldconfig");
+        fs::write(&path, says)?;
+        fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+        self.import_directory(&root, image)
     }
 }
 

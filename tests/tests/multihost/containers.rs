@@ -29,6 +29,34 @@ spec:
 ";
 
 #[test]
+fn the_container_file_makes_an_image_that_runs() {
+    let lab = Lab::new("bt-image", &["host-1"]).unwrap();
+    let docker = Docker::start(&lab, lab.host("host-1")).unwrap();
+    let context = lab.directory().join("context");
+    std::fs::create_dir_all(context.join("target/release")).unwrap();
+    std::fs::copy(find_binary().unwrap(), context.join("target/release/bulkhead")).unwrap();
+    let containerfile = concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/Containerfile");
+    docker.import_system("bulkhead-base", &context.join("target/release/bulkhead")).unwrap();
+    let context = context.display().to_string();
+    let build = ["build", "--network", "none", "--build-arg", "BASE=bulkhead-base", "-f", containerfile];
+    docker.run(&[&build[..], &["-t", "bulkhead", &context]].concat()).unwrap();
+    let version = docker.run(&["run", "--rm", "--network", "none", "bulkhead", "--version"]).unwrap();
+    assert!(version.starts_with("bulkhead "), "{version}");
+    docker
+        .run(&["run", "--detach", "--name", "repository", "--network", "none", "bulkhead", "controller"])
+        .unwrap();
+    eventually("the controller in the container answers", || {
+        let me = docker.run(&["exec", "repository", "/usr/local/bin/bulkhead", "whoami"])?;
+        ensure!(me.contains("bulkhead:admins"), "{me}");
+        Ok(())
+    })
+    .unwrap();
+    docker.run(&["stop", "repository"]).unwrap();
+    let code = docker.run(&["inspect", "-f", "{{.State.ExitCode}}", "repository"]).unwrap();
+    assert_eq!(code, "0", "{}", docker.run(&["logs", "repository"]).unwrap());
+}
+
+#[test]
 fn containers_are_found_and_judged_by_their_labels() {
     let lab = Lab::new("bt-docker", &["host-1", "host-2"]).unwrap();
     let docker = Docker::start(&lab, lab.host("host-1")).unwrap();
