@@ -22,7 +22,7 @@ const RESOURCE_LOG_LEN_MAX: usize = 20_000;
 /// Changes of workloads and network sets from which subscriptions resume.
 const ENTITY_LOG_LEN_MAX: usize = 100_000;
 /// Changes of anything that are looked through for a subscription which nobody had, however few members it has.
-const ASKED_AT_LEAST: usize = 64;
+const ASKED_AT_LEAST: usize = 8;
 
 /// An object as everybody reads it.
 #[derive(Debug)]
