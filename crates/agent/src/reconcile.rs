@@ -248,6 +248,7 @@ impl Agent {
         if !self.dirty || !self.ready() {
             return Ok(());
         }
+        let _span = tracing::debug_span!("reconcile", revision = self.progress.revision).entered();
         self.dirty = false;
         self.assemble_locals();
         loop {

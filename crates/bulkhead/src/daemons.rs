@@ -1,6 +1,5 @@
 //! Wiring of the daemons: settings, log, signals, and which dataplane enforces.
 
-use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -14,12 +13,12 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::cli::{
-    AgentArgs, AgentSettings, Common, ControllerArgs, ControllerSettings, DataplaneName, LogArgs, LogFormat,
-    Posture, StandaloneArgs,
+    AgentArgs, AgentSettings, Common, ControllerArgs, ControllerSettings, DataplaneName, Posture,
+    StandaloneArgs,
 };
 use crate::dataplanes;
 use crate::failure::Failure;
-use crate::supervisor;
+use crate::{logging, supervisor};
 
 /// Where a Docker engine listens unless told otherwise.
 const DOCKER_SOCKET: &str = "/var/run/docker.sock";
@@ -37,7 +36,7 @@ struct StandaloneConfig {
 }
 
 pub(crate) async fn controller(args: &ControllerArgs) -> Result<(), Failure> {
-    start_log(&args.log)?;
+    let _traces = logging::start(&args.log, "bulkhead-controller")?;
     let config = controller_config(read(args.config.as_deref())?, &args.settings);
     let shutdown = stop_signal()?;
     let mut running = bulkhead_controller::start(config).await.map_err(describe)?;
@@ -55,7 +54,7 @@ pub(crate) async fn controller(args: &ControllerArgs) -> Result<(), Failure> {
 }
 
 pub(crate) async fn agent(common: &Common, args: &AgentArgs) -> Result<(), Failure> {
-    start_log(&args.log)?;
+    let _traces = logging::start(&args.log, "bulkhead-agent")?;
     let mut config = agent_config(read(args.config.as_deref())?, common, &args.settings)?;
     if !args.controller.is_empty() {
         config.controllers.clone_from(&args.controller);
@@ -82,7 +81,7 @@ pub(crate) async fn agent(common: &Common, args: &AgentArgs) -> Result<(), Failu
 }
 
 pub(crate) async fn standalone(common: &Common, args: &StandaloneArgs) -> Result<(), Failure> {
-    start_log(&args.log)?;
+    let _traces = logging::start(&args.log, "bulkhead-standalone")?;
     let StandaloneConfig { controller, agent } = read(args.config.as_deref())?;
     let controller = controller_config(controller, &args.controller);
     let mut agent = agent_config(agent, common, &args.agent)?;
@@ -230,20 +229,6 @@ fn read<T: Default + DeserializeOwned>(file: Option<&Path>) -> Result<T, Failure
             .map_err(|error| Failure::no(format!("{name}: {error}"))),
         _ => Err(Failure::no(format!("{name}: expected one document of settings"))),
     }
-}
-
-fn start_log(args: &LogArgs) -> Result<(), Failure> {
-    let filter = tracing_subscriber::EnvFilter::try_new(&args.log)
-        .map_err(|error| Failure::Usage(format!("--log {}: {error}", args.log)))?;
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr);
-    match args.log_format {
-        LogFormat::Text => builder.init(),
-        LogFormat::Json => builder.json().init(),
-    }
-    Ok(())
 }
 
 /// Turns true at SIGTERM or SIGINT.

@@ -15,6 +15,7 @@ mod daemons;
 mod dataplanes;
 mod failure;
 mod junit;
+mod logging;
 mod manifests;
 mod output;
 mod sarif;

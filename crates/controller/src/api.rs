@@ -31,6 +31,8 @@ use axum::http::{Method, StatusCode};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::MethodRouter;
+use tracing::Instrument;
+use tracing::field::Empty;
 
 use crate::context::Context;
 
@@ -51,7 +53,7 @@ type Methods = MethodRouter<Arc<Context>, Infallible>;
 
 /// Finishes a change though its client leaves: it may be the change that cuts it off.
 async fn to_the_end<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> Result<T, Refusal> {
-    tokio::spawn(work).await.map_err(|error| {
+    tokio::spawn(work.in_current_span()).await.map_err(|error| {
         let message = format!("the change failed half-way: {error}");
         Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "InternalError", message)
     })
@@ -253,13 +255,16 @@ async fn no_such_method(method: Method) -> Refusal {
 /// Limits the time of requests and counts them.
 async fn watched(State(context): Shared, request: Request, next: Next) -> Response {
     context.metrics.requests.add(1);
-    let response = match tokio::time::timeout(REQUEST_TIME_MAX, next.run(request)).await {
+    let span = tracing::debug_span!("request", method = %request.method(), path = request.uri().path(), status = Empty);
+    let answering = tokio::time::timeout(REQUEST_TIME_MAX, next.run(request)).instrument(span.clone());
+    let response = match answering.await {
         Ok(response) => response,
         Err(_elapsed) => {
             let message = format!("not done within {} seconds", REQUEST_TIME_MAX.as_secs());
             Refusal::new(StatusCode::GATEWAY_TIMEOUT, "Timeout", message).into_response()
         }
     };
+    span.record("status", response.status().as_u16());
     if response.status().is_server_error() {
         context.metrics.requests_failed.add(1);
     }

@@ -14,6 +14,9 @@ pub(crate) struct LogArgs {
     /// Form of the log
     #[arg(long, default_value = "text", value_name = "FORM")]
     pub(crate) log_format: LogFormat,
+    /// Send OpenTelemetry traces to this collector (OTLP over gRPC), like http://127.0.0.1:4317
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
+    pub(crate) otlp: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

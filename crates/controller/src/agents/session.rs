@@ -21,6 +21,7 @@ use futures::{FutureExt, StreamExt};
 use prost::Message;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tonic::{Status, Streaming};
+use tracing::Instrument;
 
 use super::inventory;
 use super::pump::Pump;
@@ -236,7 +237,9 @@ impl Session {
                 Ok(())
             }
             Some(Incoming::Inventory(inventory)) => {
-                let ack = inventory::take_in(&self.context, &self.host, inventory).await;
+                let span =
+                    tracing::debug_span!("publish", host = %self.host, workloads = inventory.upserts.len());
+                let ack = inventory::take_in(&self.context, &self.host, inventory).instrument(span).await;
                 self.send(Body::InventoryAck(ack.map_err(unavailable)?)).await
             }
             Some(Incoming::Status(status)) => {
@@ -259,9 +262,14 @@ impl Session {
             return Ok(());
         }
         self.context.pace.told();
-        for message in messages {
-            self.send(message).await?;
-        }
+        let span = tracing::debug_span!("tell", host = %self.host, revision, messages = messages.len());
+        let send = async {
+            for message in messages {
+                self.send(message).await?;
+            }
+            Ok::<_, Status>(())
+        };
+        send.instrument(span).await?;
         let sent = std::mem::take(&mut self.unsaid);
         self.context.registry.synced(&self.host, self.id, revision, self.pump.subscriptions(), sent);
         Ok(())

@@ -8,6 +8,7 @@ use bulkhead_model::document::Document;
 use bulkhead_model::resource::nearest_name;
 use bulkhead_model::{Kind, ObjectKey, Problem, Resource};
 use bulkhead_store::{Precondition, Revision, StoreError, Transaction};
+use tracing::Instrument;
 
 use super::confirm::{self, Record, WAITING_MAX};
 use super::history::Author;
@@ -224,7 +225,9 @@ impl Repository {
         }
         let remembered = self.history_read().ops(&changes, author, !warnings.is_empty());
         transaction.ops.extend(remembered);
-        let revision = self.store.apply(transaction).await?.revision.0;
+        let span =
+            tracing::debug_span!("commit", by = author.by, verb = author.verb, objects = changes.len());
+        let revision = self.store.apply(transaction).instrument(span).await?.revision.0;
         let confirmation = record.map(|(record, within)| {
             self.remember(record.clone(), within, revision);
             record
