@@ -88,6 +88,10 @@ api-fuzz: build ## Requests made from the API's description, right and wrong one
 api-fuzz-short:
 	@$(MAKE) --no-print-directory api-fuzz API_EXAMPLES=8
 
+.PHONY: model
+model: build-deps ## Try every way that the protocol between controller and agents can go, further than `make test` does
+	BULKHEAD_MODEL=whole $(CARGO) test --release --locked -p bulkhead-controller --lib model -- --nocapture
+
 .PHONY: bench
 bench: root build test-deps ## Measure side by side with the alternatives; writes target/bench.json
 	$(CARGO) build --release --locked -p bulkhead-bench

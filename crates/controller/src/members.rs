@@ -46,6 +46,12 @@ impl Subscriber {
         }
     }
 
+    /// How many selectors' members have changed, left as it is.
+    #[cfg(test)]
+    pub(crate) fn changed_len(&self) -> usize {
+        self.changed.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
     /// The selectors whose members have changed; from then on none has. To be called with the view locked, as of which it
     /// is told.
     pub(crate) fn take_changed(&self) -> HashSet<SelectorId> {

@@ -182,4 +182,6 @@ impl Subscription {
 }
 
 #[cfg(test)]
+mod model;
+#[cfg(test)]
 mod tests;

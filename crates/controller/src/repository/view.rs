@@ -160,7 +160,9 @@ impl View {
             view.objects.insert(tier.key(), Arc::new(Object::new(tier, 0)));
         }
         for commit in log {
-            for key in commit.changes.iter().filter_map(|change| keys::object_key(&change.key)) {
+            let keys = commit.changes.iter().filter_map(|change| keys::object_key(&change.key));
+            // Who may do what with the repository is nothing that agents hear of.
+            for key in keys.filter(|key| key.kind != Kind::RoleBinding) {
                 let revision = commit.revision.0;
                 if is_for_one_host(key.kind) {
                     // Which host it was about then is no longer known: who knew it before hears everything.
