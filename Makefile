@@ -35,6 +35,8 @@ BUILD_PACKAGES := clang llvm gcc make pkg-config libelf-dev zlib1g-dev linux-lib
 # libFuzzer itself is C++.
 FUZZ_PACKAGES := g++
 TEST_PACKAGES := python3 iproute2 iptables nftables ipset iputils-ping docker.io busybox-static etcd-server etcd-client openssl systemd
+# Whatever kubectl there is will do: Debian's is the oldest that is tried.
+TEST_PACKAGES += $(if $(shell command -v kubectl),,kubernetes-client)
 
 .PHONY: help
 help: ## List the targets

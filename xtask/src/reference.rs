@@ -63,7 +63,7 @@ fn page(root: &Path) -> Result<(String, Vec<String>)> {
             }
         }
     }
-    let set_by_repository = ["resourceVersion", "uid", "generation", "creationTimestamp"];
+    let set_by_repository = ["resourceVersion", "uid", "generation", "creationTimestamp", "managedFields"];
     let problems = reference
         .fields
         .difference(&used)

@@ -22,7 +22,9 @@ pub(crate) use daemons::{
     StandaloneArgs,
 };
 pub(crate) use fleet::{SimArgs, SimStore};
-pub(crate) use identities::{CertificateArgs, CertificateCommand, InitArgs, TokenArgs, TokenCommand};
+pub(crate) use identities::{
+    CertificateArgs, CertificateCommand, InitArgs, KubeconfigArgs, TokenArgs, TokenCommand,
+};
 pub(crate) use stores::{EtcdArgs, StoreArgs, StoreCommand, StoreSettings};
 
 /// Micro-segmentation by labels: say who may talk to whom, and every host enforces it in its kernel.
@@ -110,6 +112,8 @@ pub(crate) enum Command {
     Token(TokenArgs),
     /// Make certificates for operators and agents, and revoke them
     Certificate(CertificateArgs),
+    /// Write a kubeconfig, so that kubectl and its like use this controller
+    Kubeconfig(KubeconfigArgs),
     /// Show whom the controller takes you for
     Whoami,
     /// Create or change what files say; all of them or nothing

@@ -17,7 +17,7 @@ use crate::failure::Failure;
 
 mod server;
 
-pub(crate) use server::{ClientConfig, Server, default_config_path};
+pub(crate) use server::{ClientConfig, Server, client_config, default_config_path};
 
 /// How long opening a connection may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);

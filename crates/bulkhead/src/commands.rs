@@ -21,6 +21,7 @@ pub(crate) mod flows;
 pub(crate) mod get;
 pub(crate) mod history;
 pub(crate) mod identities;
+pub(crate) mod kubeconfig;
 pub(crate) mod lint;
 pub(crate) mod sim;
 pub(crate) mod status;

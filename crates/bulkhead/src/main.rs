@@ -60,6 +60,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
         Command::Init(args) => commands::identities::init(&common, &args),
         Command::Token(args) => commands::identities::token(&common, &args.command).await,
         Command::Certificate(args) => commands::identities::certificate(&common, &args.command).await,
+        Command::Kubeconfig(args) => commands::kubeconfig::kubeconfig(&common, &args),
         Command::Whoami => commands::identities::who_am_i(&common).await,
         Command::Apply(args) => commands::apply::apply(&common, &args).await,
         Command::Delete(args) => commands::apply::delete(&common, &args).await,

@@ -6,6 +6,7 @@ use std::io::{IsTerminal, Write as _};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+pub(crate) use bulkhead_model::columns::{labels, text};
 use bulkhead_model::host_policy::Attachment;
 use serde_json::Value;
 
@@ -175,23 +176,6 @@ pub(crate) async fn with_progress<T>(what: &str, work: impl Future<Output = T>) 
                 let _ = write!(std::io::stderr(), "\r\x1b[K{what}… {:.0} s", started.elapsed().as_secs_f32());
             }
         }
-    }
-}
-
-/// `key=value,…` of a JSON mapping.
-pub(crate) fn labels(value: &Value) -> String {
-    let pairs = value.as_object().into_iter().flatten();
-    let pairs: Vec<_> =
-        pairs.map(|(key, value)| format!("{key}={}", value.as_str().unwrap_or("?"))).collect();
-    pairs.join(",")
-}
-
-/// The text at a JSON pointer, or nothing.
-pub(crate) fn text(value: &Value, pointer: &str) -> String {
-    match value.pointer(pointer) {
-        Some(Value::String(text)) => text.clone(),
-        Some(Value::Null) | None => String::new(),
-        Some(other) => other.to_string(),
     }
 }
 

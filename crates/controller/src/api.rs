@@ -14,6 +14,7 @@ mod gate;
 mod history;
 mod identities;
 mod input;
+mod kubernetes;
 mod objects;
 mod problem;
 mod server;
@@ -37,6 +38,7 @@ use tracing::field::Empty;
 use crate::context::Context;
 
 use gate::Whom;
+use kubernetes::{discovery, reviews, schemas};
 use problem::Refusal;
 
 pub(crate) use gate::Rates;
@@ -69,6 +71,17 @@ pub(crate) struct Route {
     /// For whom it is.
     pub(crate) whom: Whom,
     handlers: fn() -> Methods,
+}
+
+/// What can be done with the objects of a kind.
+fn listed() -> Methods {
+    axum::routing::get(objects::list).post(objects::create).delete(objects::delete_all)
+}
+
+/// What can be done with an object.
+fn named() -> Methods {
+    let methods = axum::routing::get(objects::get).put(objects::replace).delete(objects::delete);
+    methods.patch(kubernetes::patch::patch)
 }
 
 /// Everything that is served.
@@ -200,28 +213,160 @@ pub(crate) const ROUTES: &[Route] = &[
         handlers: || axum::routing::get(identities::who_am_i),
     },
     Route {
+        path: "/version",
+        whom: Whom::Known,
+        methods: &["get"],
+        handlers: || axum::routing::get(discovery::version),
+    },
+    Route {
+        path: "/api",
+        whom: Whom::Known,
+        methods: &["get"],
+        handlers: || axum::routing::get(discovery::core),
+    },
+    Route {
+        path: "/api/v1",
+        whom: Whom::Known,
+        methods: &["get"],
+        handlers: || axum::routing::get(discovery::core_resources),
+    },
+    Route {
+        path: "/apis",
+        whom: Whom::Known,
+        methods: &["get"],
+        handlers: || axum::routing::get(discovery::groups),
+    },
+    Route {
+        path: "/apis/bulkhead.dev/v1",
+        whom: Whom::Known,
+        methods: &["get"],
+        handlers: || axum::routing::get(discovery::own_resources),
+    },
+    Route {
+        path: "/apis/{group}",
+        whom: Whom::Known,
+        methods: &["get"],
+        handlers: || axum::routing::get(discovery::group),
+    },
+    Route {
+        path: "/apis/{group}/{version}",
+        whom: Whom::Known,
+        methods: &["get"],
+        handlers: || axum::routing::get(discovery::group_resources),
+    },
+    Route {
+        path: "/openapi/v2",
+        whom: Whom::Known,
+        methods: &["get"],
+        handlers: || axum::routing::get(schemas::v2),
+    },
+    Route {
+        path: "/openapi/v3",
+        whom: Whom::Known,
+        methods: &["get"],
+        handlers: || axum::routing::get(schemas::v3),
+    },
+    Route {
+        path: "/openapi/v3/api/v1",
+        whom: Whom::Known,
+        methods: &["get"],
+        handlers: || axum::routing::get(schemas::v3_core),
+    },
+    Route {
+        path: "/openapi/v3/apis/{group}/{version}",
+        whom: Whom::Known,
+        methods: &["get"],
+        handlers: || axum::routing::get(schemas::v3_group),
+    },
+    Route {
+        path: "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews",
+        whom: Whom::Known,
+        methods: &["post"],
+        handlers: || axum::routing::post(reviews::access),
+    },
+    Route {
+        path: "/apis/authorization.k8s.io/v1/selfsubjectrulesreviews",
+        whom: Whom::Known,
+        methods: &["post"],
+        handlers: || axum::routing::post(reviews::rules),
+    },
+    Route {
+        path: "/apis/authentication.k8s.io/v1/selfsubjectreviews",
+        whom: Whom::Known,
+        methods: &["post"],
+        handlers: || axum::routing::post(reviews::subject),
+    },
+    Route {
         path: "/apis/bulkhead.dev/v1/{plural}",
         whom: Whom::Roles,
-        methods: &["get", "post"],
-        handlers: || axum::routing::get(objects::list).post(objects::create),
+        methods: &["get", "post", "delete"],
+        handlers: listed,
     },
     Route {
         path: "/apis/bulkhead.dev/v1/{plural}/{name}",
         whom: Whom::Roles,
-        methods: &["get", "put", "delete"],
-        handlers: || axum::routing::get(objects::get).put(objects::replace).delete(objects::delete),
+        methods: &["get", "put", "patch", "delete"],
+        handlers: named,
     },
     Route {
         path: "/apis/bulkhead.dev/v1/namespaces/{namespace}/{plural}",
         whom: Whom::Roles,
-        methods: &["get", "post"],
-        handlers: || axum::routing::get(objects::list).post(objects::create),
+        methods: &["get", "post", "delete"],
+        handlers: listed,
     },
     Route {
         path: "/apis/bulkhead.dev/v1/namespaces/{namespace}/{plural}/{name}",
         whom: Whom::Roles,
-        methods: &["get", "put", "delete"],
-        handlers: || axum::routing::get(objects::get).put(objects::replace).delete(objects::delete),
+        methods: &["get", "put", "patch", "delete"],
+        handlers: named,
+    },
+    Route {
+        path: "/api/v1/{plural}",
+        whom: Whom::Roles,
+        methods: &["get", "post", "delete"],
+        handlers: listed,
+    },
+    Route {
+        path: "/api/v1/{plural}/{name}",
+        whom: Whom::Roles,
+        methods: &["get", "put", "patch", "delete"],
+        handlers: named,
+    },
+    Route {
+        path: "/api/v1/namespaces/{namespace}/{plural}",
+        whom: Whom::Roles,
+        methods: &["get", "post", "delete"],
+        handlers: listed,
+    },
+    Route {
+        path: "/api/v1/namespaces/{namespace}/{plural}/{name}",
+        whom: Whom::Roles,
+        methods: &["get", "put", "patch", "delete"],
+        handlers: named,
+    },
+    Route {
+        path: "/apis/{group}/{version}/{plural}",
+        whom: Whom::Roles,
+        methods: &["get", "post", "delete"],
+        handlers: listed,
+    },
+    Route {
+        path: "/apis/{group}/{version}/{plural}/{name}",
+        whom: Whom::Roles,
+        methods: &["get", "put", "patch", "delete"],
+        handlers: named,
+    },
+    Route {
+        path: "/apis/{group}/{version}/namespaces/{namespace}/{plural}",
+        whom: Whom::Roles,
+        methods: &["get", "post", "delete"],
+        handlers: listed,
+    },
+    Route {
+        path: "/apis/{group}/{version}/namespaces/{namespace}/{plural}/{name}",
+        whom: Whom::Roles,
+        methods: &["get", "put", "patch", "delete"],
+        handlers: named,
     },
 ];
 

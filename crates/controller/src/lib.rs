@@ -29,6 +29,7 @@ mod clock;
 mod config;
 mod confirm;
 mod context;
+mod fields;
 mod flows;
 mod guard;
 mod members;

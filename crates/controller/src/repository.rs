@@ -10,6 +10,7 @@ mod feed;
 mod history;
 mod keys;
 mod log;
+mod managed;
 mod rollback;
 mod view;
 mod write;
@@ -26,6 +27,7 @@ use bytes::Bytes;
 use tokio::sync::{Mutex, Notify, watch};
 
 use crate::clock;
+use crate::fields::Entry;
 
 pub(crate) use confirm::{CONFIRM_WITHIN, Record as Confirmation, Standing};
 pub(crate) use feed::feed;
@@ -34,6 +36,8 @@ pub(crate) use history::{Author, Record};
 pub(crate) use keys::prefix as store_prefix;
 pub(crate) use keys::{decode as decode_stored, object_key};
 pub(crate) use log::ChangeLog;
+use managed::Managed;
+pub(crate) use managed::{Accounts, OWN as OWN_MANAGER, shown as managed_fields};
 pub(crate) use rollback::Difference;
 pub(crate) use view::{Object, View, is_predefined};
 pub(crate) use write::{Change, Done, Terms, Verb, WriteError};
@@ -48,6 +52,7 @@ pub(crate) struct Repository {
     view: RwLock<View>,
     revision: watch::Sender<u64>,
     history: RwLock<History>,
+    managed: RwLock<Managed>,
     operator_writes: Mutex<()>,
     written: written::Written,
     confirmations: Lock<confirm::Confirmations>,
@@ -62,11 +67,13 @@ impl Repository {
         let revision = watch::Sender::new(view.revision);
         let confirmations = Lock::new(confirm::stored(&*store).await?);
         let history = RwLock::new(History::open(&*store).await?);
+        let managed = RwLock::new(Managed::open(&*store).await?);
         Ok(Self {
             store,
             view: RwLock::new(view),
             revision,
             history,
+            managed,
             operator_writes: Mutex::new(()),
             written: written::Written::default(),
             confirmations,
@@ -84,6 +91,11 @@ impl Repository {
 
     fn history_mut(&self) -> RwLockWriteGuard<'_, History> {
         self.history.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Who set which fields of an object.
+    pub(crate) fn owners(&self, resource: &Resource) -> Vec<Entry> {
+        self.managed.read().unwrap_or_else(PoisonError::into_inner).entries(resource)
     }
 
     /// The store beneath.

@@ -9,7 +9,7 @@ use crate::document::{Decoder, Node};
 use crate::kind::{Kind, Scope};
 use crate::labels::Labels;
 use crate::meaning::Meaning;
-use crate::resource::{Metadata, ObjectKey};
+use crate::resource::{Metadata, NO_NAMESPACE, ObjectKey};
 use crate::{calico, kubernetes};
 
 /// The namespace of objects that must have one and name none.
@@ -103,7 +103,7 @@ fn decode_metadata(decoder: &mut Decoder, node: &Node, kind: Kind) -> Option<Met
     };
     let namespace = match (kind.scope(), metadata.child("namespace")) {
         (Scope::Fleet, _) => None,
-        (_, Some(node)) if node.as_str() != Some("") => {
+        (_, Some(node)) if !matches!(node.as_str(), Some("" | NO_NAMESPACE)) => {
             Some(decoder.within("metadata.namespace", |decoder| crate::resource::name(decoder, node))?)
         }
         (Scope::Namespaced, _) => Some(DEFAULT_NAMESPACE.to_owned()),

@@ -159,6 +159,16 @@ impl Kind {
         self.info().plural
     }
 
+    /// As in URLs below its group: the plural without the group.
+    pub fn resource(self) -> &'static str {
+        self.plural().split('.').next().unwrap_or_default()
+    }
+
+    /// Every `apiVersion` that its manifests may have, the one that is written first.
+    pub fn manifest_versions(self) -> &'static [&'static str] {
+        self.info().api_versions
+    }
+
     /// Short forms for the command line.
     pub fn short(self) -> &'static [&'static str] {
         self.info().short
@@ -195,6 +205,11 @@ impl Kind {
     /// Kinds that manifests of an `apiVersion` can have.
     pub fn of_api_version(api_version: &str) -> impl Iterator<Item = Self> {
         INFOS.iter().filter(move |info| info.api_versions.contains(&api_version)).map(|info| info.kind)
+    }
+
+    /// The kind that is served below an `apiVersion` under this name.
+    pub fn of_resource(api_version: &str, resource: &str) -> Option<Self> {
+        Self::of_api_version(api_version).find(|kind| kind.resource() == resource)
     }
 
     /// Every known `apiVersion`.
@@ -237,6 +252,9 @@ mod tests {
             assert_eq!(Kind::parse(kind.as_str()), Some(*kind));
             assert_eq!(Kind::parse(kind.plural()), Some(*kind));
             assert_eq!(Kind::of_manifest(kind.api_version(), kind.manifest_kind()), Some(*kind));
+            for version in kind.manifest_versions() {
+                assert_eq!(Kind::of_resource(version, kind.resource()), Some(*kind));
+            }
             for text in [kind.as_str().to_ascii_lowercase(), kind.plural().into()]
                 .into_iter()
                 .chain(kind.short().iter().map(|short| (*short).to_owned()))

@@ -6,6 +6,7 @@
 
 pub mod address;
 pub mod calico;
+pub mod columns;
 pub mod convert;
 pub mod document;
 pub mod entity;

@@ -20,6 +20,10 @@ use crate::suggest::nearest;
 /// Longest name of an object or a namespace.
 pub const NAME_LEN_MAX: usize = 253;
 
+/// Stands for the namespace of what is in none, wherever one must be named; never the name of one, since names have no
+/// underscore. In manifests it says the same as no namespace.
+pub const NO_NAMESPACE: &str = "_";
+
 /// What names an object.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct ObjectKey {
@@ -332,6 +336,9 @@ fn decode_metadata(decoder: &mut Decoder, node: &Node, kind: Kind) -> Option<Met
             decoder.problem(node, format!("a {kind} has no namespace"));
             return None;
         }
+        if node.as_str() == Some(NO_NAMESPACE) {
+            return None;
+        }
         self::name(decoder, node)
     });
     let labels = fields.optional(decoder, "labels", decode_labels).unwrap_or_default();
@@ -341,6 +348,8 @@ fn decode_metadata(decoder: &mut Decoder, node: &Node, kind: Kind) -> Option<Met
     let generation =
         fields.optional(decoder, "generation", |decoder, node| decoder.number(node, "a whole number"));
     let creation_timestamp = fields.optional(decoder, "creationTimestamp", Decoder::scalar_text);
+    // Kept beside the objects: what somebody else read of it is not to be written back.
+    fields.optional(decoder, "managedFields", |_, _| Some(()));
     fields.finish(decoder);
     Some(Metadata {
         name: name?,

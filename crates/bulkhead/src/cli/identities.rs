@@ -12,6 +12,19 @@ pub(crate) struct InitArgs {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct KubeconfigArgs {
+    /// Where to write it [default: to standard output]
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) write: Option<PathBuf>,
+    /// Write it though there is such a file
+    #[arg(long, requires = "write")]
+    pub(crate) replace: bool,
+    /// What cluster, user and context are called [default: bulkhead]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<String>,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct TokenArgs {
     #[command(subcommand)]
     pub(crate) command: TokenCommand,

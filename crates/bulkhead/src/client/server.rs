@@ -69,7 +69,7 @@ pub(crate) fn default_config_path() -> Option<PathBuf> {
 
 /// Where to ask.
 pub(super) fn find(common: &Common) -> Result<Server, Failure> {
-    let config = read(common)?;
+    let config = client_config(common)?;
     let url = match (&common.server, config.server.as_str()) {
         (Some(url), _) => url.clone(),
         (None, "") if Path::new(SOCKET).exists() => return Ok(Server::Unix(SOCKET.into())),
@@ -106,7 +106,7 @@ pub(super) fn find(common: &Common) -> Result<Server, Failure> {
 }
 
 /// The file that was named, or the first that there is.
-fn read(common: &Common) -> Result<ClientConfig, Failure> {
+pub(crate) fn client_config(common: &Common) -> Result<ClientConfig, Failure> {
     let file = match &common.client_config {
         Some(file) => Some(file.clone()),
         None => default_config_path().into_iter().chain([SYSTEM_FILE.into()]).find(|file| file.exists()),

@@ -7,6 +7,7 @@ use bulkhead_model::{Direction, Entity, Kind, Resource};
 use hyper::Method;
 use serde_json::Value;
 
+use super::get::without_owners;
 use super::{kind_and_name, object_path};
 use crate::cli::{Common, Format, ObjectArgs};
 use crate::client::{API, call};
@@ -23,7 +24,8 @@ pub(crate) async fn describe(common: &Common, args: &ObjectArgs) -> Result<(), F
         return Err(Failure::Usage(format!("which of the {}? Give a name", kind.plural())));
     };
     let path = object_path(kind, Some(&name));
-    let object = call(common.controller(), Method::GET, &path, None).await?;
+    let mut object = call(common.controller(), Method::GET, &path, None).await?;
+    without_owners(&mut object);
     if common.output != Format::Table {
         return output::show(common.output, &object, || Ok(String::new()));
     }

@@ -82,10 +82,36 @@ impl Permissions {
         Err(format!("{key} may not be changed {role}"))
     }
 
+    /// Whether some object of a kind may be changed in a namespace, or in none: which, [`Permissions::may_change`] knows.
+    pub(crate) fn could_change(&self, kind: Kind, namespace: Option<&str>) -> bool {
+        self.could(kind, |scope| match (&scope.namespaces, namespace) {
+            (None, _) => true,
+            (Some(names), Some(namespace)) => names.contains(namespace),
+            (Some(_), None) => false,
+        })
+    }
+
+    /// The same, wherever they lie.
+    pub(crate) fn could_change_everywhere(&self, kind: Kind) -> bool {
+        self.could(kind, |scope| scope.namespaces.is_none())
+    }
+
+    fn could(&self, kind: Kind, there: impl Fn(&Scope) -> bool) -> bool {
+        match self.role {
+            None | Some(Role::Viewer) => false,
+            Some(Role::Admin) => true,
+            Some(Role::Operator) => !matches!(kind, Kind::RoleBinding | Kind::Settings),
+            Some(Role::Editor) => self.scopes.iter().any(|scope| {
+                let owns_set = is_set(kind) && scope.namespaces.is_some() && scope.tiers.is_none();
+                there(scope) && (is_policy(kind) || owns_set)
+            }),
+        }
+    }
+
     fn may_edit(&self, key: &ObjectKey, resource: &Resource) -> bool {
         let tiers: BTreeSet<&str> = resource.tiers_used().collect();
         let is_policy = !tiers.is_empty() && resource.tiers_made().next().is_none();
-        let is_set = matches!(key.kind, Kind::NetworkSet | Kind::CalicoNetworkSet);
+        let is_set = is_set(key.kind);
         self.scopes.iter().any(|scope| {
             let in_namespace = match (&scope.namespaces, &key.namespace) {
                 (None, _) => true,
@@ -99,4 +125,25 @@ impl Permissions {
             in_namespace && ((is_policy && in_tiers) || owns_set)
         })
     }
+}
+
+fn is_set(kind: Kind) -> bool {
+    matches!(kind, Kind::NetworkSet | Kind::CalicoNetworkSet)
+}
+
+/// Whether objects of a kind are policies, which lie in tiers.
+fn is_policy(kind: Kind) -> bool {
+    matches!(
+        kind,
+        Kind::Policy
+            | Kind::NetworkPolicy
+            | Kind::ClusterNetworkPolicy
+            | Kind::AdminNetworkPolicy
+            | Kind::BaselineAdminNetworkPolicy
+            | Kind::CalicoNetworkPolicy
+            | Kind::GlobalNetworkPolicy
+            | Kind::StagedNetworkPolicy
+            | Kind::StagedGlobalNetworkPolicy
+            | Kind::StagedKubernetesNetworkPolicy
+    )
 }

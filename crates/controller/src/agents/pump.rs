@@ -182,6 +182,4 @@ impl Subscription {
 }
 
 #[cfg(test)]
-mod model;
-#[cfg(test)]
 mod tests;

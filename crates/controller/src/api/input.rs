@@ -8,15 +8,16 @@ use axum::extract::rejection::{BytesRejection, QueryRejection};
 use axum::extract::{FromRequestParts, Query};
 use axum::http::StatusCode;
 use axum::http::request::Parts;
-use bulkhead_model::Problem;
-use bulkhead_model::document::{self, Document};
+use bulkhead_model::document::{self, Document, Node, Position, Value};
+use bulkhead_model::{ObjectKey, Problem, Resource};
 use serde::de::DeserializeOwned;
 
+use super::kubernetes::place::Place;
 use super::problem::Refusal;
 use crate::access::{Caller, Permissions};
 use crate::context::Context;
 use crate::guard::{Known, Who};
-use crate::repository::{Author, CONFIRM_WITHIN, Terms};
+use crate::repository::{Accounts, Author, CONFIRM_WITHIN, OWN_MANAGER, Terms};
 
 /// Query parameters, by name.
 #[derive(Debug)]
@@ -100,6 +101,14 @@ pub(crate) fn duration_ms(text: &str) -> Option<u64> {
 /// Query parameters of everything that changes objects.
 pub(crate) const OF_CHANGES: [&str; 3] = ["dryRun", "force", "confirmWithin"];
 
+/// Longest name of a field manager, as in Kubernetes.
+const MANAGER_LEN_MAX: usize = 128;
+/// Query parameters that clients of Kubernetes send with anything, and that change nothing here.
+pub(crate) const OF_CLIENTS: [&str; 2] = ["pretty", "timeout"];
+/// Query parameters of what writes one object.
+pub(crate) const OF_WRITES: [&str; 7] =
+    ["dryRun", "force", "confirmWithin", "fieldManager", "fieldValidation", "pretty", "timeout"];
+
 /// On which terms a request changes objects.
 pub(crate) fn terms(
     context: &Context,
@@ -114,6 +123,18 @@ pub(crate) fn terms(
             Refusal::bad_request(message)
         })
     });
+    // Unknown and duplicate fields are refused whatever a client asks for: what was meant by them cannot be enforced.
+    if let Some(text) = parameters.text("fieldValidation")
+        && !matches!(text, "Strict" | "Warn" | "Ignore")
+    {
+        let message =
+            format!("query parameter fieldValidation: expected Strict, Warn or Ignore, found {text:?}");
+        return Err(Refusal::bad_request(message));
+    }
+    // Clients of Kubernetes say who sets fields; who does not is not asked to answer for them.
+    let manager = parameters.text("fieldManager").map(manager).transpose()?;
+    let begins = manager.is_some();
+    let accounts = Accounts::Changed { manager: manager.unwrap_or(OWN_MANAGER).to_owned(), begins };
     let mut lifelines = context.registry.lifelines();
     // Who is on this machine's own socket cannot be cut off from it.
     if let Some(ends) = caller.ends {
@@ -125,15 +146,26 @@ pub(crate) fn terms(
         confirm_within: confirm_within.transpose()?,
         author: Author { by: caller.name(), from: caller.from(), verb },
         permissions: permissions.clone(),
+        accounts,
         lifelines,
     })
+}
+
+/// The name of a field manager.
+fn manager(text: &str) -> Result<&str, Refusal> {
+    if text.len() <= MANAGER_LEN_MAX && !text.chars().any(char::is_control) {
+        return Ok(text);
+    }
+    let message =
+        format!("query parameter fieldManager: at most {MANAGER_LEN_MAX} bytes without control characters");
+    Err(Refusal::bad_request(message))
 }
 
 /// A body, or why there is none.
 pub(crate) type Body = Result<Bytes, BytesRejection>;
 
 /// The body's text.
-fn text(body: Body) -> Result<String, Refusal> {
+pub(crate) fn text(body: Body) -> Result<String, Refusal> {
     let bytes = body.map_err(|error| match error.status() {
         StatusCode::PAYLOAD_TOO_LARGE => {
             let message = format!("a body may have {} bytes", super::BODY_BYTES_MAX);
@@ -150,15 +182,93 @@ pub(crate) fn json<T: DeserializeOwned>(body: Body) -> Result<T, Refusal> {
     serde_json::from_str(&text(body)?).map_err(|error| Refusal::bad_request(format!("the body: {error}")))
 }
 
-/// The body's only object, YAML or JSON.
-pub(crate) fn document(body: Body) -> Result<Document, Refusal> {
+/// The body's only object, YAML or JSON, as its place has it.
+pub(crate) fn document(place: &Place, body: Body) -> Result<Document, Refusal> {
     let text = text(body)?;
-    let mut documents = document::parse("body", &text).map_err(Refusal::invalid)?;
+    let mut nodes = document::read("body", &text).map_err(|problem| Refusal::invalid(vec![problem]))?;
+    // The one line that programs send tells nobody where to look.
+    if !text.trim_end().contains('\n') {
+        nodes.iter_mut().for_each(without_positions);
+    }
+    manifest(place, nodes)
+}
+
+/// An object that was made of what there was, under the same limits as one that was sent.
+pub(crate) fn changed(place: &Place, object: &serde_json::Value) -> Result<Document, Refusal> {
+    let mut nodes =
+        document::read("body", &object.to_string()).map_err(|problem| Refusal::invalid(vec![problem]))?;
+    nodes.iter_mut().for_each(without_positions);
+    manifest(place, nodes)
+}
+
+fn without_positions(node: &mut Node) {
+    node.position = Position::default();
+    match &mut node.value {
+        Value::Sequence(items) => items.iter_mut().for_each(without_positions),
+        Value::Mapping(entries) => {
+            for (key, value) in entries {
+                key.position = Position::default();
+                without_positions(value);
+            }
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
+}
+
+/// The only object of what was read.
+fn manifest(place: &Place, mut nodes: Vec<Node>) -> Result<Document, Refusal> {
+    nodes.iter_mut().for_each(|node| place.take(node));
+    let mut documents = document::of_nodes("body", nodes).map_err(Refusal::invalid)?;
     match (documents.pop(), documents.is_empty()) {
         (Some(document), true) => Ok(document),
         (None, _) => Err(Refusal::bad_request("the body has no object")),
         (Some(_), false) => Err(Refusal::bad_request("the body has more than one object")),
     }
+}
+
+/// What clients of Kubernetes send with a deletion. What depends on an object is not asked about: here nothing does.
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub(crate) struct DeleteOptions {
+    dry_run: Vec<String>,
+    preconditions: Preconditions,
+}
+
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Preconditions {
+    uid: Option<String>,
+    resource_version: Option<String>,
+}
+
+impl DeleteOptions {
+    pub(crate) fn is_dry_run(&self) -> bool {
+        self.dry_run.iter().any(|text| text == "All")
+    }
+
+    pub(crate) fn resource_version(&self) -> Option<&str> {
+        self.preconditions.resource_version.as_deref()
+    }
+
+    /// Whether the object is the one that is meant.
+    pub(crate) fn check(&self, key: &ObjectKey, found: Option<&Resource>) -> Result<(), Refusal> {
+        let (Some(expected), Some(found)) = (&self.preconditions.uid, found) else { return Ok(()) };
+        if found.metadata().uid.as_ref() == Some(expected) {
+            return Ok(());
+        }
+        let message = format!("{key} is another object than the one with the uid {expected}");
+        Err(Refusal::new(StatusCode::CONFLICT, "Conflict", message))
+    }
+}
+
+/// The body of a deletion, if it has one.
+pub(crate) fn delete_options(body: Body) -> Result<DeleteOptions, Refusal> {
+    let text = text(body)?;
+    if text.trim().is_empty() {
+        return Ok(DeleteOptions::default());
+    }
+    serde_json::from_str(&text)
+        .map_err(|error| Refusal::bad_request(format!("expected DeleteOptions: {error}")))
 }
 
 /// Files sent together.

@@ -1,106 +1,120 @@
 //! Objects one by one: list, get, create, replace, delete.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use bulkhead_model::ObjectKey;
 use bulkhead_model::document::Document;
-use bulkhead_model::entity::with_automatic_labels;
-use bulkhead_model::resource::API_VERSION;
-use bulkhead_model::{Entity, Kind, ObjectKey, Resource, Selector};
 use serde_json::{Value, json};
 
 use super::Shared;
 use super::change::{Ask, change};
-use super::input::{self, Body, OF_CHANGES, Parameters};
+use super::input::{self, Body, DeleteOptions, OF_CHANGES, OF_CLIENTS, OF_WRITES, Parameters};
+use super::kubernetes::form::Form;
+use super::kubernetes::place::{Lies, Place};
+use super::kubernetes::selection::{OF_SELECTIONS, Selection};
 use super::problem::Refusal;
+use super::watch::{OF_WATCHES, watch};
 use crate::access::{Caller, Permissions};
 use crate::context::Context;
 use crate::repository::{Terms, Verb, WriteError};
 
-/// The variables of a path.
-type Variables = Path<BTreeMap<String, String>>;
+/// Query parameters of deletions. How what depends on an object is deleted is Kubernetes' business: here nothing does.
+const OF_DELETIONS: [&str; 4] =
+    ["resourceVersion", "propagationPolicy", "gracePeriodSeconds", "orphanDependents"];
 
-fn kind(variables: &Variables) -> Result<Kind, Refusal> {
-    let plural = variables.get("plural").map_or("", String::as_str);
-    Kind::ALL
-        .iter()
-        .find(|kind| kind.plural() == plural)
-        .copied()
-        .ok_or_else(|| Refusal::no_such_kind(plural))
+/// Where the next page of a list begins.
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Continue {
+    /// Revision of the first page. A watch from there brings whatever the later pages have not shown as it was then.
+    revision: u64,
+    namespace: Option<String>,
+    name: String,
 }
 
-fn key(variables: &Variables) -> Result<ObjectKey, Refusal> {
-    let kind = kind(variables)?;
-    let name = variables.get("name").cloned().unwrap_or_default();
-    Ok(ObjectKey { kind, namespace: variables.get("namespace").cloned(), name })
+impl Continue {
+    fn read(place: &Place, text: &str) -> Result<(u64, ObjectKey), Refusal> {
+        let bytes = URL_SAFE_NO_PAD.decode(text).ok();
+        let read: Option<Self> = bytes.and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        let Self { revision, namespace, name } = read
+            .ok_or_else(|| Refusal::bad_request("query parameter continue: not from one of our answers"))?;
+        Ok((revision, ObjectKey { kind: place.kind, namespace, name }))
+    }
+
+    fn write(revision: u64, last: ObjectKey) -> String {
+        let token = Self { revision, namespace: last.namespace, name: last.name };
+        URL_SAFE_NO_PAD.encode(serde_json::to_vec(&token).unwrap_or_default())
+    }
 }
 
 /// `GET …/{plural}`, also `?watch=true`.
 pub(super) async fn list(
     State(context): Shared,
-    variables: Variables,
+    place: Place,
+    form: Form,
     parameters: Parameters,
 ) -> Result<Response, Refusal> {
-    parameters.only(&["labelSelector", "limit", "watch", "resourceVersion"])?;
-    let from: Option<u64> = parameters.parsed("resourceVersion", "a revision")?;
-    let kind = kind(&variables)?;
-    let namespace = variables.get("namespace").cloned();
-    let selector = selector(&parameters)?;
+    let own = ["limit", "continue", "watch", "resourceVersion", "resourceVersionMatch", "includeObject"];
+    parameters.only(&[&OF_SELECTIONS[..], &OF_WATCHES, &OF_CLIENTS, &own].concat())?;
+    let selection = Selection::of(&place, &parameters)?;
     if parameters.switch("watch")? {
-        return super::watch::watch(&context, kind, namespace.as_deref(), selector, from).await;
+        return watch(&context, place, form, selection, &parameters).await;
     }
-    let limit: usize = parameters.parsed("limit", "a whole number")?.unwrap_or(usize::MAX).max(1);
+    let limit: usize = parameters.parsed("limit", "a whole number")?.unwrap_or_default();
+    // Clients of Kubernetes say 0 for no limit.
+    let limit = if limit == 0 { usize::MAX } else { limit };
+    let start = parameters.text("continue").map(|text| Continue::read(&place, text)).transpose()?;
     let view = context.repository.view();
-    let mut matching = view.of_kind(kind).filter(|object| {
-        let resource = &object.resource;
-        (namespace.is_none() || resource.metadata().namespace == namespace)
-            && selector.as_ref().is_none_or(|selector| selects(selector, resource))
-    });
-    let items: Vec<_> = matching.by_ref().take(limit).map(|object| object.resource.to_json()).collect();
-    let mut metadata = json!({ "resourceVersion": view.revision.to_string() });
+    let wanted: Option<u64> = parameters.parsed("resourceVersion", "a revision")?;
+    if parameters.text("resourceVersionMatch") == Some("Exact") && wanted != Some(view.revision) {
+        return Err(Refusal::expired(format!("only the newest revision, {}, can be listed", view.revision)));
+    }
+    let (revision, after) = start.map_or((view.revision, None), |(first, key)| (first, Some(key)));
+    let mut matching =
+        view.of_kind_after(place.kind, after.as_ref()).filter(|object| selection.has(&object.resource));
+    let mut last = None;
+    let items: Vec<_> = matching
+        .by_ref()
+        .take(limit)
+        .map(|object| {
+            last = Some(object);
+            place.shown(&context.repository, &object.resource)
+        })
+        .collect();
+    let mut metadata = json!({ "resourceVersion": revision.to_string() });
     let remaining = matching.count();
     if remaining > 0 {
         metadata["remainingItemCount"] = json!(remaining);
+        metadata["continue"] = json!(last.map(|last| Continue::write(revision, last.resource.key())));
     }
-    let answer = json!({
-        "apiVersion": API_VERSION,
-        "kind": format!("{kind}List"),
-        "metadata": metadata,
-        "items": items,
-    });
+    let answer = form.list(&place, &items, &metadata);
     drop(view);
     Ok(Json(answer).into_response())
-}
-
-fn selector(parameters: &Parameters) -> Result<Option<Selector>, Refusal> {
-    let wrong = |error| Refusal::bad_request(format!("query parameter labelSelector: {error}"));
-    parameters.text("labelSelector").map(|text| Selector::parse(text).map_err(wrong)).transpose()
-}
-
-/// Selectors see the automatic labels too, as they do in policies.
-pub(super) fn selects(selector: &Selector, resource: &Resource) -> bool {
-    if let Some(entity) = Entity::of(resource) {
-        return selector.matches(&entity.labels);
-    }
-    let (key, metadata) = (resource.key(), resource.metadata());
-    let namespace = key.namespace.as_deref();
-    selector.matches(&with_automatic_labels(&metadata.labels, key.kind, namespace, &key.name, None))
 }
 
 /// `GET …/{plural}/{name}`.
 pub(super) async fn get(
     State(context): Shared,
-    variables: Variables,
+    place: Place,
+    form: Form,
     parameters: Parameters,
 ) -> Result<Json<Value>, Refusal> {
-    parameters.only(&[])?;
-    let key = key(&variables)?;
-    let found = context.repository.view().get(&key).map(|object| object.resource.to_json());
-    found.map(Json).ok_or_else(|| WriteError::NotFound(key).into())
+    parameters.only(&[&OF_CLIENTS[..], &["resourceVersion", "includeObject"]].concat())?;
+    if place.is_no_namespace() {
+        return Ok(Json(form.object(&place, place.no_namespace())));
+    }
+    let found = context
+        .repository
+        .view()
+        .get(&place.key())
+        .map(|object| place.shown(&context.repository, &object.resource));
+    let found = found.ok_or_else(|| WriteError::NotFound(place.key()))?;
+    Ok(Json(form.object(&place, found)))
 }
 
 /// `POST …/{plural}`.
@@ -108,17 +122,17 @@ pub(super) async fn create(
     State(context): Shared,
     Extension(caller): Extension<Caller>,
     Extension(permissions): Extension<Permissions>,
-    variables: Variables,
+    place: Place,
+    form: Form,
     parameters: Parameters,
     body: Body,
 ) -> Result<Response, Refusal> {
-    parameters.only(&OF_CHANGES)?;
+    parameters.only(&OF_WRITES)?;
     let terms = input::terms(&context, &parameters, (&caller, &permissions), "create")?;
-    let kind = kind(&variables)?;
-    let document = input::document(body)?;
-    fits(&document, kind, variables.get("namespace"), None)?;
-    let object = write(context, document, Verb::Create, terms).await?;
-    Ok((StatusCode::CREATED, Json(object)).into_response())
+    let document = input::document(&place, body)?;
+    fits(&document, &place)?;
+    let object = write(&context, &place, document, Verb::Create, terms).await?;
+    Ok((StatusCode::CREATED, Json(form.object(&place, object))).into_response())
 }
 
 /// `PUT …/{plural}/{name}`.
@@ -126,47 +140,47 @@ pub(super) async fn replace(
     State(context): Shared,
     Extension(caller): Extension<Caller>,
     Extension(permissions): Extension<Permissions>,
-    variables: Variables,
+    place: Place,
+    form: Form,
     parameters: Parameters,
     body: Body,
 ) -> Result<Json<Value>, Refusal> {
-    parameters.only(&OF_CHANGES)?;
+    parameters.only(&OF_WRITES)?;
     let terms = input::terms(&context, &parameters, (&caller, &permissions), "replace")?;
-    let key = key(&variables)?;
-    let document = input::document(body)?;
-    fits(&document, key.kind, key.namespace.as_ref(), Some(&key.name))?;
-    Ok(Json(write(context, document, Verb::Replace, terms).await?))
+    let document = input::document(&place, body)?;
+    fits(&document, &place)?;
+    let object = write(&context, &place, document, Verb::Replace, terms).await?;
+    Ok(Json(form.object(&place, object)))
 }
 
-async fn write(
-    context: Arc<Context>,
+/// Writes one object and answers what became of it.
+pub(super) async fn write(
+    context: &Arc<Context>,
+    place: &Place,
     document: Document,
     verb: Verb,
     terms: Terms,
 ) -> Result<Value, Refusal> {
-    let done = change(context, terms, Ask::Write(vec![document], verb)).await?;
+    let done = change(Arc::clone(context), terms, Ask::Write(vec![document], verb)).await?;
     let after = done.changes.into_iter().find_map(|change| change.after);
-    Ok(after.map_or(Value::Null, |after| after.to_json()))
+    Ok(after.map_or(Value::Null, |after| place.shown(&context.repository, &after)))
 }
 
 /// Whether an object is what its path says.
-fn fits(
-    document: &Document,
-    kind: Kind,
-    namespace: Option<&String>,
-    name: Option<&String>,
-) -> Result<(), Refusal> {
+pub(super) fn fits(document: &Document, place: &Place) -> Result<(), Refusal> {
     let found = document.resource.key();
+    let (kind, name) = (place.kind, place.name());
     let mut problems = Vec::new();
     if found.kind != kind {
         let message = format!("expected {kind} at this path, found {}", found.kind);
         problems.push(document.problem("kind", message, Some(kind.to_string())));
     }
     // POST without a namespace in the path takes the one in the body, as `apply` does.
-    if found.namespace.as_ref() != namespace && (namespace.is_some() || name.is_some()) {
+    let namespace = place.namespace.as_ref().and_then(Lies::namespace);
+    if found.namespace.as_deref() != namespace && (place.namespace.is_some() || name.is_some()) {
         let expected = namespace.map_or_else(|| "no namespace".to_owned(), |name| format!("{name:?}"));
         let message = format!("expected {expected} at this path");
-        problems.push(document.problem("metadata.namespace", message, namespace.cloned()));
+        problems.push(document.problem("metadata.namespace", message, namespace.map(ToOwned::to_owned)));
     }
     if let Some(name) = name
         && found.name != *name
@@ -182,17 +196,49 @@ pub(super) async fn delete(
     State(context): Shared,
     Extension(caller): Extension<Caller>,
     Extension(permissions): Extension<Permissions>,
-    variables: Variables,
+    place: Place,
     parameters: Parameters,
+    body: Body,
 ) -> Result<Json<Value>, Refusal> {
-    let [dry_run, force, confirm_within] = OF_CHANGES;
-    parameters.only(&[dry_run, force, confirm_within, "resourceVersion"])?;
-    let key = key(&variables)?;
+    parameters.only(&[&OF_CHANGES[..], &OF_CLIENTS, &OF_DELETIONS].concat())?;
+    let options = input::delete_options(body)?;
     let version = parameters.text("resourceVersion").map(ToOwned::to_owned);
+    let version = version.or_else(|| options.resource_version().map(ToOwned::to_owned));
     let terms = input::terms(&context, &parameters, (&caller, &permissions), "delete")?;
-    let done = change(context, terms, Ask::Delete(vec![key.clone()], version)).await?;
+    let terms = Terms { dry_run: terms.dry_run || options.is_dry_run(), ..terms };
+    let key = place.key();
+    options.check(&key, context.repository.view().get(&key).map(|object| &object.resource))?;
+    let done = change(Arc::clone(&context), terms, Ask::Delete(vec![key.clone()], version)).await?;
     match done.changes.into_iter().find_map(|change| change.before) {
-        Some(before) => Ok(Json(before.to_json())),
+        Some(before) => Ok(Json(place.shown(&context.repository, &before))),
         None => Err(WriteError::NotFound(key).into()),
     }
+}
+
+/// `DELETE …/{plural}`: all that the selectors choose, or none.
+pub(super) async fn delete_all(
+    State(context): Shared,
+    Extension(caller): Extension<Caller>,
+    Extension(permissions): Extension<Permissions>,
+    place: Place,
+    parameters: Parameters,
+    body: Body,
+) -> Result<Json<Value>, Refusal> {
+    // A page of what is to be deleted would be a surprise: limit is not taken.
+    parameters.only(&[&OF_CHANGES[..], &OF_CLIENTS, &OF_DELETIONS, &OF_SELECTIONS].concat())?;
+    let options: DeleteOptions = input::delete_options(body)?;
+    let selection = Selection::of(&place, &parameters)?;
+    let terms = input::terms(&context, &parameters, (&caller, &permissions), "delete")?;
+    let terms = Terms { dry_run: terms.dry_run || options.is_dry_run(), ..terms };
+    let keys: Vec<ObjectKey> = {
+        let view = context.repository.view();
+        let chosen = view.of_kind(place.kind).filter(|object| selection.has(&object.resource));
+        chosen.map(|object| object.resource.key()).collect()
+    };
+    let done = change(Arc::clone(&context), terms, Ask::Delete(keys, None)).await?;
+    let metadata = json!({ "resourceVersion": done.revision.to_string() });
+    let gone = done.changes.into_iter().filter_map(|change| change.before);
+    let gone: Vec<_> = gone.map(|before| place.shown(&context.repository, &before)).collect();
+    let (version, kind) = place.list_type();
+    Ok(Json(json!({ "apiVersion": version, "kind": kind, "metadata": metadata, "items": gone })))
 }

@@ -21,6 +21,7 @@ pub(crate) struct Refusal {
     about: Option<Box<ObjectKey>>,
     problems: Vec<Problem>,
     warnings: Vec<Warning>,
+    causes: Box<[Value]>,
 }
 
 impl Refusal {
@@ -32,6 +33,7 @@ impl Refusal {
             about: None,
             problems: Vec::new(),
             warnings: Vec::new(),
+            causes: Box::default(),
         }
     }
 
@@ -43,6 +45,11 @@ impl Refusal {
     /// What was asked for does not exist.
     pub(crate) fn not_found(message: impl Into<String>) -> Self {
         Self::new(StatusCode::NOT_FOUND, "NotFound", message)
+    }
+
+    /// It is not known any more, or not yet.
+    pub(crate) fn expired(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::GONE, "Expired", message)
     }
 
     /// What was sent is wrong, at these places.
@@ -58,6 +65,11 @@ impl Refusal {
         Self::not_found(format!("there is no kind {plural:?}, there are {}{suggestion}", known.join(", ")))
     }
 
+    /// With causes of its own kind.
+    pub(crate) fn because(self, causes: Vec<Value>) -> Self {
+        Self { causes: causes.into(), ..self }
+    }
+
     fn about(mut self, key: ObjectKey) -> Self {
         self.about = Some(Box::new(key));
         self
@@ -68,11 +80,14 @@ impl Refusal {
         let mut details = json!({});
         if let Some(key) = &self.about {
             details["name"] = json!(key.qualified_name());
-            details["kind"] = json!(key.kind.plural());
-            details["group"] = json!("bulkhead.dev");
+            details["kind"] = json!(key.kind.resource());
+            details["group"] = json!(key.kind.api_version().split_once('/').map_or("", |(group, _)| group));
         }
         if !self.problems.is_empty() {
             details["causes"] = self.problems.iter().map(cause).collect();
+        }
+        if !self.causes.is_empty() {
+            details["causes"] = json!(self.causes);
         }
         if !self.warnings.is_empty() {
             details["cuts"] = self.warnings.iter().take(NAMED_MAX).map(|warning| json!(warning)).collect();
@@ -92,10 +107,14 @@ impl Refusal {
 }
 
 fn cause(problem: &Problem) -> Value {
+    // Clients of Kubernetes print field and message, and nothing else of it.
+    let place =
+        if problem.line == 0 { String::new() } else { format!(" ({}:{})", problem.line, problem.column) };
+    let hint = problem.suggestion.as_ref().map_or_else(String::new, |word| format!("; did you mean {word}?"));
     let mut cause = json!({
         "reason": "FieldValueInvalid",
         "field": problem.path,
-        "message": problem.message,
+        "message": format!("{}{hint}{place}", problem.message),
         "source": problem.source,
         "line": problem.line,
         "column": problem.column,

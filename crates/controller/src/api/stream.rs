@@ -25,11 +25,20 @@ pub(crate) fn respond(
     place: OwnedSemaphorePermit,
     lines: impl Stream<Item = Bytes> + Send + 'static,
 ) -> Response {
+    respond_as("application/x-ndjson", place, lines)
+}
+
+/// The same under another media type.
+pub(crate) fn respond_as(
+    media_type: &'static str,
+    place: OwnedSemaphorePermit,
+    lines: impl Stream<Item = Bytes> + Send + 'static,
+) -> Response {
     let lines = lines.map(move |line| {
         // Moved in here so that it is given back when the stream is dropped.
         let _held = &place;
         Ok::<_, Infallible>(line)
     });
     let body = Body::from_stream(lines);
-    ([(header::CONTENT_TYPE, "application/x-ndjson")], body).into_response()
+    ([(header::CONTENT_TYPE, media_type)], body).into_response()
 }

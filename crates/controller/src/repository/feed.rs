@@ -1,13 +1,13 @@
 //! From the store's watch into the view.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 
 use bulkhead_store::{Commit, LOG_CHANGES_MAX, Revision, Store, StoreError};
 use tokio::sync::watch;
 
 use super::keys::PREFIX;
 use super::view::{self, View};
-use super::{Repository, history};
+use super::{Repository, history, managed};
 use crate::clock;
 use crate::context::stopped;
 
@@ -60,9 +60,13 @@ pub(crate) async fn feed(
 /// What all keys of ours begin with.
 const EVERYTHING: &str = "/bulkhead.dev/";
 
-/// Takes records of the history in and out.
+/// Takes records of the history, and of who set what, in and out.
 fn remember(repository: &Repository, commits: &[Arc<Commit>]) {
     let changes = commits.iter().flat_map(|commit| &commit.changes);
+    for change in changes.clone().filter(|change| change.key.starts_with(managed::PREFIX)) {
+        let mut managed = repository.managed.write().unwrap_or_else(PoisonError::into_inner);
+        managed.take_in(&change.key, change.object.as_ref());
+    }
     let mut records = changes.filter(|change| change.key.starts_with(history::PREFIX)).peekable();
     if records.peek().is_none() {
         return;

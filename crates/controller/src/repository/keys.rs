@@ -1,14 +1,13 @@
 //! How objects stand in the store: `/bulkhead.dev/v1/PLURAL/NAMESPACE/NAME`, `_` for no namespace, with the
 //! manifest as JSON. `resourceVersion` is left out: it is the store's own revision.
 
+use bulkhead_model::resource::NO_NAMESPACE;
 use bulkhead_model::{Kind, ObjectKey, Problem, Resource};
 use bulkhead_store::Stored;
 use bytes::Bytes;
 
 /// What all keys begin with.
 pub(crate) const PREFIX: &str = "/bulkhead.dev/v1/";
-/// Stands for no namespace; never the name of one, since names have no underscore.
-const NO_NAMESPACE: &str = "_";
 
 /// What the keys of a kind (in a namespace, or in all) begin with.
 pub(crate) fn prefix(kind: Kind, namespace: Option<&str>) -> String {

@@ -306,9 +306,19 @@ impl View {
 
     /// All objects of a kind, by namespace and name.
     pub(crate) fn of_kind(&self, kind: Kind) -> impl Iterator<Item = &Arc<Object>> {
-        let first = ObjectKey { kind, namespace: None, name: String::new() };
+        self.of_kind_after(kind, None)
+    }
+
+    /// Those that come after a key, by namespace and name.
+    pub(crate) fn of_kind_after(
+        &self,
+        kind: Kind,
+        after: Option<&ObjectKey>,
+    ) -> impl Iterator<Item = &Arc<Object>> {
+        let first = || Bound::Included(ObjectKey { kind, namespace: None, name: String::new() });
+        let from = after.map_or_else(first, |key| Bound::Excluded(key.clone()));
         self.objects
-            .range((Bound::Included(first), Bound::Unbounded))
+            .range((from, Bound::Unbounded))
             .take_while(move |(key, _)| key.kind == kind)
             .map(|(_, object)| object)
     }

@@ -1,7 +1,7 @@
 //! Changes by operators: validated against each other and against what there is, then one transaction.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use bulkhead_model::document::Document;
@@ -12,6 +12,7 @@ use tracing::Instrument;
 
 use super::confirm::{self, Record, WAITING_MAX};
 use super::history::Author;
+use super::managed::Accounts;
 use super::{Object, Repository, View, delete_op, is_predefined, put_op, stamp};
 use crate::access::Permissions;
 use crate::guard::{self, Known, Warning};
@@ -79,6 +80,8 @@ pub(crate) struct Terms {
     pub(crate) author: Author,
     /// What he may change.
     pub(crate) permissions: Permissions,
+    /// Who will have set what it changes.
+    pub(crate) accounts: Accounts,
     /// Connections that it should not cut.
     pub(crate) lifelines: Vec<Known>,
 }
@@ -191,13 +194,19 @@ impl Repository {
         mut transaction: Transaction,
         terms: &Terms,
     ) -> Result<Done, WriteError> {
-        let Terms { dry_run, force, confirm_within, author, permissions, lifelines } = terms;
+        let Terms { dry_run, force, confirm_within, author, permissions, lifelines, .. } = terms;
         for change in changes.iter().filter(|change| change.outcome.is_change()) {
             let (before, after) = (change.before.as_ref(), change.after.as_ref());
             permissions.may_change(&change.key, before, after).map_err(WriteError::NotAllowed)?;
         }
+        let accounts = self.managed.read().unwrap_or_else(PoisonError::into_inner).ops(&changes, terms)?;
         if transaction.ops.is_empty() {
-            let revision = self.view().revision;
+            // Nothing is another but who answers for it.
+            let mut revision = self.view().revision;
+            if !accounts.is_empty() && !dry_run {
+                revision = self.store.apply(Transaction { ops: accounts }).await?.revision.0;
+                self.wait_for(revision).await;
+            }
             return Ok(Done { changes, revision, warnings: Vec::new(), confirmation: None });
         }
         let warnings = match self.warnings(&changes, lifelines).await {
@@ -225,6 +234,7 @@ impl Repository {
         }
         let remembered = self.history_read().ops(&changes, author, !warnings.is_empty());
         transaction.ops.extend(remembered);
+        transaction.ops.extend(accounts);
         let span =
             tracing::debug_span!("commit", by = author.by, verb = author.verb, objects = changes.len());
         let revision = self.store.apply(transaction).instrument(span).await?.revision.0;

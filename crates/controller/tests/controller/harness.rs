@@ -282,6 +282,14 @@ impl Lines {
     }
 }
 
+impl Lines {
+    /// Nothing comes any more.
+    pub(crate) async fn ends(mut self) {
+        let frame = tokio::time::timeout(PATIENCE, self.body.frame()).await.unwrap();
+        assert!(frame.is_none() && self.text.is_empty(), "{frame:?}");
+    }
+}
+
 pub(crate) struct Agent {
     up: mpsc::Sender<AgentMessage>,
     down: Option<Streaming<ControllerMessage>>,

@@ -12,6 +12,7 @@ mod foreign;
 mod guard;
 mod harness;
 mod identity;
+mod kubernetes;
 mod leases;
 mod objects;
 mod oidc;

@@ -81,7 +81,7 @@ async fn what_cannot_be_is_refused_with_reasons() {
     for (path, code, part) in [
         ("/apis/bulkhead.dev/v1/polices", 404, "did you mean policies?"),
         ("/apis/bulkhead.dev/v1/policies?lableSelector=x", 400, "did you mean labelSelector?"),
-        ("/apis/bulkhead.dev/v1/policies?labelSelector=x+%3D", 400, "labelSelector"),
+        ("/apis/bulkhead.dev/v1/policies?labelSelector=x+%3D%3D+%27", 400, "labelSelector"),
         ("/apis/bulkhead.dev/v1/policies/none", 404, "there is no Policy/none"),
         ("/apis/bulkhead.dev/v1/flows?verdict=maybe", 400, "expected allow or deny"),
         ("/nowhere", 404, "there is nothing at /nowhere"),

@@ -1,6 +1,8 @@
 //! Whatever happens in whatever order, an agent that follows the protocol knows at each barrier exactly what
 //! a look at the whole repository would show it.
 
+mod model;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use bulkhead_model::entity::WorkloadSpec;

@@ -12,7 +12,7 @@ use bulkhead_model::{Entity, Kind, Resource, document};
 use bulkhead_store::{Memory, Precondition, Store, Transaction};
 use stateright::{Checker, Model, Property};
 
-use super::*;
+use super::super::*;
 use crate::repository::Repository;
 
 const HOST: &str = "h1";
