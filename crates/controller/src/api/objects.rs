@@ -19,7 +19,7 @@ use super::kubernetes::form::Form;
 use super::kubernetes::place::{Lies, Place};
 use super::kubernetes::selection::{OF_SELECTIONS, Selection};
 use super::problem::Refusal;
-use super::watch::{OF_WATCHES, watch};
+use super::watch::{self, OF_WATCHES, watch};
 use crate::access::{Caller, Permissions};
 use crate::context::Context;
 use crate::repository::{Terms, Verb, WriteError};
@@ -27,6 +27,12 @@ use crate::repository::{Terms, Verb, WriteError};
 /// Query parameters of deletions. How what depends on an object is deleted is Kubernetes' business: here nothing does.
 const OF_DELETIONS: [&str; 4] =
     ["resourceVersion", "propagationPolicy", "gracePeriodSeconds", "orphanDependents"];
+
+/// What is of no use here is refused all the same if it is none.
+fn check_dependents(parameters: &Parameters) -> Result<(), Refusal> {
+    parameters.switch("orphanDependents")?;
+    parameters.parsed::<u64>("gracePeriodSeconds", "a whole number").map(drop)
+}
 
 /// Where the next page of a list begins.
 #[derive(serde::Serialize, serde::Deserialize)]
@@ -65,6 +71,8 @@ pub(super) async fn list(
     if parameters.switch("watch")? {
         return watch(&context, place, form, selection, &parameters).await;
     }
+    // Of no use here, and refused all the same if they are none.
+    watch::asked(&parameters)?;
     let limit: usize = parameters.parsed("limit", "a whole number")?.unwrap_or_default();
     // Clients of Kubernetes say 0 for no limit.
     let limit = if limit == 0 { usize::MAX } else { limit };
@@ -201,6 +209,7 @@ pub(super) async fn delete(
     body: Body,
 ) -> Result<Json<Value>, Refusal> {
     parameters.only(&[&OF_CHANGES[..], &OF_CLIENTS, &OF_DELETIONS].concat())?;
+    check_dependents(&parameters)?;
     let options = input::delete_options(body)?;
     let version = parameters.text("resourceVersion").map(ToOwned::to_owned);
     let version = version.or_else(|| options.resource_version().map(ToOwned::to_owned));
@@ -226,6 +235,7 @@ pub(super) async fn delete_all(
 ) -> Result<Json<Value>, Refusal> {
     // A page of what is to be deleted would be a surprise: limit is not taken.
     parameters.only(&[&OF_CHANGES[..], &OF_CLIENTS, &OF_DELETIONS, &OF_SELECTIONS].concat())?;
+    check_dependents(&parameters)?;
     let options: DeleteOptions = input::delete_options(body)?;
     let selection = Selection::of(&place, &parameters)?;
     let terms = input::terms(&context, &parameters, (&caller, &permissions), "delete")?;

@@ -37,6 +37,13 @@ struct Watched {
     bookmarks: bool,
 }
 
+/// Whether bookmarks are wanted, and all that there is first; and for how many seconds.
+pub(super) fn asked(parameters: &Parameters) -> Result<(bool, bool, Option<u64>), Refusal> {
+    let bookmarks = parameters.switch("allowWatchBookmarks")?;
+    let initial = parameters.switch("sendInitialEvents")?;
+    Ok((bookmarks, initial, parameters.parsed("timeoutSeconds", "a whole number")?))
+}
+
 /// Everything after a revision; without one, or from 0 on, all that there is and everything after that. The log that it reads
 /// is the store's own, so each change comes once and in order, and no queue is kept for the reader.
 pub(super) async fn watch(
@@ -48,9 +55,7 @@ pub(super) async fn watch(
 ) -> Result<Response, Refusal> {
     let held = stream::place(context)?;
     let from: Option<u64> = parameters.parsed("resourceVersion", "a revision")?;
-    let bookmarks = parameters.switch("allowWatchBookmarks")?;
-    let initial = parameters.switch("sendInitialEvents")?;
-    let seconds: Option<u64> = parameters.parsed("timeoutSeconds", "a whole number")?;
+    let (bookmarks, initial, seconds) = asked(parameters)?;
     let timeout = seconds.filter(|seconds| *seconds > 0).map_or(TIMEOUT_MAX, Duration::from_secs);
     let ends_at = Instant::now() + timeout.min(TIMEOUT_MAX);
     let namespace = selection.namespace().map(|lies| match lies {
