@@ -1,7 +1,6 @@
-//! The agents' side: sessions, what they publish, their leases, and their flow reports.
+//! The agents' side: sessions, what they publish, and their flow reports.
 
 mod inventory;
-mod lease;
 mod messages;
 mod pace;
 mod pump;
@@ -9,7 +8,7 @@ mod registry;
 mod server;
 mod session;
 
-pub(crate) use lease::keep_leases;
+pub(crate) use inventory::published_by;
 pub(crate) use messages::packed;
 pub(crate) use pace::Pace;
 pub(crate) use registry::Registry;

@@ -8,6 +8,7 @@ use crate::access::{Grants, Trust};
 use crate::agents::{Pace, Registry};
 use crate::api::Rates;
 use crate::audit::Audit;
+use crate::cluster::Cluster;
 use crate::config::Config;
 use crate::flows::Flows;
 use crate::metrics::Metrics;
@@ -33,6 +34,8 @@ pub(crate) struct Context {
     /// How often each caller of the API has asked lately.
     pub(crate) rates: Rates,
     pub(crate) registry: Registry,
+    /// The other controllers.
+    pub(crate) cluster: Cluster,
     pub(crate) flows: Flows,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) started_ms: u64,

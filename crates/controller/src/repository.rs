@@ -131,6 +131,14 @@ impl Repository {
         applied
     }
 
+    /// Removes what agents have published, with what else is to be in the transaction.
+    pub(crate) async fn remove(&self, gone: &[ObjectKey], besides: Transaction) -> Result<(), StoreError> {
+        let delete = |all: Transaction, key| all.delete(keys::store_key(key), Precondition::Any);
+        let applied = self.store.apply(gone.iter().fold(besides, delete)).await?;
+        self.wait_for(applied.revision.0).await;
+        Ok(())
+    }
+
     /// The transaction of [`Repository::publish`], and the objects that it puts, with their keys and bytes.
     pub(crate) fn publication(
         &self,

@@ -25,6 +25,7 @@ use tonic::{Status, Streaming};
 use super::inventory;
 use super::pump::Pump;
 use super::registry::Admission;
+use crate::clock;
 use crate::context::{Context, stopped};
 use crate::guard::Ends;
 use crate::members::{SessionId, Subscriber};
@@ -76,7 +77,12 @@ pub(super) async fn run(
     let subscriber = Arc::new(Subscriber::new(id, Arc::clone(&host)));
     let epoch_is_ours = hello.epoch == context.repository.store().epoch();
     let known = (epoch_is_ours && hello.revision > 0).then_some(hello.revision);
-    context.repository.view_mut().add_session(&subscriber);
+    let began = {
+        let mut view = context.repository.view_mut();
+        view.add_session(&subscriber);
+        view.revision
+    };
+    context.cluster.begin(&host, id, clock::now_ms(), Some(ends), began);
     let pump = Pump::new(Arc::clone(&subscriber), known, hello.accepts.iter().any(|one| one == PACKING));
     let mut session =
         Session { context, id, host, subscriber, epoch_is_ours, pump, outgoing, unsaid: (0, 0) };
@@ -290,6 +296,7 @@ impl Session {
     fn end(mut self, ended: Result<(), Status>) {
         self.pump.close(&mut self.context.repository.view_mut());
         self.context.registry.leave(&self.host, self.id);
+        self.context.cluster.end(&self.host, self.id);
         match ended {
             Ok(()) => tracing::info!(host = %self.host, session = self.id, "agent left"),
             Err(status) => {

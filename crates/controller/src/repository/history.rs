@@ -126,6 +126,11 @@ impl History {
             key: stored.key.to_string(),
             bytes: stored.value.len(),
         };
+        // The feed begins with the revision of the first view, and what was listed after it may come once more.
+        let as_new = self.records.iter().rev().take_while(|known| known.revision >= record.revision);
+        if as_new.into_iter().any(|known| known.key == record.key) {
+            return;
+        }
         self.bytes += record.bytes;
         self.records.push_back(record);
     }

@@ -7,6 +7,9 @@ use bytes::Bytes;
 
 /// What all keys begin with.
 pub(crate) const PREFIX: &str = "/bulkhead.dev/v1/";
+/// A key that every change by an operator sets, under the condition that it is as the change's validation has seen it: so
+/// what several controllers change at once is validated one after the other. No object is there.
+pub(crate) const OPERATORS: &str = "/bulkhead.dev/system/operators";
 /// Stands for no namespace; never the name of one, since names have no underscore.
 const NO_NAMESPACE: &str = "_";
 

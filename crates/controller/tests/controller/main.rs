@@ -16,3 +16,4 @@ mod leases;
 mod objects;
 mod operators;
 mod resume;
+mod several;
