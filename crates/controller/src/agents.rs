@@ -13,3 +13,4 @@ pub(crate) use messages::packed;
 pub(crate) use pace::Pace;
 pub(crate) use registry::Registry;
 pub(crate) use server::serve;
+pub(crate) use session::DRAIN_TIME_MAX;

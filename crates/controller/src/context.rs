@@ -47,6 +47,8 @@ pub(crate) struct Context {
     /// are sent away for a moment.
     pub(crate) syncing: Arc<Semaphore>,
     pub(crate) pace: Pace,
+    /// Becomes true before everything stops, when agents are to go to other controllers.
+    pub(crate) draining: watch::Receiver<bool>,
     /// Becomes true when everything is to stop.
     pub(crate) shutdown: watch::Receiver<bool>,
 }

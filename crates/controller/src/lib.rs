@@ -21,7 +21,7 @@
 //! | registrar of sessions (one) | hosts whose session is to be written, each once | - |
 //! | keeper of deadlines (one) | the clock, changes that wait for confirmation (100) | more are refused |
 //!
-//! At shutdown streams end, requests under way are finished within [`SHUTDOWN_TIME_MAX`], flows are written,
+//! At shutdown agents are first sent to the other controllers, if there are any. Then streams end, requests under way are finished within [`SHUTDOWN_TIME_MAX`], flows are written,
 //! and the store is closed last.
 
 mod access;
@@ -67,6 +67,11 @@ use repository::Repository;
 
 /// Longest that requests under way may take once the controller stops.
 pub const SHUTDOWN_TIME_MAX: Duration = Duration::from_secs(5);
+
+/// How long it waits, beyond the time over which they are sent, for agents to leave a controller that stops.
+const DRAIN_MARGIN: Duration = Duration::from_secs(1);
+/// How often it is looked at whether they have.
+const DRAIN_LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// Why a controller did not start, or ended.
 #[derive(Debug, thiserror::Error)]
@@ -131,6 +136,7 @@ pub struct Controller {
     pub api: SocketAddr,
     /// Where agents are served.
     pub agents: SocketAddr,
+    drain: watch::Sender<bool>,
     stop: watch::Sender<bool>,
     parts: JoinSet<Result<(), Error>>,
     context: Arc<Context>,
@@ -144,6 +150,7 @@ pub async fn start(config: Config) -> Result<Controller, Error> {
     let api = listen(config.listen_api, "operators")?;
     let agents = listen(config.listen_agents, "agents")?;
     let (stop, shutdown) = watch::channel(false);
+    let (drain, draining) = watch::channel(false);
     let bound = |listener: &TcpListener, address| listener.local_addr().unwrap_or(address);
     let api_address = bound(&api, config.listen_api);
     let agents_address = bound(&agents, config.listen_agents);
@@ -155,7 +162,7 @@ pub async fn start(config: Config) -> Result<Controller, Error> {
     });
     let socket = socket.transpose()?;
     let served = [api_address, agents_address];
-    let context = Arc::new(open(config, trust, served, shutdown.clone()).await?);
+    let context = Arc::new(open(config, trust, served, (draining, shutdown.clone())).await?);
 
     let mut parts = JoinSet::new();
     let feed = repository::feed(Arc::clone(&context.repository), shutdown.clone());
@@ -189,7 +196,7 @@ pub async fn start(config: Config) -> Result<Controller, Error> {
         Ok(())
     });
     tracing::info!(api = %api_address, agents = %agents_address, "controller serves");
-    Ok(Controller { api: api_address, agents: agents_address, stop, parts, context })
+    Ok(Controller { api: api_address, agents: agents_address, drain, stop, parts, context })
 }
 
 /// Starts a controller and serves until `shutdown` completes, or a part fails.
@@ -241,11 +248,28 @@ impl Controller {
         }
     }
 
+    /// Has agents go to the other controllers, if there are any, while everything still works.
+    async fn send_agents_away(&self) {
+        if self.context.cluster.others().is_empty() {
+            return;
+        }
+        self.drain.send_replace(true);
+        let gone = async {
+            while self.context.registry.connected() > 0 {
+                tokio::time::sleep(DRAIN_LOOK_EVERY).await;
+            }
+        };
+        if tokio::time::timeout(agents::DRAIN_TIME_MAX + DRAIN_MARGIN, gone).await.is_err() {
+            tracing::warn!(agents = self.context.registry.connected(), "not all agents have gone elsewhere");
+        }
+    }
+
     /// Stops serving, finishes what is under way, and closes the files.
     ///
     /// # Errors
     /// If a part failed.
     pub async fn shutdown(mut self) -> Result<(), Error> {
+        self.send_agents_away().await;
         self.stop.send_replace(true);
         let mut result = Ok(());
         let all = async {
@@ -276,7 +300,7 @@ async fn open(
     config: Config,
     trust: Trust,
     served: [SocketAddr; 2],
-    shutdown: watch::Receiver<bool>,
+    (draining, shutdown): (watch::Receiver<bool>, watch::Receiver<bool>),
 ) -> Result<Context, Error> {
     let store = config.location().open().await?;
     let grants = Grants::open(Arc::clone(&store)).await?;
@@ -324,6 +348,7 @@ async fn open(
         searches: Semaphore::new(SEARCHES_MAX),
         syncing: Arc::new(Semaphore::new(SYNCING_MAX)),
         pace: Pace::default(),
+        draining,
         shutdown,
     })
 }

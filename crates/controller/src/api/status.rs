@@ -27,7 +27,7 @@ pub(super) async fn readyz(State(context): Shared) -> Response {
         Err(error) => return (StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")).into_response(),
     };
     let seen = context.repository.view().revision;
-    if *context.shutdown.borrow() {
+    if *context.shutdown.borrow() || *context.draining.borrow() {
         return (StatusCode::SERVICE_UNAVAILABLE, "stopping\n").into_response();
     }
     if stored.saturating_sub(seen) > VIEW_LAG_MAX {

@@ -124,9 +124,9 @@ async fn what_is_written_at_two_controllers_at_once_is_validated_one_after_the_o
     }
     // Writers of different objects get through, all of them.
     let named = |name: &str| POLICY.replace("name: db", &format!("name: {name}"));
-    let write = |fixture, names: [String; 10]| async move {
+    let write = async |fixture: &Fixture, names: [String; 10]| {
         for name in names {
-            Fixture::apply(fixture, &named(&name)).await;
+            fixture.apply(&named(&name)).await;
         }
     };
     let names = |of: &str| std::array::from_fn(|number| format!("{of}{number}"));
@@ -145,15 +145,13 @@ async fn a_change_is_undone_once_by_whichever_controller_is_left() {
     let etcd = EtcdServer::start();
     let (a, b) = two(&etcd).await;
     let c = Fixture::with(one_of(&etcd, "c")).await;
-    let waiting = |fixture, name: &str, within: &str| {
+    let waiting = async |fixture: &Fixture, name: &str, within: &str| {
         let text = POLICY.replace("name: db", &format!("name: {name}"));
         let path = format!("{V1}/apply?confirmWithin={within}");
         let body = json!({ "sources": [{ "name": "x.yaml", "text": text }] }).to_string();
-        async move {
-            let (status, answer) = Fixture::call(fixture, Method::POST, &path, body).await;
-            assert_eq!(status, StatusCode::OK, "{answer}");
-            answer["confirmation"]["id"].as_str().unwrap().to_owned()
-        }
+        let (status, answer) = fixture.call(Method::POST, &path, body).await;
+        assert_eq!(status, StatusCode::OK, "{answer}");
+        answer["confirmation"]["id"].as_str().unwrap().to_owned()
     };
     // One that others confirm, and one that others undo.
     let kept = waiting(&a, "kept", "60s").await;
@@ -196,8 +194,7 @@ async fn a_change_is_undone_once_by_whichever_controller_is_left() {
 async fn tokens_and_revocations_are_known_everywhere() {
     let etcd = EtcdServer::start();
     let (a, b) = two(&etcd).await;
-    let agent = |fixture| Fixture::agent(fixture, "h1");
-    let mut first = agent(&b).await;
+    let mut first = b.agent("h1").await;
     let body = json!({ "holder": "agent/h1", "reason": "lost" }).to_string();
     let (status, answer) = a.call(Method::POST, &format!("{V1}/revocations"), body).await;
     assert!(status.is_success(), "{answer}");
