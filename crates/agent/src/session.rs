@@ -211,7 +211,46 @@ fn describe(status: &tonic::Status) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::time::SystemTime;
+
+    use bulkhead_identity::tls::{self, ServerIdentity};
+    use bulkhead_identity::{Authority, Identity};
+
     use super::*;
+
+    #[tokio::test]
+    async fn an_agent_goes_home_once_its_first_controller_answers() {
+        let authority = Authority::generate("test", SystemTime::now()).unwrap();
+        let issue = |identity: &Identity| {
+            authority.issue(identity, Duration::from_secs(600), SystemTime::now(), &[]).unwrap()
+        };
+        let directory = tempfile::tempdir().unwrap();
+        let free_port = || std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap();
+        let config = Config {
+            host: "h1".into(),
+            state_directory: directory.path().into(),
+            controllers: vec![free_port().to_string(), free_port().to_string()],
+            ..Config::default()
+        };
+        let own = issue(&Identity::agent("h1").unwrap());
+        own.save(&config.identity_directory(), crate::IDENTITY_FILES).unwrap();
+        let membership = Membership::open(&config).unwrap();
+        let (look, quiet) = (Duration::from_millis(10), Duration::from_millis(200));
+        let home = membership.controller().to_owned();
+        let at_home = tokio::time::timeout(quiet, way_home(&membership, "h1", look)).await;
+        assert!(at_home.is_err(), "it is there");
+        membership.try_another();
+        assert!(!membership.is_home());
+        let nobody = tokio::time::timeout(quiet, way_home(&membership, "h1", look)).await;
+        assert!(nobody.is_err(), "nobody answers there");
+        let server = ServerIdentity::new(&issue(&Identity::controller("a").unwrap())).unwrap();
+        let tls = tls::server_config(&server, authority.bundle(), "h2").unwrap();
+        let _incoming = tls::listen(tokio::net::TcpListener::bind(&home).await.unwrap(), tls);
+        let back = tokio::time::timeout(Duration::from_secs(10), way_home(&membership, "h1", look)).await;
+        assert!(back.is_ok(), "it answers");
+        membership.go_home();
+        assert_eq!((membership.is_home(), membership.controller()), (true, home.as_str()));
+    }
 
     #[test]
     fn back_off_grows_is_spread_and_is_bounded() {

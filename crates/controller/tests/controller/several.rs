@@ -239,3 +239,85 @@ async fn status_and_flows_are_those_of_all_controllers() {
         assert_eq!(unanswered[0]["controller"], "a", "{gone} {api}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_hosts_workloads_go_once_and_come_back_with_it() {
+    let etcd = EtcdServer::start();
+    let short = |name| Config { lease_ms: 300, grace_ms: 700, ..one_of(&etcd, name) };
+    let (a, b) = (Fixture::with(short("a")).await, Fixture::with(short("b")).await);
+    let mut agent = a.agent("h1").await;
+    publish(&mut agent, "web.h1", "h1", "10.0.0.1").await;
+    let count = |count: usize| move |list: &Value| list["items"].as_array().unwrap().len() == count;
+    until(&b, &format!("{V1}/workloads"), count(1)).await;
+    drop(agent);
+    let left = Instant::now();
+    until(&b, &format!("{V1}/workloads"), count(0)).await;
+    assert!(left.elapsed() >= Duration::from_millis(1000), "{:?}", left.elapsed());
+    let mut expired = 0;
+    for fixture in [&a, &b] {
+        until(fixture, &format!("{V1}/workloads"), count(0)).await;
+        expired += counter(fixture, "hosts_expired_total").await;
+    }
+    // Both may have looked at the same moment; what was removed was removed once.
+    assert!((1..=2).contains(&expired), "{expired}");
+    let mut agent = b.agent("h1").await;
+    publish(&mut agent, "web.h1", "h1", "10.0.0.1").await;
+    until(&a, &format!("{V1}/workloads"), count(1)).await;
+    served_by(&a, "h1", "b").await;
+}
+
+/// The value of a counter.
+async fn counter(fixture: &Fixture, name: &str) -> u64 {
+    let metrics = fixture.get("/metrics").await;
+    let wanted = format!("bulkhead_{name} ");
+    let line = metrics.as_str().unwrap().lines().find_map(|line| line.strip_prefix(&wanted));
+    line.unwrap().parse().unwrap()
+}
+
+/// Its sessions last longer together than lease and grace, and none of them alone does.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_goes_from_one_controller_to_another_is_never_taken_for_lost() {
+    let etcd = EtcdServer::start();
+    let short = |name| Config { lease_ms: 500, grace_ms: 0, ..one_of(&etcd, name) };
+    let (a, b) = (Fixture::with(short("a")).await, Fixture::with(short("b")).await);
+    let began = Instant::now();
+    let mut turn = 0;
+    while began.elapsed() < Duration::from_millis(2500) {
+        let at = if turn % 2 == 0 { &a } else { &b };
+        let mut agent = at.agent("h1").await;
+        publish(&mut agent, "web.h1", "h1", "10.0.0.1").await;
+        // It stays for less than a lease, and leaves without a word.
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let list = at.get(&format!("{V1}/workloads")).await;
+        assert_eq!(list["items"].as_array().unwrap().len(), 1, "after {turn} moves");
+        turn += 1;
+    }
+    assert_eq!(counter(&a, "hosts_expired_total").await + counter(&b, "hosts_expired_total").await, 0);
+}
+
+/// A workload that moves is registered by its new host before its old one lets go. Whoever reads it, at either controller,
+/// sees the one, then perhaps both, then the other; never none, and both no longer than between the two transactions.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_that_moves_between_hosts_always_has_an_owner() {
+    let etcd = EtcdServer::start();
+    let (a, b) = two(&etcd).await;
+    let (mut old, mut new) = (a.agent("h1").await, b.agent("h2").await);
+    publish(&mut old, "web.h1", "h1", "10.0.0.1").await;
+    let (mut at_a, mut at_b) = (a.agent("h3").await, b.agent("h4").await);
+    for reader in [&mut at_a, &mut at_b] {
+        until(&b, &format!("{V1}/workloads"), |list| !list["items"].as_array().unwrap().is_empty()).await;
+        assert_eq!(reader.subscribe("role == 'web'", 0).await.joins(), [("Workload/web.h1", "h1")]);
+    }
+    publish(&mut new, "web.h2", "h2", "10.0.0.1").await;
+    old.publish(true, &[], &[]).await;
+    for reader in [&mut at_a, &mut at_b] {
+        let mut owners = vec!["Workload/web.h1".to_owned()];
+        while owners != ["Workload/web.h2"] {
+            let batch = reader.batch().await;
+            owners.extend(batch.joins().iter().map(|(entity, _)| (*entity).to_owned()));
+            owners.retain(|owner| !batch.leaves().contains(&owner.as_str()));
+            assert!(!owners.is_empty(), "{batch:?}");
+        }
+        reader.hears_nothing().await;
+    }
+}
