@@ -20,6 +20,8 @@ const KEPT_PER_TTL: u32 = 3;
 const WAITED_LEASES: u32 = 2;
 /// How often it looks meanwhile.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// Longest that a controller which ends waits for its lease to be given back; else it ends by itself.
+const GIVEN_BACK_WITHIN: Duration = Duration::from_secs(2);
 /// File in the data directory that tells this controller from another of the same name.
 const INSTANCE_FILE: &str = "instance";
 
@@ -94,7 +96,8 @@ impl Cluster {
     /// Gives up everything under the lease, so that the others need not wait for its end.
     pub(crate) async fn close(&self) {
         // The store may be away; then the lease ends by itself.
-        if let Ok(Err(error)) = tokio::time::timeout(self.ttl, self.store.revoke(self.lease())).await {
+        if let Ok(Err(error)) = tokio::time::timeout(GIVEN_BACK_WITHIN, self.store.revoke(self.lease())).await
+        {
             tracing::debug!(%error, "the controller's lease was not given back");
         }
     }

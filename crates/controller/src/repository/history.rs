@@ -229,3 +229,36 @@ impl Record {
         Ok(kept.and_then(|kept| unpack(&kept.before?)))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bulkhead_store::Revision;
+
+    use super::*;
+
+    #[test]
+    fn a_record_that_was_listed_and_comes_once_more_is_one_record() {
+        let kept = Kept {
+            at_ms: 1,
+            by: "ann".into(),
+            from: String::new(),
+            verb: "apply".into(),
+            forced: false,
+            touched: Vec::new(),
+            before: None,
+        };
+        let stored = |name: &str, revision| Stored {
+            key: format!("{PREFIX}{name}").into(),
+            value: serde_json::to_vec(&kept).unwrap().into(),
+            created: Revision(revision),
+            modified: Revision(revision),
+            lease: None,
+        };
+        let mut history = History::default();
+        for (name, revision) in [("a", 3), ("b", 5), ("a", 3), ("b", 5), ("c", 5), ("d", 6)] {
+            history.take_in(&stored(name, revision));
+        }
+        let revisions: Vec<_> = history.records().map(|record| record.revision).collect();
+        assert_eq!(revisions, [3, 5, 5, 6]);
+    }
+}

@@ -9,19 +9,19 @@ use crate::harness::{Fixture, PATIENCE, config};
 const CONFIRMATIONS: &str = "/apis/bulkhead.dev/v1/confirmations";
 
 /// In these tests everybody is at 127.0.0.1, ports are random, and no fail-safe port helps.
-const HERE: &str = "\
+pub(crate) const HERE: &str = "\
 apiVersion: bulkhead.dev/v1
 kind: HostEndpoint
 metadata: {name: here, labels: {role: mgmt}}
 spec: {host: h1, addresses: [127.0.0.1]}
 ";
-const THERE: &str = "\
+pub(crate) const THERE: &str = "\
 apiVersion: bulkhead.dev/v1
 kind: Workload
 metadata: {name: there}
 spec: {host: h2, addresses: [127.0.0.1]}
 ";
-const SHUT: &str = "\
+pub(crate) const SHUT: &str = "\
 apiVersion: bulkhead.dev/v1
 kind: Policy
 metadata: {name: shut}

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use crate::etcd_server::EtcdServer;
 use crate::flows::{now_ms, record, report};
+use crate::guard::{HERE, SHUT, THERE};
 use crate::harness::{Agent, Fixture, Lines, PATIENCE, POLICY, etcd_config};
 
 const V1: &str = "/apis/bulkhead.dev/v1";
@@ -320,4 +321,17 @@ async fn an_address_that_moves_between_hosts_always_has_an_owner() {
         }
         reader.hears_nothing().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_that_would_cut_off_another_controllers_agent_is_refused() {
+    let etcd = EtcdServer::start();
+    let (a, b) = two(&etcd).await;
+    b.apply(HERE).await;
+    b.apply(THERE).await;
+    let _agent = a.agent("h7").await;
+    served_by(&b, "h7", "a").await;
+    let (status, answer) = b.try_apply("apply", &[("shut.yaml", SHUT)]).await;
+    assert_eq!((status, &answer["reason"]), (StatusCode::CONFLICT, &json!("LockOut")), "{answer}");
+    assert!(answer["message"].as_str().unwrap().contains("the agent of h7"), "{answer}");
 }
