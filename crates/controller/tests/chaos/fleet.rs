@@ -29,6 +29,8 @@ use crate::harness::{Site, credentials, etcd_config};
 pub(crate) const V1: &str = "/apis/bulkhead.dev/v1";
 /// Longest that a fleet may take until it knows everything: every test is to be done in half a minute.
 pub(crate) const CONVERGES: Duration = Duration::from_secs(25);
+/// How often agents say that they are there: several times in the shortest lease of a test.
+const BEAT_EVERY: Duration = Duration::from_millis(500);
 /// Roles of workloads; an agent reads one of them.
 const ROLES: usize = 5;
 
@@ -257,7 +259,7 @@ impl Player {
         let mut down = client.sync(ReceiverStream::new(messages)).await?.into_inner();
         let mut waiting = Vec::new();
         let mut heard_members = false;
-        let mut beats = tokio::time::interval(Duration::from_secs(5));
+        let mut beats = tokio::time::interval(BEAT_EVERY);
         loop {
             let message = tokio::select! {
                 message = down.message() => message?,

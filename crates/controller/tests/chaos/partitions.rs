@@ -60,6 +60,31 @@ async fn a_controller_that_does_not_hear_etcd_comes_back_with_its_sessions() {
     cut_off(DEAF).await;
 }
 
+/// Longer than lease and grace: the other controller has removed what the agents there had published. Each publishes again.
+#[tokio::test(flavor = "multi_thread")]
+async fn workloads_that_expired_meanwhile_are_published_again() {
+    let etcd = EtcdServer::cluster(1);
+    let way = Proxy::to(etcd[0].endpoint()).await;
+    let short = |name| Config { lease_ms: 2000, grace_ms: 0, ..one_of(&etcd, name) };
+    let a = Fixture::with(short("a")).await;
+    let mut config = short("b");
+    config.etcd.endpoints = vec![way.address.to_string()];
+    let b = Fixture::with(config).await;
+    let fleet = Fleet::start(10, &[&a, &b], a.authority());
+    fleet.converges(&a, &[&a, &b]).await;
+    fleet.is_registered(&a, &["a", "b"]).await;
+    way.set(CUT);
+    let began = Instant::now();
+    while a.get(&format!("{V1}/workloads")).await["items"].as_array().unwrap().len() != 5 {
+        assert!(began.elapsed() < CONVERGES, "they must expire");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    println!("5 hosts were taken for lost {:?} after the way was cut", began.elapsed());
+    way.set(OPEN);
+    fleet.converges(&a, &[&a, &b]).await;
+    fleet.is_registered(&a, &["a", "b"]).await;
+}
+
 /// The agent has gone elsewhere while its controller, which has not noticed, could not reach etcd.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_session_that_was_overtaken_meanwhile_is_ended_when_its_controller_is_back() {
