@@ -5,8 +5,9 @@ use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use bulkhead_controller::start;
+use bulkhead_controller::{Config, start};
 use hyper::StatusCode;
+use serde_json::json;
 
 use crate::etcd_server::EtcdServer;
 use crate::fleet::{Fleet, V1, one_of, policy};
@@ -39,7 +40,7 @@ async fn has_all(site: &Site, name: &str, count: usize) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_controller_killed_under_writes_loses_nothing_that_it_acknowledged() {
     let etcd = EtcdServer::cluster(3);
-    let config = one_of(&etcd, "a");
+    let config = Config { controller_lease_ms: 5000, ..one_of(&etcd, "a") };
     let mut a = Process::start(&config);
     let b = Fixture::with(one_of(&etcd, "b")).await;
     let fleet = Fleet::start(20, &[&a.site, &b], b.authority());
@@ -55,6 +56,13 @@ async fn a_controller_killed_under_writes_loses_nothing_that_it_acknowledged() {
     writer.await.unwrap();
     let acknowledged = acknowledged.load(Relaxed);
     let killed = Instant::now();
+    // While its lease lasts it is there, and does not answer.
+    let status = b.get(&format!("{V1}/status")).await;
+    let silent = &status["controllers"][0];
+    assert_eq!((&silent["name"], &silent["answered"]), (&json!("a"), &json!(false)), "{status}");
+    assert!(silent["problem"].is_string(), "{status}");
+    let flows = b.get(&format!("{V1}/flows")).await;
+    assert_eq!(flows["unanswered"][0]["controller"], "a", "{flows}");
     has_all(&b, "p", acknowledged).await;
     write(&b, "q", 5).await;
     fleet.knows(&[&b]);
@@ -117,6 +125,34 @@ async fn etcd_loses_each_of_its_members_in_turn() {
         has_all(&b, &at_a, 3).await;
     }
     fleet.is_registered(&a, &["a", "b"]).await;
+}
+
+/// For longer than a controller's lease nothing can be read or written; agents hear nothing of it, and no host is lost.
+#[tokio::test(flavor = "multi_thread")]
+async fn etcd_loses_most_of_its_members_for_a_while() {
+    let mut etcd = EtcdServer::cluster(3);
+    let short = |name| Config { lease_ms: 2000, grace_ms: 1000, ..one_of(&etcd, name) };
+    let (a, b) = (Fixture::with(short("a")).await, Fixture::with(short("b")).await);
+    let fleet = Fleet::start(20, &[&a, &b], b.authority());
+    fleet.converges(&b, &[&a, &b]).await;
+    fleet.is_registered(&b, &["a", "b"]).await;
+    let before = fleet.sessions();
+    etcd[1].kill();
+    etcd[2].kill();
+    let outage = Duration::from_secs(4);
+    tokio::time::sleep(outage).await;
+    etcd[1].restart();
+    let back = Instant::now();
+    write(&a, "afterwards", 1).await;
+    println!("the first write was done {:?} after etcd was back", back.elapsed());
+    etcd[2].restart();
+    fleet.converges(&b, &[&a, &b]).await;
+    fleet.is_registered(&b, &["a", "b"]).await;
+    assert_eq!(fleet.sessions(), before, "nobody has lost a session");
+    for site in [&a, &b] {
+        let metrics = site.get("/metrics").await;
+        assert!(metrics.as_str().unwrap().contains("bulkhead_hosts_expired_total 0"), "{metrics}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
