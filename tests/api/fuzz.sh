@@ -64,7 +64,7 @@ status=0
 attempt() {
   echo "== as $1"
   shift
-  "$tools/bin/schemathesis" run "$work/api.json" "${common[@]}" "$@" || status=1
+  (cd "$work" && "$tools/bin/schemathesis" run api.json "${common[@]}" "$@") || status=1
 }
 attempt administrator -H "Authorization: Bearer $(token fuzz bulkhead:admins)" --max-examples "$examples" --phases coverage,fuzzing \
   --checks "$described,negative_data_rejection,unsupported_method,ignored_auth"

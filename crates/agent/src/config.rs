@@ -56,6 +56,9 @@ pub struct Config {
     pub default_posture: Verdict,
     /// What enforces in the kernel.
     pub dataplane: DataplaneChoice,
+    /// An agent that another than its first controller serves tries to go back to the first after so many milliseconds, or up
+    /// to a half less, and again and again.
+    pub home_after_ms: u64,
     /// Milliseconds between two walks over the connection table.
     pub sweep_interval_ms: u64,
 }
@@ -75,6 +78,7 @@ impl Default for Config {
             fence: false,
             default_posture: Verdict::Allow,
             dataplane: DataplaneChoice::Auto,
+            home_after_ms: 600_000,
             sweep_interval_ms: 5_000,
         }
     }

@@ -207,6 +207,7 @@ async fn stream(
     batch: &mut Vec<Arc<FlowRecord>>,
 ) -> Result<(), tonic::Status> {
     let channel = membership.channel().ok_or_else(|| tonic::Status::unavailable("no controller"))?;
+    let at = membership.controller().to_owned();
     let mut client = DistributionClient::new(channel);
     let (outgoing, batches) = mpsc::channel(1);
     let mut receipts = client.report_flows(ReceiverStream::new(batches)).await?.into_inner();
@@ -235,6 +236,10 @@ async fn stream(
             .ok_or_else(closed)?;
         lost.fetch_sub(told, Ordering::Relaxed);
         batch.clear();
+        // The controller before may serve on: records go where the session is.
+        if membership.controller() != at {
+            return Err(tonic::Status::unavailable("the session is with another controller"));
+        }
     }
 }
 

@@ -77,6 +77,29 @@ impl Membership {
         self.controllers.get(number % self.controllers.len().max(1)).map_or("", String::as_str)
     }
 
+    /// Whether the controller in use is this host's favourite.
+    pub(crate) fn is_home(&self) -> bool {
+        self.in_use.load(Ordering::Relaxed).is_multiple_of(self.controllers.len().max(1))
+    }
+
+    /// Whether the favourite can be reached now.
+    pub(crate) async fn home_answers(&self) -> bool {
+        let Some((credentials, address)) = self.credentials().zip(self.controllers.first()) else {
+            return false;
+        };
+        let Ok(config) = client_config(&credentials.authorities, Some(&credentials), PROTOCOL) else {
+            return false;
+        };
+        let connected = tokio::time::timeout(CONNECT_TIMEOUT, tls::connect(address, &config)).await;
+        matches!(connected, Ok(Ok(_)))
+    }
+
+    /// Takes the favourite from now on.
+    pub(crate) fn go_home(&self) {
+        self.in_use.store(0, Ordering::Relaxed);
+        *lock(&self.channel) = None;
+    }
+
     /// Goes on to the next controller.
     pub(crate) fn try_another(&self) {
         self.in_use.fetch_add(1, Ordering::Relaxed);

@@ -9,7 +9,9 @@ use bulkhead_wire::proto::agent_message::Body;
 use bulkhead_wire::proto::controller_message::Body as In;
 use bulkhead_wire::proto::distribution_client::DistributionClient;
 use bulkhead_wire::proto::{AgentMessage, ControllerMessage, Hello};
-use bulkhead_wire::{MESSAGE_BYTES_MAX, PACKING, PROTOCOL, address_to_wire, unpack, when_to_come_back};
+use bulkhead_wire::{
+    MESSAGE_BYTES_MAX, PACKING, PROTOCOL, address_to_wire, is_elsewhere, unpack, when_to_come_back,
+};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -74,10 +76,20 @@ pub(crate) fn spawn(
         loop {
             let place = (&*config, &*membership);
             let (reason, told) = match converse(place, &facts, &input, &hello, &mut attempt).await {
-                Ok(()) => ("the controller closed the stream".to_owned(), None),
-                Err(status) => (describe(&status), when_to_come_back(&status)),
+                Ok(Ended::Closed) => ("the controller closed the stream".to_owned(), None),
+                Ok(Ended::GoesHome) => {
+                    membership.go_home();
+                    (format!("going back to {}", membership.controller()), Some(Duration::ZERO))
+                }
+                Err(status) => {
+                    let told = when_to_come_back(&status);
+                    // Who is busy is asked again; who stops or is gone is not.
+                    if told.is_some() && is_elsewhere(&status) {
+                        membership.try_another();
+                    }
+                    (describe(&status), told)
+                }
             };
-            // Who is busy is asked again; who is gone is not.
             if told.is_none() {
                 membership.try_another();
             }
@@ -99,7 +111,7 @@ async fn converse(
     input: &mpsc::Sender<Input>,
     hello: &watch::Receiver<Progress>,
     attempt: &mut u32,
-) -> Result<(), tonic::Status> {
+) -> Result<Ended, tonic::Status> {
     let mut client =
         DistributionClient::new(membership.connect().await?).max_decoding_message_size(MESSAGE_BYTES_MAX);
     let (outgoing, messages) = mpsc::channel(OUTGOING_QUEUE_LEN);
@@ -122,9 +134,16 @@ async fn converse(
     outgoing.send(first).await.map_err(|_closed| tonic::Status::internal("stream closed"))?;
     let mut stream = client.sync(ReceiverStream::new(messages)).await?.into_inner();
     if input.send(Input::Session(SessionEvent::Connected(outgoing))).await.is_err() {
-        return Ok(());
+        return Ok(Ended::Closed);
     }
-    while let Some(mut message) = stream.message().await? {
+    let home = way_home(membership, &config.host, Duration::from_millis(config.home_after_ms));
+    tokio::pin!(home);
+    loop {
+        let message = tokio::select! {
+            message = stream.message() => message?,
+            () = &mut home => return Ok(Ended::GoesHome),
+        };
+        let Some(mut message) = message else { return Ok(Ended::Closed) };
         *attempt = 0;
         if let Some(In::Resources(resources)) = &mut message.body {
             // What cannot be read must not count as told: the stream ends, and what is known stays.
@@ -133,16 +152,43 @@ async fn converse(
             resources.upserts.extend(more.map_err(|error| tonic::Status::data_loss(error.to_string()))?);
         }
         if input.send(Input::Session(SessionEvent::Message(message))).await.is_err() {
-            return Ok(());
+            return Ok(Ended::Closed);
         }
     }
-    Ok(())
+}
+
+/// How a conversation ended that did not fail.
+#[derive(Debug)]
+enum Ended {
+    Closed,
+    /// This host's favourite controller is there again.
+    GoesHome,
+}
+
+/// Completes when this host's favourite controller answers, if another is in use: looked at now and then, and each host at
+/// another time, since all of a fleet may be away from it.
+async fn way_home(membership: &Membership, host: &str, after: Duration) {
+    if membership.is_home() {
+        return std::future::pending().await;
+    }
+    let mut look = 0;
+    loop {
+        tokio::time::sleep(spread(after, host, look)).await;
+        if membership.home_answers().await {
+            return;
+        }
+        look += 1;
+    }
 }
 
 /// Doubles up to the limit, then spread over half of it by host and attempt, so that a fleet that lost its
 /// controller does not come back as one.
 fn back_off(host: &str, attempt: u32) -> Duration {
-    let full = RETRY_MIN.saturating_mul(1 << attempt.min(10)).min(RETRY_MAX);
+    spread(RETRY_MIN.saturating_mul(1 << attempt.min(10)).min(RETRY_MAX), host, attempt)
+}
+
+/// Some time between half of it and all, another for each host and attempt.
+fn spread(full: Duration, host: &str, attempt: u32) -> Duration {
     let mut hasher = DefaultHasher::new();
     (host, attempt).hash(&mut hasher);
     let share = hasher.finish() % 512;
@@ -165,7 +211,46 @@ fn describe(status: &tonic::Status) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::time::SystemTime;
+
+    use bulkhead_identity::tls::{self, ServerIdentity};
+    use bulkhead_identity::{Authority, Identity};
+
     use super::*;
+
+    #[tokio::test]
+    async fn an_agent_goes_home_once_its_first_controller_answers() {
+        let authority = Authority::generate("test", SystemTime::now()).unwrap();
+        let issue = |identity: &Identity| {
+            authority.issue(identity, Duration::from_secs(600), SystemTime::now(), &[]).unwrap()
+        };
+        let directory = tempfile::tempdir().unwrap();
+        let free_port = || std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap();
+        let config = Config {
+            host: "h1".into(),
+            state_directory: directory.path().into(),
+            controllers: vec![free_port().to_string(), free_port().to_string()],
+            ..Config::default()
+        };
+        let own = issue(&Identity::agent("h1").unwrap());
+        own.save(&config.identity_directory(), crate::IDENTITY_FILES).unwrap();
+        let membership = Membership::open(&config).unwrap();
+        let (look, quiet) = (Duration::from_millis(10), Duration::from_millis(200));
+        let home = membership.controller().to_owned();
+        let at_home = tokio::time::timeout(quiet, way_home(&membership, "h1", look)).await;
+        assert!(at_home.is_err(), "it is there");
+        membership.try_another();
+        assert!(!membership.is_home());
+        let nobody = tokio::time::timeout(quiet, way_home(&membership, "h1", look)).await;
+        assert!(nobody.is_err(), "nobody answers there");
+        let server = ServerIdentity::new(&issue(&Identity::controller("a").unwrap())).unwrap();
+        let tls = tls::server_config(&server, authority.bundle(), "h2").unwrap();
+        let _incoming = tls::listen(tokio::net::TcpListener::bind(&home).await.unwrap(), tls);
+        let back = tokio::time::timeout(Duration::from_secs(10), way_home(&membership, "h1", look)).await;
+        assert!(back.is_ok(), "it answers");
+        membership.go_home();
+        assert_eq!((membership.is_home(), membership.controller()), (true, home.as_str()));
+    }
 
     #[test]
     fn back_off_grows_is_spread_and_is_bounded() {

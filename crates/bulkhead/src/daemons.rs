@@ -122,8 +122,27 @@ fn controller_config(
     mut config: bulkhead_controller::Config,
     settings: &ControllerSettings,
 ) -> bulkhead_controller::Config {
-    let ControllerSettings { listen, listen_agents, data_dir, identity_dir, socket, known_as, store } =
-        settings;
+    let ControllerSettings {
+        listen,
+        listen_agents,
+        data_dir,
+        identity_dir,
+        socket,
+        known_as,
+        name,
+        advertise,
+        advertise_agents,
+        store,
+    } = settings;
+    if let Some(name) = name {
+        config.name.clone_from(name);
+    }
+    if advertise.is_some() {
+        config.advertise_api.clone_from(advertise);
+    }
+    if advertise_agents.is_some() {
+        config.advertise_agents.clone_from(advertise_agents);
+    }
     if let Some(address) = listen {
         config.listen_api = *address;
     }

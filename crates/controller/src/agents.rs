@@ -1,7 +1,6 @@
-//! The agents' side: sessions, what they publish, their leases, and their flow reports.
+//! The agents' side: sessions, what they publish, and their flow reports.
 
 mod inventory;
-mod lease;
 mod messages;
 mod pace;
 mod pump;
@@ -9,8 +8,9 @@ mod registry;
 mod server;
 mod session;
 
-pub(crate) use lease::keep_leases;
+pub(crate) use inventory::published_by;
 pub(crate) use messages::packed;
 pub(crate) use pace::Pace;
 pub(crate) use registry::Registry;
 pub(crate) use server::serve;
+pub(crate) use session::DRAIN_TIME_MAX;

@@ -8,6 +8,7 @@ mod apply;
 mod backup;
 mod change;
 mod confirmations;
+mod elsewhere;
 mod explain;
 mod flows;
 mod gate;

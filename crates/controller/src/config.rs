@@ -9,6 +9,9 @@ use bulkhead_identity::{LIFETIME, LIFETIME_MAX};
 use bulkhead_store::{ETCD_PREFIX, EtcdOptions, Location};
 use serde::{Deserialize, Serialize};
 
+/// Shortest time after which a controller counts as dead: it has to say three times in it that it is not.
+const CONTROLLER_LEASE_MS_MIN: u64 = 500;
+
 /// Where the repository is kept.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -70,7 +73,7 @@ impl EtcdConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Config {
-    /// Its name, for status; default `controller`.
+    /// Its name, which no other controller of the repository has; default `controller`.
     pub name: String,
     /// Where operators are served (REST over TLS); default `127.0.0.1:7440`. Port 0 takes any free one.
     pub listen_api: SocketAddr,
@@ -93,6 +96,14 @@ pub struct Config {
     pub store: StoreKind,
     /// The cluster, if it is kept in etcd.
     pub etcd: EtcdConfig,
+    /// Where the other controllers reach this one's API, as `HOST:PORT`; default: [`Config::listen_api`], and with an
+    /// unspecified address the host's name in place of it.
+    pub advertise_api: Option<String>,
+    /// Where this controller says that agents reach it; by default found likewise.
+    pub advertise_agents: Option<String>,
+    /// The other controllers take one that is silent for so many milliseconds for dead, and its sessions for ended; default
+    /// 10 000. etcd counts in whole seconds, up, and gives two at least.
+    pub controller_lease_ms: u64,
     /// An agent that is silent for so many milliseconds is unseen; default 60 000. Agents are told to
     /// report three times as often.
     pub lease_ms: u64,
@@ -118,6 +129,9 @@ impl Default for Config {
             certificate_lifetime_s: LIFETIME.as_secs(),
             store: StoreKind::Embedded,
             etcd: EtcdConfig::default(),
+            advertise_api: None,
+            advertise_agents: None,
+            controller_lease_ms: 10_000,
             lease_ms: 60_000,
             grace_ms: 240_000,
             flow_records_in_memory: 100_000,
@@ -173,6 +187,26 @@ impl Config {
 
     pub(crate) fn lease(&self) -> Duration {
         Duration::from_millis(self.lease_ms.max(1))
+    }
+
+    /// What is said of where the API and the agents' side are, which listen on these addresses.
+    pub(crate) fn advertised(&self, [api, agents]: [SocketAddr; 2]) -> [String; 2] {
+        let found = |address: SocketAddr| {
+            if address.ip().is_unspecified() {
+                let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+                format!("{host}:{}", address.port())
+            } else {
+                address.to_string()
+            }
+        };
+        [
+            self.advertise_api.clone().unwrap_or_else(|| found(api)),
+            self.advertise_agents.clone().unwrap_or_else(|| found(agents)),
+        ]
+    }
+
+    pub(crate) fn controller_lease(&self) -> Duration {
+        Duration::from_millis(self.controller_lease_ms.max(CONTROLLER_LEASE_MS_MIN))
     }
 
     pub(crate) fn grace(&self) -> Duration {

@@ -8,6 +8,7 @@ use crate::access::{Grants, Oidc, Trust};
 use crate::agents::{Pace, Registry};
 use crate::api::Rates;
 use crate::audit::Audit;
+use crate::cluster::Cluster;
 use crate::config::Config;
 use crate::flows::Flows;
 use crate::metrics::Metrics;
@@ -35,6 +36,8 @@ pub(crate) struct Context {
     /// How often each caller of the API has asked lately.
     pub(crate) rates: Rates,
     pub(crate) registry: Registry,
+    /// The other controllers.
+    pub(crate) cluster: Cluster,
     pub(crate) flows: Flows,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) started_ms: u64,
@@ -46,6 +49,8 @@ pub(crate) struct Context {
     /// are sent away for a moment.
     pub(crate) syncing: Arc<Semaphore>,
     pub(crate) pace: Pace,
+    /// Becomes true before everything stops, when agents are to go to other controllers.
+    pub(crate) draining: watch::Receiver<bool>,
     /// Becomes true when everything is to stop.
     pub(crate) shutdown: watch::Receiver<bool>,
 }

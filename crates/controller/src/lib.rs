@@ -15,10 +15,13 @@
 //! | flow report (one each) | the agent's batches | the agent waits for receipts |
 //! | flow writer (thread, one) | queue of batches (1024) | not written, counted |
 //! | flow follower (one each) | broadcast of batches (256) | misses some, counted and told |
-//! | lease keeper (one) | the clock | - |
+//! | keeper of lost hosts (one) | the clock | - |
+//! | follower of the other controllers (one) | the store's log, at its own pace | it ends, and the controller with it |
+//! | keeper of the own lease (one) | the clock | - |
+//! | registrar of sessions (one) | hosts whose session is to be written, each once | - |
 //! | keeper of deadlines (one) | the clock, changes that wait for confirmation (100) | more are refused |
 //!
-//! At shutdown streams end, requests under way are finished within [`SHUTDOWN_TIME_MAX`], flows are written,
+//! At shutdown agents are first sent to the other controllers, if there are any. Then streams end, requests under way are finished within [`SHUTDOWN_TIME_MAX`], flows are written,
 //! and the store is closed last.
 
 mod access;
@@ -26,6 +29,7 @@ mod agents;
 mod api;
 mod audit;
 mod clock;
+mod cluster;
 mod config;
 mod confirm;
 mod context;
@@ -56,6 +60,7 @@ use access::{Grants, Oidc, Trust};
 use agents::{Pace, Registry};
 use api::Rates;
 use audit::Audit;
+use cluster::{Cluster, ControllerRecord};
 use context::{Context, SEARCHES_MAX, STREAMS_MAX, SYNCING_MAX};
 use flows::Flows;
 use metrics::Metrics;
@@ -64,13 +69,18 @@ use repository::Repository;
 /// Longest that requests under way may take once the controller stops.
 pub const SHUTDOWN_TIME_MAX: Duration = Duration::from_secs(5);
 
+/// How long it waits, beyond the time over which they are sent, for agents to leave a controller that stops.
+const DRAIN_MARGIN: Duration = Duration::from_secs(1);
+/// How often it is looked at whether they have.
+const DRAIN_LOOK_EVERY: Duration = Duration::from_millis(10);
+
 /// Why a controller did not start, or ended.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The repository cannot be opened or has failed.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// The flow records cannot be opened.
+    /// The flow records, or what else is kept beside them, cannot be opened.
     #[error("cannot open the flow records: {0}")]
     Flows(String),
     /// An address cannot be listened on.
@@ -97,6 +107,19 @@ pub enum Error {
     /// There is no identity that others could trust.
     #[error(transparent)]
     Identity(#[from] TrustError),
+    /// Another controller of the repository has the name.
+    #[error(
+        "a controller named {name:?} is registered already (API at {api}, since {since}): \
+         give this one another name (--name), or stop the other"
+    )]
+    NameTaken {
+        /// The name.
+        name: String,
+        /// Where the other serves operators.
+        api: String,
+        /// Since when it has been there.
+        since: String,
+    },
     /// A part of the controller ended that must not.
     #[error("the {part} ended: {reason}")]
     Part {
@@ -114,6 +137,7 @@ pub struct Controller {
     pub api: SocketAddr,
     /// Where agents are served.
     pub agents: SocketAddr,
+    drain: watch::Sender<bool>,
     stop: watch::Sender<bool>,
     parts: JoinSet<Result<(), Error>>,
     context: Arc<Context>,
@@ -127,6 +151,7 @@ pub async fn start(config: Config) -> Result<Controller, Error> {
     let api = listen(config.listen_api, "operators")?;
     let agents = listen(config.listen_agents, "agents")?;
     let (stop, shutdown) = watch::channel(false);
+    let (drain, draining) = watch::channel(false);
     let bound = |listener: &TcpListener, address| listener.local_addr().unwrap_or(address);
     let api_address = bound(&api, config.listen_api);
     let agents_address = bound(&agents, config.listen_agents);
@@ -137,7 +162,8 @@ pub async fn start(config: Config) -> Result<Controller, Error> {
         access::unix_listener(path).map_err(|source| Error::Socket { path: path.to_owned(), source })
     });
     let socket = socket.transpose()?;
-    let context = Arc::new(open(config, trust, shutdown.clone()).await?);
+    let served = [api_address, agents_address];
+    let context = Arc::new(open(config, trust, served, (draining, shutdown.clone())).await?);
 
     let mut parts = JoinSet::new();
     let feed = repository::feed(Arc::clone(&context.repository), shutdown.clone());
@@ -159,13 +185,19 @@ pub async fn start(config: Config) -> Result<Controller, Error> {
         deadlines.await;
         Ok(())
     });
-    let keeping = agents::keep_leases(Arc::clone(&context), shutdown);
+    let following = cluster::follow(Arc::clone(&context), shutdown.clone());
+    parts.spawn(async move { following.await.map_err(Error::Store) });
+    let (own, shut) = (Arc::clone(&context), shutdown.clone());
     parts.spawn(async move {
-        keeping.await;
+        tokio::join!(
+            cluster::keep_lease(Arc::clone(&own), shut.clone()),
+            cluster::register(Arc::clone(&own), shut.clone()),
+            cluster::keep_leases(own, shut),
+        );
         Ok(())
     });
     tracing::info!(api = %api_address, agents = %agents_address, "controller serves");
-    Ok(Controller { api: api_address, agents: agents_address, stop, parts, context })
+    Ok(Controller { api: api_address, agents: agents_address, drain, stop, parts, context })
 }
 
 /// Starts a controller and serves until `shutdown` completes, or a part fails.
@@ -217,11 +249,28 @@ impl Controller {
         }
     }
 
+    /// Has agents go to the other controllers, if there are any, while everything still works.
+    async fn send_agents_away(&self) {
+        if self.context.cluster.others().is_empty() {
+            return;
+        }
+        self.drain.send_replace(true);
+        let gone = async {
+            while self.context.registry.connected() > 0 {
+                tokio::time::sleep(DRAIN_LOOK_EVERY).await;
+            }
+        };
+        if tokio::time::timeout(agents::DRAIN_TIME_MAX + DRAIN_MARGIN, gone).await.is_err() {
+            tracing::warn!(agents = self.context.registry.connected(), "not all agents have gone elsewhere");
+        }
+    }
+
     /// Stops serving, finishes what is under way, and closes the files.
     ///
     /// # Errors
     /// If a part failed.
     pub async fn shutdown(mut self) -> Result<(), Error> {
+        self.send_agents_away().await;
         self.stop.send_replace(true);
         let mut result = Ok(());
         let all = async {
@@ -238,6 +287,7 @@ impl Controller {
             self.parts.shutdown().await;
         }
         self.context.flows.close().await;
+        self.context.cluster.close().await;
         tracing::info!("controller has stopped");
         result
     }
@@ -247,10 +297,15 @@ fn panicked(error: &JoinError) -> Error {
     Error::Part { part: "server", reason: error.to_string() }
 }
 
-async fn open(config: Config, trust: Trust, shutdown: watch::Receiver<bool>) -> Result<Context, Error> {
+async fn open(
+    config: Config,
+    trust: Trust,
+    served: [SocketAddr; 2],
+    (draining, shutdown): (watch::Receiver<bool>, watch::Receiver<bool>),
+) -> Result<Context, Error> {
     let store = config.location().open().await?;
     let grants = Grants::open(Arc::clone(&store)).await?;
-    let repository = Arc::new(Repository::open(store).await?);
+    let repository = Arc::new(Repository::open(Arc::clone(&store)).await?);
     let metrics = Arc::new(Metrics::default());
     let directory = match config.store {
         StoreKind::Embedded | StoreKind::Etcd => Some(config.data_directory.as_path()),
@@ -271,7 +326,15 @@ async fn open(config: Config, trust: Trust, shutdown: watch::Receiver<bool>) -> 
     )
     .map_err(|error| Error::Flows(error.to_string()))?;
     let started_ms = clock::now_ms();
+    // After the files that nobody else can have open: what is registered with this directory is then our own.
+    let instance = cluster::instance(directory)
+        .map_err(|error| Error::Flows(format!("{}: {error}", config.data_directory.display())))?;
+    let [api, agents] = config.advertised(served);
+    let (name, version) = (config.name.clone(), env!("CARGO_PKG_VERSION").to_owned());
+    let own = ControllerRecord { name, api, agents, version, since_ms: started_ms, instance };
+    let cluster = Cluster::open(store, own, config.controller_lease()).await?;
     Ok(Context {
+        cluster,
         repository,
         trust,
         grants,
@@ -287,6 +350,7 @@ async fn open(config: Config, trust: Trust, shutdown: watch::Receiver<bool>) -> 
         searches: Semaphore::new(SEARCHES_MAX),
         syncing: Arc::new(Semaphore::new(SYNCING_MAX)),
         pace: Pace::default(),
+        draining,
         shutdown,
     })
 }

@@ -42,6 +42,15 @@ pub(crate) struct Metrics {
     pub(crate) sessions_deferred: Counter,
     pub(crate) workloads_refused: Counter,
     pub(crate) hosts_expired: Counter,
+    /// Sessions ended since another controller has a newer one of that host.
+    pub(crate) sessions_moved: Counter,
+    /// Transactions that registered sessions.
+    pub(crate) registrations: Counter,
+    /// Times that the controller's lease had ended.
+    pub(crate) leases_lost: Counter,
+    /// Questions to other controllers, and those that were not answered.
+    pub(crate) peers_asked: Counter,
+    pub(crate) peers_silent: Counter,
     /// Changes undone, and objects that this left as they were.
     pub(crate) roll_backs: Counter,
     pub(crate) roll_back_objects_left: Counter,

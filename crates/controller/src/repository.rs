@@ -2,8 +2,9 @@
 //!
 //! One task (the feeder) follows the store's watch and takes whatever has been committed into the view, all
 //! pending commits at once. Writers wait until the view has their revision, so everybody reads their own
-//! writes. Changes by operators go through one mutex, since their validation looks at other objects; what
-//! agents publish does not, and is committed beside them.
+//! writes. Changes by operators go through one mutex, since their validation looks at other objects, and with other
+//! controllers through one key of the store, under the condition that it is as the validation has seen it; what agents
+//! publish does neither, and is committed beside them.
 
 mod confirm;
 mod feed;
@@ -141,6 +142,14 @@ impl Repository {
         }
         self.written.forget(&keys);
         applied
+    }
+
+    /// Removes what agents have published, with what else is to be in the transaction.
+    pub(crate) async fn remove(&self, gone: &[ObjectKey], besides: Transaction) -> Result<(), StoreError> {
+        let delete = |all: Transaction, key| all.delete(keys::store_key(key), Precondition::Any);
+        let applied = self.store.apply(gone.iter().fold(besides, delete)).await?;
+        self.wait_for(applied.revision.0).await;
+        Ok(())
     }
 
     /// The transaction of [`Repository::publish`], and the objects that it puts, with their keys and bytes.

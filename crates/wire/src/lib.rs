@@ -24,7 +24,7 @@ mod convert;
 mod pack;
 
 #[cfg(feature = "service")]
-pub use come_back::{COME_BACK_MAX, come_back, when_to_come_back};
+pub use come_back::{COME_BACK_MAX, come_back, come_back_elsewhere, is_elsewhere, when_to_come_back};
 pub use convert::{
     InvalidPrefix, address_from_wire, address_to_wire, port_from_wire, port_to_wire, prefix_from_wire,
     prefix_to_wire,

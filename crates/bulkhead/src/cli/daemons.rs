@@ -58,6 +58,15 @@ pub(crate) struct ControllerSettings {
     /// A name or address by which clients reach this controller, for its certificate; may be given several times
     #[arg(long, value_name = "NAME|ADDRESS")]
     pub(crate) known_as: Vec<String>,
+    /// Name of this controller, which no other of the same repository has [default: controller]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<String>,
+    /// Where the other controllers reach this one's API [default: where it listens, or the host's name]
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) advertise: Option<String>,
+    /// Where this one says that agents reach it [default: likewise]
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) advertise_agents: Option<String>,
     #[command(flatten)]
     pub(crate) store: StoreSettings,
 }

@@ -55,6 +55,9 @@ pub(super) fn follower(format: Format) -> impl FnMut(&Value) -> Result<(), Failu
             if std::mem::take(&mut first) {
                 output::line(&paint(Style::Bold, &HEADINGS.join("   ")))?;
             }
+            if let Some(silent) = record.get("unanswered") {
+                return output::line(&unanswered(silent));
+            }
             output::line(&row(record).join("   "))
         }
     }
@@ -63,11 +66,19 @@ pub(super) fn follower(format: Format) -> impl FnMut(&Value) -> Result<(), Failu
 fn show(format: Format, answer: &Value) -> Result<(), Failure> {
     output::show(format, answer, || {
         let items = answer["items"].as_array().cloned().unwrap_or_default();
+        let silent = answer["unanswered"].as_array().into_iter().flatten();
+        let silent: String = silent.map(|one| format!("{}\n", unanswered(one))).collect();
         if items.is_empty() {
-            return Ok("no flows recorded that match\n".into());
+            return Ok(format!("no flows recorded that match\n{silent}"));
         }
-        Ok(table(&HEADINGS, &items.iter().map(row).collect::<Vec<_>>()))
+        Ok(format!("{}{silent}", table(&HEADINGS, &items.iter().map(row).collect::<Vec<_>>())))
     })
+}
+
+/// What is missing, since a controller does not answer.
+fn unanswered(one: &Value) -> String {
+    let said = format!("controller {} is not in this: {}", text(one, "/controller"), text(one, "/problem"));
+    paint(Style::Bad, &said)
 }
 
 fn row(flow: &Value) -> Vec<String> {

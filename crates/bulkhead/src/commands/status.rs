@@ -41,6 +41,27 @@ pub(crate) async fn status(common: &Common) -> Result<(), Failure> {
     })
 }
 
+/// The controllers, if there are several.
+fn controllers(page: &mut String, fleet: &Value) {
+    let all = fleet["controllers"].as_array().cloned().unwrap_or_default();
+    if all.len() < 2 {
+        return;
+    }
+    let row = |one: &Value| {
+        let state = match one["answered"] == true {
+            true => paint(Style::Good, "answers"),
+            false => paint(Style::Bad, &format!("silent: {}", text(one, "/problem"))),
+        };
+        let columns = ["/name", "/api", "/agentsAt", "/version", "/since", "/agents", "/revision"];
+        let mut row: Vec<String> = columns.iter().map(|column| text(one, column)).collect();
+        row.push(state);
+        row
+    };
+    let headings = ["CONTROLLER", "API", "AGENTS AT", "VERSION", "SINCE", "AGENTS", "REVISION", "STATE"];
+    page.push_str(&table(&headings, &all.iter().map(row).collect::<Vec<_>>()));
+    page.push('\n');
+}
+
 fn fleet_page(page: &mut String, common: &Common, fleet: &Value) {
     if fleet.is_null() {
         let _ = writeln!(page, "{} at {}", paint(Style::Bad, "no controller"), common.server_name());
@@ -54,6 +75,7 @@ fn fleet_page(page: &mut String, common: &Common, fleet: &Value) {
         common.server_name(),
         text(fleet, "/controller/revision")
     );
+    controllers(page, fleet);
     let confirmations = fleet["confirmations"].as_array().into_iter().flatten();
     for waiting in confirmations.filter(|one| one["standing"] == "waiting") {
         let (id, deadline) = (text(waiting, "/id"), text(waiting, "/deadline"));

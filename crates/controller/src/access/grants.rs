@@ -266,11 +266,16 @@ pub(crate) async fn follow(
             commits = watch.next() => commits?,
             () = stopped(&mut shutdown) => return Ok(()),
         };
+        let changes = || commits.iter().flat_map(|commit| &commit.changes);
         {
             let mut state = grants.state.write().unwrap_or_else(PoisonError::into_inner);
-            commits.iter().flat_map(|commit| &commit.changes).for_each(|change| state.take_in(change));
+            changes().for_each(|change| state.take_in(change));
         }
         grants.revision.send_replace(watch.position());
+        // Most of what is written there is about sessions.
+        if !changes().any(|change| matches!(read_key(&change.key), Some(Key::Revocation(_)))) {
+            continue;
+        }
         let revoked = |holder: &Holder| grants.revoked(holder).is_some();
         context.registry.close_where(revoked, || Status::unauthenticated("the certificate is revoked"));
     }

@@ -2,10 +2,10 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
-use bulkhead_identity::tls::ServerIdentity;
+use bulkhead_identity::tls::{ClientConfig, ServerIdentity, client_config};
 use bulkhead_identity::{Authority, AuthorityError, Credentials, CredentialsError, Identity, LIFETIME};
 use tokio::sync::watch;
 
@@ -14,6 +14,8 @@ use crate::context::{Context, stopped};
 
 /// Name of the files of a certificate that somebody else's authority made for a controller.
 const OWN_FILES: &str = "controller";
+/// What controllers speak with each other.
+const PEERS_PROTOCOL: &str = "http/1.1";
 /// How often it is looked at whether the own certificate has to be made or read anew.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 
@@ -45,6 +47,8 @@ pub(crate) struct Trust {
     /// What everybody trusts, as PEM.
     pub(crate) authorities: String,
     pub(crate) server: Arc<ServerIdentity>,
+    /// What this controller asks others with.
+    client: RwLock<Arc<ClientConfig>>,
     directory: PathBuf,
     identity: Identity,
     known_as: Vec<String>,
@@ -71,7 +75,8 @@ impl Trust {
             None => read_own(&directory)?,
         };
         let (authorities, server) = (own.authorities.clone(), ServerIdentity::new(&own)?);
-        Ok(Self { authority, authorities, server, directory, identity, known_as })
+        let client = RwLock::new(client_config(&authorities, Some(&own), PEERS_PROTOCOL)?);
+        Ok(Self { authority, authorities, server, client, directory, identity, known_as })
     }
 
     /// Shows a new certificate: its own authority's, or what has been put into the directory.
@@ -82,7 +87,15 @@ impl Trust {
             }
             None => read_own(&self.directory)?,
         };
-        Ok(self.server.replace(&own)?)
+        let client = client_config(&own.authorities, Some(&own), PEERS_PROTOCOL)?;
+        self.server.replace(&own)?;
+        *self.client.write().unwrap_or_else(PoisonError::into_inner) = client;
+        Ok(())
+    }
+
+    /// What this controller asks others with.
+    pub(crate) fn client(&self) -> Arc<ClientConfig> {
+        Arc::clone(&self.client.read().unwrap_or_else(PoisonError::into_inner))
     }
 }
 

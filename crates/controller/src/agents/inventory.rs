@@ -55,7 +55,7 @@ pub(super) async fn take_in(
 }
 
 /// The workloads of a host that its agent has published: those with its name.
-pub(super) fn published_by(context: &Context, host: &str) -> Vec<ObjectKey> {
+pub(crate) fn published_by(context: &Context, host: &str) -> Vec<ObjectKey> {
     let view = context.repository.view();
     let keys = view.workloads_of(host).map(|object| object.resource.key());
     keys.filter(|key| is_of(&key.name, host)).collect()

@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
 
 use bulkhead_identity::Holder;
 use bulkhead_wire::proto;
@@ -66,7 +65,7 @@ struct Record {
     live: Option<Live>,
     connected_since_ms: u64,
     last_seen_ms: u64,
-    last_seen: Option<Instant>,
+    seen: bool,
     version: String,
     status: proto::AgentStatus,
     sent_revision: u64,
@@ -131,7 +130,7 @@ impl Registry {
             live: record.live.take(),
             connected_since_ms: now_ms,
             last_seen_ms: now_ms,
-            last_seen: Some(Instant::now()),
+            seen: true,
             version,
             ..Record::default()
         };
@@ -151,7 +150,6 @@ impl Registry {
     pub(crate) fn seen(&self, host: &str, id: SessionId) {
         self.update(host, id, |record| {
             record.last_seen_ms = clock::now_ms();
-            record.last_seen = Some(Instant::now());
         });
     }
 
@@ -183,15 +181,16 @@ impl Registry {
         self.update(host, id, |record| record.live = None);
     }
 
-    /// For how long nothing has been heard of a host; `None` if it was never seen.
-    pub(crate) fn silent_for(&self, host: &str) -> Option<Duration> {
-        Some(self.hosts().by_name.get(host)?.last_seen?.elapsed())
+    /// Whether a host has a session here.
+    pub(crate) fn is_connected(&self, host: &str) -> bool {
+        self.hosts().by_name.get(host).is_some_and(|record| record.live.is_some())
     }
 
-    /// Ends the session of a host, if it has one.
-    pub(crate) fn close(&self, host: &str, status: Status) {
-        let live = self.hosts().by_name.get_mut(host).and_then(|record| record.live.take());
-        if let Some(live) = live {
+    /// Ends a session, if it has not ended.
+    pub(crate) fn close_session(&self, host: &str, id: SessionId, status: Status) {
+        let mut hosts = self.hosts();
+        let record = hosts.by_name.get_mut(host);
+        if let Some(live) = record.and_then(|record| record.live.take_if(|live| live.id == id)) {
             // An error means that it has ended by itself meanwhile.
             let _ = live.close.send(status);
         }
@@ -246,7 +245,7 @@ impl Record {
             host: host.to_owned(),
             connected: self.live.is_some(),
             connected_since: self.live.as_ref().map(|_| clock::rfc3339(self.connected_since_ms)),
-            last_seen: self.last_seen.map(|_| clock::rfc3339(self.last_seen_ms)),
+            last_seen: self.seen.then(|| clock::rfc3339(self.last_seen_ms)),
             version: self.version.clone(),
             dataplane: self.status.dataplane.clone(),
             sent_revision: self.sent_revision,

@@ -6,6 +6,7 @@
 //! their way: whoever reads slowly gets several changes as one, and whoever reads nothing for
 //! [`SEND_TIME_MAX`] is cut off and resumes later.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -16,7 +17,7 @@ use bulkhead_model::{Facts, Labels};
 use bulkhead_wire::proto::agent_message::Body as Incoming;
 use bulkhead_wire::proto::controller_message::Body;
 use bulkhead_wire::proto::{AgentMessage, ControllerMessage, Hello, Welcome};
-use bulkhead_wire::{PACKING, PROTOCOL, address_from_wire, come_back, proto};
+use bulkhead_wire::{PACKING, PROTOCOL, address_from_wire, come_back, come_back_elsewhere, proto};
 use futures::{FutureExt, StreamExt};
 use prost::Message;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
@@ -26,6 +27,7 @@ use tracing::Instrument;
 use super::inventory;
 use super::pump::Pump;
 use super::registry::Admission;
+use crate::clock;
 use crate::context::{Context, stopped};
 use crate::guard::Ends;
 use crate::members::{SessionId, Subscriber};
@@ -41,6 +43,12 @@ const AWAY_SPREAD: Duration = Duration::from_millis(1000);
 /// Messages of an agent that are taken in before it is answered, if they are there already.
 const BURST_LEN_MAX: usize = 1024;
 
+/// Agents of a controller that stops are sent to others over a time that is so long for each of them, and no longer than
+/// this together.
+const DRAIN_TIME_EACH: Duration = Duration::from_millis(2);
+/// See [`DRAIN_TIME_EACH`]: 2500 agents fill it.
+pub(crate) const DRAIN_TIME_MAX: Duration = Duration::from_secs(5);
+
 type Outgoing = mpsc::Sender<Result<ControllerMessage, Status>>;
 
 /// Holds the conversation until either side ends it.
@@ -50,6 +58,11 @@ pub(super) async fn run(
     mut incoming: Streaming<AgentMessage>,
     outgoing: Outgoing,
 ) {
+    if *context.draining.borrow() {
+        // It may be gone already.
+        let _ = outgoing.try_send(Err(elsewhere()));
+        return;
+    }
     let Ok(syncing) = Arc::clone(&context.syncing).try_acquire_owned() else {
         context.metrics.sessions_deferred.add(1);
         let deferred =
@@ -77,7 +90,12 @@ pub(super) async fn run(
     let subscriber = Arc::new(Subscriber::new(id, Arc::clone(&host)));
     let epoch_is_ours = hello.epoch == context.repository.store().epoch();
     let known = (epoch_is_ours && hello.revision > 0).then_some(hello.revision);
-    context.repository.view_mut().add_session(&subscriber);
+    let began = {
+        let mut view = context.repository.view_mut();
+        view.add_session(&subscriber);
+        view.revision
+    };
+    context.cluster.begin(&host, id, clock::now_ms(), Some(ends), began);
     let pump = Pump::new(Arc::clone(&subscriber), known, hello.accepts.iter().any(|one| one == PACKING));
     let mut session =
         Session { context, id, host, subscriber, epoch_is_ours, pump, outgoing, unsaid: (0, 0) };
@@ -95,6 +113,20 @@ fn away(number: u64) -> Duration {
     // Steps by a number that shares no divisor with the spread.
     let spread = u64::try_from(AWAY_SPREAD.as_millis()).unwrap_or(1);
     AWAY_MIN + Duration::from_millis(number.wrapping_mul(389) % spread)
+}
+
+/// What agents hear of a controller that is about to stop.
+fn elsewhere() -> Status {
+    come_back_elsewhere(Duration::ZERO, "the controller stops: go to another")
+}
+
+/// When this agent is sent away, of so many that are: each has a moment of its own.
+fn leaves_after(host: &str, agents: usize) -> Duration {
+    let together = DRAIN_TIME_EACH.saturating_mul(u32::try_from(agents).unwrap_or(u32::MAX));
+    let mut hasher = DefaultHasher::new();
+    host.hash(&mut hasher);
+    let share = f64::from(u16::try_from(hasher.finish() % 1024).unwrap_or(0)) / 1024.0;
+    together.min(DRAIN_TIME_MAX).mul_f64(share)
 }
 
 /// Hears who the agent is, and gives it a place.
@@ -159,6 +191,14 @@ impl Session {
         self.tell().await?;
         drop(syncing);
         let mut shutdown = self.context.shutdown.clone();
+        let mut draining = self.context.draining.clone();
+        let context = Arc::clone(&self.context);
+        let host = Arc::clone(&self.host);
+        let sent_away = async move {
+            stopped(&mut draining).await;
+            tokio::time::sleep(leaves_after(&host, context.registry.connected())).await;
+        };
+        tokio::pin!(sent_away);
         let lease = self.context.config.lease();
         let silence = tokio::time::sleep(lease);
         tokio::pin!(silence);
@@ -175,6 +215,7 @@ impl Session {
                 () = &mut silence => {
                     return Err(Status::deadline_exceeded(format!("nothing heard for {lease:?}")));
                 }
+                () = &mut sent_away => return Err(elsewhere()),
                 () = stopped(&mut shutdown) => {
                     return Err(Status::unavailable("the controller stops"));
                 }
@@ -298,6 +339,7 @@ impl Session {
     fn end(mut self, ended: Result<(), Status>) {
         self.pump.close(&mut self.context.repository.view_mut());
         self.context.registry.leave(&self.host, self.id);
+        self.context.cluster.end(&self.host, self.id);
         match ended {
             Ok(()) => tracing::info!(host = %self.host, session = self.id, "agent left"),
             Err(status) => {

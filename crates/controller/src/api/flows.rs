@@ -8,13 +8,14 @@ use axum::response::{IntoResponse, Response};
 use bulkhead_model::labels::is_label_key;
 use bulkhead_model::resource::API_VERSION;
 use bulkhead_model::{Selector, Verdict};
+use futures::StreamExt;
 use serde_json::{Value, json};
 use tokio::sync::broadcast::error::RecvError;
 
-use super::Shared;
 use super::input::{Parameters, duration_ms};
 use super::problem::Refusal;
 use super::stream;
+use super::{Shared, elsewhere};
 use crate::clock;
 use crate::context::{Context, stopped};
 use crate::flows::{Filter, Recorded};
@@ -24,24 +25,43 @@ const LIMIT_DEFAULT: usize = 100;
 
 /// `GET /apis/bulkhead.dev/v1/flows`.
 pub(super) async fn flows(State(context): Shared, parameters: Parameters) -> Result<Response, Refusal> {
-    parameters.only(&["limit", "since", "workload", "label", "verdict", "policy", "follow"])?;
+    parameters.only(&[
+        "limit",
+        "since",
+        "workload",
+        "label",
+        "verdict",
+        "policy",
+        "follow",
+        elsewhere::LOCAL,
+    ])?;
+    let alone = parameters.switch(elsewhere::LOCAL)?;
     let filter = filter(&parameters)?;
     if parameters.switch("follow")? {
-        return follow(context, filter);
+        return follow(context, filter, (!alone).then(|| parameters.query(elsewhere::LOCAL))).await;
     }
     let limit = parameters.parsed("limit", "a whole number")?.unwrap_or(LIMIT_DEFAULT);
     // Never closed, so an error cannot be.
     let _one_of_few = context.searches.acquire().await.ok();
     let records = context.flows.query(&filter, limit).await?;
-    let items: Vec<Value> = records.iter().map(item).collect();
-    let answer = json!({ "apiVersion": API_VERSION, "kind": "FlowList", "metadata": {}, "items": items });
+    let items: Vec<Value> = records.iter().map(|one| item(one, &context)).collect();
+    let (items, unanswered) = if alone {
+        (items, Vec::new())
+    } else {
+        elsewhere::flows(&context, items, &parameters.query(elsewhere::LOCAL), limit).await
+    };
+    let mut answer = json!({ "apiVersion": API_VERSION, "kind": "FlowList", "metadata": {}, "items": items });
+    if !unanswered.is_empty() {
+        answer["unanswered"] = unanswered.into();
+    }
     Ok(Json(answer).into_response())
 }
 
-/// The record with its place in the order of arrival.
-fn item(recorded: &Recorded) -> Value {
+/// The record with its place in the order of arrival at this controller.
+fn item(recorded: &Recorded, context: &Context) -> Value {
     let mut value = json!(*recorded.record);
     value["sequence"] = json!(recorded.sequence);
+    value["controller"] = json!(context.config.name);
     value
 }
 
@@ -85,8 +105,15 @@ fn since(text: &str, now_ms: u64) -> Result<u64, Refusal> {
     })
 }
 
-fn follow(context: Arc<Context>, filter: Filter) -> Result<Response, Refusal> {
+/// Ours as they come, and with a query those of the other controllers.
+async fn follow(context: Arc<Context>, filter: Filter, query: Option<String>) -> Result<Response, Refusal> {
     let place = stream::place(&context)?;
+    let others = match query {
+        Some(query) => elsewhere::follow(Arc::clone(&context), &query).await.boxed(),
+        None => futures::stream::empty().boxed(),
+    };
+    let mut stop = context.shutdown.clone();
+    let others = others.take_until(async move { stopped(&mut stop).await });
     let batches = context.flows.follow();
     let lines = futures::stream::unfold((batches, context, filter), |(mut batches, context, filter)| async {
         let mut shutdown = context.shutdown.clone();
@@ -99,7 +126,7 @@ fn follow(context: Arc<Context>, filter: Filter) -> Result<Response, Refusal> {
                 Ok(batch) => batch
                     .iter()
                     .filter(|recorded| filter.passes(&recorded.record))
-                    .map(|recorded| format!("{}\n", item(recorded)))
+                    .map(|recorded| format!("{}\n", item(recorded, &context)))
                     .collect::<String>(),
                 Err(RecvError::Lagged(missed)) => {
                     context.metrics.flow_batches_missed.add(missed);
@@ -112,7 +139,7 @@ fn follow(context: Arc<Context>, filter: Filter) -> Result<Response, Refusal> {
             }
         }
     });
-    Ok(stream::respond(place, lines))
+    Ok(stream::respond(place, futures::stream::select(lines, others)))
 }
 
 #[cfg(test)]

@@ -53,6 +53,25 @@ impl Parameters {
         )))
     }
 
+    /// All of them but one, as they stand in an address.
+    pub(crate) fn query(&self, but: &str) -> String {
+        let escaped = |text: &str| {
+            let byte = |byte: u8| match byte {
+                b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => {
+                    char::from(byte).to_string()
+                }
+                other => format!("%{other:02X}"),
+            };
+            text.bytes().map(byte).collect::<String>()
+        };
+        let pairs = self
+            .0
+            .iter()
+            .filter(|(name, _)| *name != but)
+            .map(|(name, value)| format!("{}={}", escaped(name), escaped(value)));
+        pairs.collect::<Vec<_>>().join("&")
+    }
+
     /// A parameter's text, if it is given and not empty.
     pub(crate) fn text(&self, name: &str) -> Option<&str> {
         self.0.get(name).map(String::as_str).filter(|text| !text.is_empty())
@@ -136,6 +155,7 @@ pub(crate) fn terms(
     let begins = manager.is_some();
     let accounts = Accounts::Changed { manager: manager.unwrap_or(OWN_MANAGER).to_owned(), begins };
     let mut lifelines = context.registry.lifelines();
+    lifelines.extend(context.cluster.lifelines());
     // Who is on this machine's own socket cannot be cut off from it.
     if let Some(ends) = caller.ends {
         lifelines.insert(0, Known { who: Who::Operator, ends });

@@ -151,6 +151,7 @@ impl From<WriteError> for Refusal {
                 Self { warnings, ..Self::new(StatusCode::CONFLICT, "LockOut", message) }
             }
             WriteError::Unjudged(_) => Self::new(StatusCode::CONFLICT, "LockOutUnknown", message),
+            WriteError::Overtaken => Self::new(StatusCode::CONFLICT, "Conflict", message),
             WriteError::StillWaiting { .. } | WriteError::TooManyWait => {
                 Self::new(StatusCode::CONFLICT, "ConfirmationPending", message)
             }

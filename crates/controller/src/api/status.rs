@@ -7,10 +7,10 @@ use axum::response::{IntoResponse, Response};
 use bulkhead_model::resource::API_VERSION;
 use serde_json::{Value, json};
 
-use super::Shared;
 use super::confirmations::standing;
 use super::input::Parameters;
 use super::problem::Refusal;
+use super::{Shared, elsewhere};
 use crate::clock;
 use crate::context::{Context, STREAMS_MAX};
 use crate::metrics::Page;
@@ -27,7 +27,7 @@ pub(super) async fn readyz(State(context): Shared) -> Response {
         Err(error) => return (StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")).into_response(),
     };
     let seen = context.repository.view().revision;
-    if *context.shutdown.borrow() {
+    if *context.shutdown.borrow() || *context.draining.borrow() {
         return (StatusCode::SERVICE_UNAVAILABLE, "stopping\n").into_response();
     }
     if stored.saturating_sub(seen) > VIEW_LAG_MAX {
@@ -47,12 +47,22 @@ pub(super) async fn openapi() -> Response {
 
 /// `GET /apis/bulkhead.dev/v1/status`.
 pub(super) async fn status(State(context): Shared, parameters: Parameters) -> Result<Json<Value>, Refusal> {
-    parameters.only(&[])?;
+    parameters.only(&[elsewhere::LOCAL])?;
+    let mut answer = own_status(&context);
+    if !parameters.switch(elsewhere::LOCAL)? {
+        let (controllers, agents) = elsewhere::status(&context, &answer).await;
+        (answer["controllers"], answer["agents"]) = (controllers.into(), agents.into());
+    }
+    Ok(Json(answer))
+}
+
+/// What this controller knows without asking.
+fn own_status(context: &Context) -> Value {
     let (revision, objects, selectors) = {
         let view = context.repository.view();
         (view.revision, view.len(), view.members.selectors())
     };
-    Ok(Json(json!({
+    json!({
         "apiVersion": API_VERSION,
         "kind": "Status",
         "controller": {
@@ -67,7 +77,7 @@ pub(super) async fn status(State(context): Shared, parameters: Parameters) -> Re
         },
         "confirmations": context.repository.confirmations().iter().map(standing).collect::<Vec<_>>(),
         "agents": context.registry.report(),
-    })))
+    })
 }
 
 /// `GET /metrics`.
@@ -104,6 +114,9 @@ fn repository_metrics(page: &mut Page, context: &Context) {
 
 fn agent_metrics(page: &mut Page, context: &Context) {
     let metrics = &context.metrics;
+    let cluster = &context.cluster;
+    page.gauge("controllers", "Controllers that are registered.", cluster.controllers().len());
+    page.gauge("sessions_elsewhere", "Hosts that other controllers serve.", cluster.sessions_elsewhere());
     page.gauge("agents_connected", "Sessions of agents.", context.registry.connected());
     let counters = [
         ("agent_messages_sent_total", "Messages to agents.", &metrics.agent_messages_sent),
@@ -124,6 +137,15 @@ fn agent_metrics(page: &mut Page, context: &Context) {
             "Sessions ended by another of that host.",
             &metrics.sessions_replaced,
         ),
+        (
+            "agent_sessions_moved_total",
+            "Sessions ended since another controller has a newer one of that host.",
+            &metrics.sessions_moved,
+        ),
+        ("session_writes_total", "Transactions that registered sessions.", &metrics.registrations),
+        ("leases_lost_total", "Times that the controller's lease had ended.", &metrics.leases_lost),
+        ("controllers_asked_total", "Questions to other controllers.", &metrics.peers_asked),
+        ("controllers_silent_total", "Questions that another did not answer.", &metrics.peers_silent),
         ("agents_refused_total", "Calls of agents without a right to them.", &metrics.agents_refused),
         ("hosts_joined_total", "Hosts that have joined with a token.", &metrics.hosts_joined),
         ("certificates_renewed_total", "Certificates renewed by agents.", &metrics.certificates_renewed),

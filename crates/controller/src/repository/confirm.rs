@@ -3,18 +3,22 @@
 //! A change with a deadline leaves a record in the same transaction: what it touched, and what that was before. The
 //! record is written once while it waits, so its own revision tells whether anybody has touched an object since. The
 //! deadline is a time of day, so that it holds over a restart; within one life of the controller the clock of the
-//! machine counts, which nobody sets.
+//! machine counts, which nobody sets. Every controller follows the records, and each of them keeps the deadlines: the record's
+//! revision decides which one undoes the change.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bulkhead_model::{ObjectKey, Resource};
-use bulkhead_store::{Op, OpKind, Precondition, Revision, Store, StoreError, Stored, Transaction, random_id};
+use bulkhead_store::{
+    Commit, Op, OpKind, Precondition, Revision, Store, StoreError, Stored, Transaction, random_id,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::history::Author;
-use super::write::{Change, Outcome, WriteError};
+use super::write::{ATTEMPTS_MAX, Change, Outcome, WriteError, operators_op};
 use super::{Repository, View, keys};
 use crate::clock;
 
@@ -24,8 +28,6 @@ pub(crate) const WAITING_MAX: usize = 100;
 pub(crate) const CONFIRM_WITHIN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(86_400));
 /// Roll-backs that are remembered, for whoever asks what happened.
 const ROLLED_BACK_MAX: usize = 20;
-/// How often a roll-back is tried if others write meanwhile.
-const ATTEMPTS_MAX: usize = 5;
 /// Where the records are in the store. There is no kind of that name, so no object.
 const PREFIX: &str = "/bulkhead.dev/v1/confirmations/_/";
 
@@ -98,20 +100,26 @@ pub(super) type Confirmations = BTreeMap<String, Confirmation>;
 pub(super) async fn stored(store: &dyn Store) -> Result<Confirmations, StoreError> {
     let (all, _) = store.list(PREFIX).await?;
     let now_ms = clock::now_ms();
-    let read = |stored: &Stored| match serde_json::from_slice::<Record>(&stored.value) {
+    let left = |record: &Record| {
+        // However the clock was set meanwhile, nobody waits longer than was asked for.
+        let within = record.deadline_ms.saturating_sub(record.made_ms);
+        record.deadline_ms.saturating_sub(now_ms).min(within)
+    };
+    Ok(all.iter().filter_map(|stored| read(stored, left)).collect())
+}
+
+/// A record, with the deadline that it has with so many milliseconds left.
+fn read(stored: &Stored, left: impl Fn(&Record) -> u64) -> Option<(String, Confirmation)> {
+    match serde_json::from_slice::<Record>(&stored.value) {
         Ok(record) => {
-            // However the clock was set meanwhile, nobody waits longer than was asked for.
-            let within = record.deadline_ms.saturating_sub(record.made_ms);
-            let left = record.deadline_ms.saturating_sub(now_ms).min(within);
-            let deadline = Instant::now() + Duration::from_millis(left);
+            let deadline = Instant::now() + Duration::from_millis(left(&record));
             Some((record.id.clone(), Confirmation { record, revision: stored.modified.0, deadline }))
         }
         Err(error) => {
             tracing::error!(key = %stored.key, %error, "a change that waits for confirmation cannot be read: it stays");
             None
         }
-    };
-    Ok(all.iter().filter_map(read).collect())
+    }
 }
 
 /// A change that is to be confirmed, before it is made.
@@ -140,15 +148,15 @@ pub(super) fn record(changes: &[Change], within: Duration, by: &str) -> Record {
 }
 
 /// The operation that writes it.
-pub(super) fn put_op(record: &Record) -> Op {
+pub(super) fn put_op(record: &Record, precondition: Precondition) -> Op {
     // A record is made of text and numbers only.
     let bytes = serde_json::to_vec(record).unwrap_or_default();
     let key = format!("{PREFIX}{}", record.id).into();
-    Op { key, precondition: Precondition::Any, kind: OpKind::Put(bytes.into()) }
+    Op { key, precondition, kind: OpKind::Put(bytes.into()) }
 }
 
-fn delete_op(id: &str) -> Op {
-    Op { key: format!("{PREFIX}{id}").into(), precondition: Precondition::Any, kind: OpKind::Delete }
+fn delete_op(id: &str, precondition: Precondition) -> Op {
+    Op { key: format!("{PREFIX}{id}").into(), precondition, kind: OpKind::Delete }
 }
 
 impl Repository {
@@ -181,11 +189,33 @@ impl Repository {
         Ok(())
     }
 
-    /// Remembers a change that was written with its record.
-    pub(super) fn remember(&self, record: Record, within: Duration, revision: u64) {
-        let deadline = Instant::now() + within;
-        let id = record.id.clone();
-        self.confirmations_locked().insert(id, Confirmation { record, revision, deadline });
+    /// Takes in records that were written, by whichever controller, and removed.
+    pub(super) fn take_in_confirmations(&self, commits: &[Arc<Commit>]) {
+        let changes = commits.iter().flat_map(|commit| &commit.changes);
+        let mut records = changes.filter(|change| change.key.starts_with(PREFIX)).peekable();
+        if records.peek().is_none() {
+            return;
+        }
+        let mut all = self.confirmations_locked();
+        for change in records {
+            match &change.object {
+                Some(stored) => {
+                    let Some((id, mut one)) = read(stored, |record| {
+                        // It was written just now, whatever time that was by the clock of whoever wrote it.
+                        record.deadline_ms.saturating_sub(record.made_ms)
+                    }) else {
+                        continue;
+                    };
+                    // One that was listed at the start may come once more, and its time runs already.
+                    if let Some(known) = all.get(&id) {
+                        one.deadline = one.deadline.min(known.deadline);
+                    }
+                    all.insert(id, one);
+                }
+                None => drop(all.remove(&change.key[PREFIX.len()..])),
+            }
+        }
+        drop(all);
         self.confirmations_changed.notify_one();
     }
 
@@ -203,24 +233,36 @@ impl Repository {
     /// Keeps a change.
     pub(crate) async fn confirm(&self, id: &str) -> Result<Record, WriteError> {
         let _one_at_a_time = self.operator_writes.lock().await;
-        let one = self.waiting(id)?;
-        self.store.apply(Transaction { ops: vec![delete_op(id)] }).await?;
-        self.confirmations_locked().remove(id);
-        self.confirmations_changed.notify_one();
-        Ok(one.record)
+        loop {
+            let one = self.waiting(id)?;
+            let unchanged = Precondition::AtRevision(Revision(one.revision));
+            match self.store.apply(Transaction { ops: vec![delete_op(id, unchanged)] }).await {
+                Ok(applied) => {
+                    self.wait_for(applied.revision.0).await;
+                    return Ok(one.record);
+                }
+                // Another controller was quicker: what it did stands there, once, so this ends.
+                Err(StoreError::Conflict { found, .. }) => self.catch_up_with(found).await?,
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 
     /// Undoes a change: exactly the objects that it touched, but for those that somebody else has touched since.
     pub(crate) async fn roll_back(&self, id: &str, author: &Author) -> Result<Record, WriteError> {
         let _one_at_a_time = self.operator_writes.lock().await;
-        let one = self.waiting(id)?;
         let mut attempts = 0;
         let (record, revision) = loop {
+            let seen = self.view().operators_at;
+            let one = self.waiting(id)?;
+            // Of another controller's change the record may be known a moment before the objects.
+            self.wait_for(one.revision).await;
             let (undone, left_alone) = undo(&self.view(), &one);
             let changes: Vec<Change> = undone.iter().map(|undo| undo.change.clone()).collect();
             let mut ops: Vec<Op> = undone.into_iter().map(|undo| undo.op).collect();
             if !changes.is_empty() {
                 ops.extend(self.history_read().ops(&changes, author, false));
+                ops.push(operators_op(seen, author));
             }
             let record = Record {
                 standing: Standing::RolledBack,
@@ -229,28 +271,20 @@ impl Repository {
                 left_alone,
                 ..one.record.clone()
             };
-            ops.push(put_op(&record));
+            // Of several controllers one undoes it.
+            ops.push(put_op(&record, Precondition::AtRevision(Revision(one.revision))));
             let forgotten = self.oldest_rolled_back();
-            ops.extend(forgotten.as_deref().map(delete_op));
+            ops.extend(forgotten.map(|id| delete_op(&id, Precondition::Any)));
             match self.store.apply(Transaction { ops }).await {
-                Ok(applied) => {
-                    if let Some(id) = forgotten {
-                        self.confirmations_locked().remove(&id);
-                    }
-                    break (record, applied.revision.0);
-                }
-                // An agent has published one of the objects meanwhile.
-                Err(StoreError::Conflict { .. }) if attempts < ATTEMPTS_MAX => {
+                Ok(applied) => break (record, applied.revision.0),
+                // An agent has published one of the objects meanwhile, or another controller was quicker.
+                Err(StoreError::Conflict { found, .. }) if attempts < ATTEMPTS_MAX => {
                     attempts += 1;
-                    let newest = self.store.revision().await?;
-                    self.wait_for(newest.0).await;
+                    self.catch_up_with(found).await?;
                 }
                 Err(error) => return Err(error.into()),
             }
         };
-        let ended = Confirmation { record: record.clone(), revision, deadline: one.deadline };
-        self.confirmations_locked().insert(id.to_owned(), ended);
-        self.confirmations_changed.notify_one();
         self.wait_for(revision).await;
         Ok(record)
     }

@@ -5,7 +5,7 @@ use std::sync::{Arc, PoisonError};
 use bulkhead_store::{Commit, LOG_CHANGES_MAX, Revision, Store, StoreError};
 use tokio::sync::watch;
 
-use super::keys::PREFIX;
+use super::keys::{OPERATORS, PREFIX};
 use super::view::{self, View};
 use super::{Repository, history, managed};
 use crate::clock;
@@ -17,7 +17,11 @@ pub(super) async fn first_view(store: &dyn Store) -> Result<View, StoreError> {
     // Read after the list, so that no change of another controller in between is missing in it.
     let (begins_after, commits) = history(store).await?;
     let commits: Vec<_> = commits.into_iter().filter(|commit| commit.revision <= revision).collect();
-    Ok(View::new(&objects, revision.0, &commits, begins_after))
+    let mut view = View::new(&objects, revision.0, &commits, begins_after);
+    let operators = store.get(OPERATORS).await?.map(|stored| stored.modified);
+    // A later one is still to come by the watch.
+    view.operators_at = operators.filter(|at| *at <= revision);
+    Ok(view)
 }
 
 /// The changes that the store still remembers, and after which revision they begin.
@@ -52,7 +56,15 @@ pub(crate) async fn feed(
         let newest = watch.position().0;
         let changes = view::decode(&commits, |stored| repository.written.read(stored));
         remember(&repository, &commits);
-        repository.view_mut().commit(changes, newest, clock::now_ms());
+        repository.take_in_confirmations(&commits);
+        {
+            let mut view = repository.view_mut();
+            let all = commits.iter().flat_map(|commit| &commit.changes);
+            if let Some(last) = all.filter(|change| *change.key == *OPERATORS).last() {
+                view.operators_at = last.object.as_ref().map(|stored| stored.modified);
+            }
+            view.commit(changes, newest, clock::now_ms());
+        }
         repository.revision.send_replace(newest);
     }
 }

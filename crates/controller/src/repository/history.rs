@@ -126,6 +126,11 @@ impl History {
             key: stored.key.to_string(),
             bytes: stored.value.len(),
         };
+        // The feed begins with the revision of the first view, and what was listed after it may come once more.
+        let as_new = self.records.iter().rev().take_while(|known| known.revision >= record.revision);
+        if as_new.into_iter().any(|known| known.key == record.key) {
+            return;
+        }
         self.bytes += record.bytes;
         self.records.push_back(record);
     }
@@ -219,5 +224,38 @@ impl Record {
         let stored = store.get(&self.key).await?;
         let kept = stored.and_then(|stored| serde_json::from_slice::<Kept>(&stored.value).ok());
         Ok(kept.and_then(|kept| unpack(&kept.before?)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bulkhead_store::Revision;
+
+    use super::*;
+
+    #[test]
+    fn a_record_that_was_listed_and_comes_once_more_is_one_record() {
+        let kept = Kept {
+            at_ms: 1,
+            by: "ann".into(),
+            from: String::new(),
+            verb: "apply".into(),
+            forced: false,
+            touched: Vec::new(),
+            before: None,
+        };
+        let stored = |name: &str, revision| Stored {
+            key: format!("{PREFIX}{name}").into(),
+            value: serde_json::to_vec(&kept).unwrap().into(),
+            created: Revision(revision),
+            modified: Revision(revision),
+            lease: None,
+        };
+        let mut history = History::default();
+        for (name, revision) in [("a", 3), ("b", 5), ("a", 3), ("b", 5), ("c", 5), ("d", 6)] {
+            history.take_in(&stored(name, revision));
+        }
+        let revisions: Vec<_> = history.records().map(|record| record.revision).collect();
+        assert_eq!(revisions, [3, 5, 5, 6]);
     }
 }

@@ -8,6 +8,9 @@ use bytes::Bytes;
 
 /// What all keys begin with.
 pub(crate) const PREFIX: &str = "/bulkhead.dev/v1/";
+/// A key that every change by an operator sets, under the condition that it is as the change's validation has seen it: so
+/// what several controllers change at once is validated one after the other. No object is there.
+pub(crate) const OPERATORS: &str = "/bulkhead.dev/system/operators";
 
 /// What the keys of a kind (in a namespace, or in all) begin with.
 pub(crate) fn prefix(kind: Kind, namespace: Option<&str>) -> String {

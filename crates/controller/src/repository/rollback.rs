@@ -98,14 +98,17 @@ impl Repository {
     /// Makes the objects that operators have changed since a revision what they were then, as one change.
     pub(crate) async fn roll_back_to(&self, revision: u64, terms: &Terms) -> Result<Done, WriteError> {
         let _one_at_a_time = self.operator_writes.lock().await;
-        let states = self.states_at(revision).await?;
-        let (changes, transaction) = {
-            let view = self.view();
-            let planned = plan(&view, &states)?;
-            check_tiers(&view, &planned.0)?;
-            planned
-        };
-        self.carry_out(changes, transaction, terms).await
+        self.planned(|seen| async move {
+            let states = self.states_at(revision).await?;
+            let (changes, transaction) = {
+                let view = self.view();
+                let planned = plan(&view, &states)?;
+                check_tiers(&view, &planned.0)?;
+                planned
+            };
+            self.carry_out(changes, transaction, seen, terms).await
+        })
+        .await
     }
 }
 

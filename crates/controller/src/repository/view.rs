@@ -123,6 +123,8 @@ pub(super) fn decode(
 #[derive(Debug)]
 pub(crate) struct View {
     pub(crate) revision: u64,
+    /// Revision of the last change by an operator, wherever it was made; `None` if there was none.
+    pub(super) operators_at: Option<Revision>,
     objects: BTreeMap<ObjectKey, Arc<Object>>,
     heritage: Heritage,
     by_host: HashMap<String, BTreeSet<ObjectKey>>,
@@ -143,6 +145,7 @@ impl View {
     pub(super) fn new(objects: &[Stored], revision: u64, log: &[Arc<Commit>], log_begins_after: u64) -> Self {
         let mut view = Self {
             revision,
+            operators_at: None,
             objects: BTreeMap::new(),
             heritage: Heritage::default(),
             by_host: HashMap::new(),

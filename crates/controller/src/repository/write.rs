@@ -7,15 +7,18 @@ use std::time::Duration;
 use bulkhead_model::document::Document;
 use bulkhead_model::resource::nearest_name;
 use bulkhead_model::{Kind, ObjectKey, Problem, Resource};
-use bulkhead_store::{Precondition, Revision, StoreError, Transaction};
+use bulkhead_store::{Op, OpKind, Precondition, Revision, StoreError, Transaction};
 use tracing::Instrument;
 
 use super::confirm::{self, Record, WAITING_MAX};
 use super::history::Author;
 use super::managed::Accounts;
-use super::{Object, Repository, View, delete_op, is_predefined, put_op, stamp};
+use super::{Object, Repository, View, delete_op, is_predefined, keys, put_op, stamp};
 use crate::access::Permissions;
 use crate::guard::{self, Known, Warning};
+
+/// How often a change is planned if other controllers write meanwhile: each time one of them has succeeded.
+pub(super) const ATTEMPTS_MAX: usize = 16;
 
 /// What is to be done with the objects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -130,6 +133,11 @@ pub(crate) enum WriteError {
     /// Whether it would cut somebody off cannot be said.
     #[error("nothing was changed: {0}; --force does it all the same")]
     Unjudged(String),
+    /// Others change the same or what it is validated against, again and again.
+    #[error(
+        "others have changed the repository each of {ATTEMPTS_MAX} times that this change was tried: try again"
+    )]
+    Overtaken,
     /// A change of the same object waits for confirmation.
     #[error("a change of {object} waits for confirmation already: confirm or roll back {id} first")]
     StillWaiting { id: String, object: String },
@@ -156,8 +164,12 @@ impl Repository {
         terms: &Terms,
     ) -> Result<Done, WriteError> {
         let _one_at_a_time = self.operator_writes.lock().await;
-        let (changes, transaction) = self.plan(documents, verb)?;
-        let mut done = self.carry_out(changes, transaction, terms).await?;
+        let mut done = self
+            .planned(|seen| async move {
+                let (changes, transaction) = self.plan(documents, verb)?;
+                self.carry_out(changes, transaction, seen, terms).await
+            })
+            .await?;
         if !terms.dry_run {
             let revision = done.revision.to_string();
             let written = done
@@ -179,12 +191,43 @@ impl Repository {
         terms: &Terms,
     ) -> Result<Done, WriteError> {
         let _one_at_a_time = self.operator_writes.lock().await;
-        let (changes, transaction) = {
-            let view = self.view();
-            check_deletable(&view, keys)?;
-            plan_delete(&view, keys, resource_version)?
+        self.planned(|seen| async move {
+            let (changes, transaction) = {
+                let view = self.view();
+                check_deletable(&view, keys)?;
+                plan_delete(&view, keys, resource_version)?
+            };
+            self.carry_out(changes, transaction, seen, terms).await
+        })
+        .await
+    }
+
+    /// Plans a change and carries it out, and plans it anew if another controller has written meanwhile. The plan is made
+    /// after, and carried out as of, the last change by an operator that it is told of.
+    pub(super) async fn planned<F: Future<Output = Result<Done, WriteError>>>(
+        &self,
+        plan: impl Fn(Option<Revision>) -> F,
+    ) -> Result<Done, WriteError> {
+        for _ in 0..ATTEMPTS_MAX {
+            let seen = self.view().operators_at;
+            match plan(seen).await {
+                Err(WriteError::Store(StoreError::Conflict { found, .. })) => {
+                    self.catch_up_with(found).await?;
+                }
+                done => return done,
+            }
+        }
+        Err(WriteError::Overtaken)
+    }
+
+    /// Waits until the view shows what was in the way of a write: `found`, the revision of the key, if it is there.
+    pub(super) async fn catch_up_with(&self, found: Option<Revision>) -> Result<(), StoreError> {
+        let revision = match found {
+            Some(revision) => revision,
+            None => self.store.mark().await?,
         };
-        self.carry_out(changes, transaction, terms).await
+        self.wait_for(revision.0).await;
+        Ok(())
     }
 
     /// Asks whether it is allowed and whom it cuts off, and commits.
@@ -192,6 +235,7 @@ impl Repository {
         &self,
         changes: Vec<Change>,
         mut transaction: Transaction,
+        seen: Option<Revision>,
         terms: &Terms,
     ) -> Result<Done, WriteError> {
         let Terms { dry_run, force, confirm_within, author, permissions, lifelines, .. } = terms;
@@ -223,7 +267,7 @@ impl Repository {
         let record = confirm_within.map(|within| (confirm::record(&changes, within, &author.by), within));
         if let Some((record, _)) = &record {
             self.check_can_wait(record)?;
-            transaction.ops.push(confirm::put_op(record));
+            transaction.ops.push(confirm::put_op(record, Precondition::Absent));
         }
         if *dry_run {
             let revision = self.view().revision;
@@ -235,14 +279,12 @@ impl Repository {
         let remembered = self.history_read().ops(&changes, author, !warnings.is_empty());
         transaction.ops.extend(remembered);
         transaction.ops.extend(accounts);
+        transaction.ops.push(operators_op(seen, author));
         let span =
             tracing::debug_span!("commit", by = author.by, verb = author.verb, objects = changes.len());
         let revision = self.store.apply(transaction).instrument(span).await?.revision.0;
-        let confirmation = record.map(|(record, within)| {
-            self.remember(record.clone(), within, revision);
-            record
-        });
         self.wait_for(revision).await;
+        let confirmation = record.map(|(record, _)| record);
         Ok(Done { changes, revision, warnings, confirmation })
     }
 
@@ -304,6 +346,12 @@ impl Repository {
         }
         Ok((changes, transaction))
     }
+}
+
+/// The operation by which what several controllers change is validated one after the other.
+pub(super) fn operators_op(seen: Option<Revision>, author: &Author) -> Op {
+    let precondition = seen.map_or(Precondition::Absent, Precondition::AtRevision);
+    Op { key: keys::OPERATORS.into(), precondition, kind: OpKind::Put(author.by.clone().into_bytes().into()) }
 }
 
 /// The same object twice in one request.

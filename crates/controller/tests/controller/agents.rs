@@ -167,11 +167,11 @@ async fn nonsense_ends_the_session_with_a_reason() {
 async fn status_shows_what_agents_say() {
     let fixture = Fixture::new().await;
     let mut agent = fixture.agent("h1").await;
-    agent.subscribe("has(x)", 0).await;
+    let told = agent.subscribe("has(x)", 0).await.revision;
     let not_enforced =
         vec![bulkhead_wire::proto::NotEnforced { subject: "Policy/db".into(), reason: "too large".into() }];
     let status =
-        AgentStatus { revision: 1, endpoints: 3, not_enforced, dataplane: "ebpf".into(), entries: 12 };
+        AgentStatus { revision: told, endpoints: 3, not_enforced, dataplane: "ebpf".into(), entries: 12 };
     agent.say(Up::Status(status)).await;
     agent.publish(true, &[], &[]).await;
     let status = fixture.get("/apis/bulkhead.dev/v1/status").await;
@@ -180,14 +180,20 @@ async fn status_shows_what_agents_say() {
         (&agent["host"], &agent["version"], &agent["dataplane"]),
         (&json!("h1"), &json!("0.1.0"), &json!("ebpf"))
     );
-    assert_eq!((&agent["enforcedRevision"], &agent["lag"]), (&json!(1), &json!(0)), "{agent}");
+    assert_eq!((&agent["enforcedRevision"], &agent["lag"]), (&json!(told), &json!(0)), "{agent}");
     assert_eq!(
         (&agent["endpoints"], &agent["entries"], &agent["subscriptions"]),
         (&json!(3), &json!(12), &json!(1))
     );
     assert_eq!(agent["notEnforced"], json!([{ "subject": "Policy/db", "reason": "too large" }]));
     assert!(agent["bytesSent"].as_u64().unwrap() > 0);
-    assert_eq!(status["controller"]["revision"], json!(1), "the host itself");
+    let revision = status["controller"]["revision"].as_u64().unwrap();
+    assert!(revision >= 3, "the controller, the host and its session are there: {status}");
+    assert_eq!(
+        (&agent["controller"], &status["controllers"][0]["agents"]),
+        (&json!("controller"), &json!(1))
+    );
+    assert_eq!(status["controllers"][0]["answered"], json!(true));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -9,7 +9,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use crate::harness::{Fixture, Lines, config};
 
-fn record(time_ms: u64, source: &str, destination: &str, verdict: &str, policy: &str) -> Value {
+pub(crate) fn record(time_ms: u64, source: &str, destination: &str, verdict: &str, policy: &str) -> Value {
     let decision = json!({
         "verdict": verdict,
         "rule": { "by": "rule", "tier": "application", "policy": policy, "direction": "ingress", "index": 0 },
@@ -24,7 +24,7 @@ fn record(time_ms: u64, source: &str, destination: &str, verdict: &str, policy: 
     })
 }
 
-async fn report(fixture: &Fixture, records: &[Value]) {
+pub(crate) async fn report(fixture: &Fixture, records: &[Value]) {
     let (sender, batches) = mpsc::channel(4);
     let records = records.iter().map(|record| record.to_string().into()).collect();
     sender.send(FlowBatch { sequence: 9, records, lost: 3 }).await.unwrap();
@@ -33,7 +33,7 @@ async fn report(fixture: &Fixture, records: &[Value]) {
     assert_eq!(receipts.message().await.unwrap().unwrap().sequence, 9);
 }
 
-fn now_ms() -> u64 {
+pub(crate) fn now_ms() -> u64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
     u64::try_from(since.as_millis()).unwrap()
 }

@@ -1,5 +1,8 @@
 //! A controller on free ports, a REST client, and an agent made of its protocol.
 
+use std::net::SocketAddr;
+use std::ops::Deref;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -80,9 +83,24 @@ pub(crate) use in_memory_and_etcd;
 
 pub(crate) struct Fixture {
     pub(crate) controller: Controller,
+    site: Site,
+    _identity: Option<TempDir>,
+}
+
+/// A controller as its clients know it.
+pub(crate) struct Site {
+    pub(crate) api: SocketAddr,
+    pub(crate) agents: SocketAddr,
     authority: Authority,
     admin: Arc<ClientConfig>,
-    _identity: Option<TempDir>,
+}
+
+impl Deref for Fixture {
+    type Target = Site;
+
+    fn deref(&self) -> &Site {
+        &self.site
+    }
 }
 
 impl Fixture {
@@ -98,9 +116,17 @@ impl Fixture {
         }
         let directory = config.identity_directory();
         let controller = start(config).await.unwrap();
-        let authority = Authority::load(&directory).unwrap().unwrap();
+        let site = Site::at(controller.api, controller.agents, &directory);
+        Self { controller, site, _identity: own }
+    }
+}
+
+impl Site {
+    /// A controller with the authority in a directory.
+    pub(crate) fn at(api: SocketAddr, agents: SocketAddr, directory: &Path) -> Self {
+        let authority = Authority::load(directory).unwrap().unwrap();
         let admin = tls_of(&authority, &operator("root", &["bulkhead:admins"]));
-        Self { controller, authority, admin, _identity: own }
+        Self { api, agents, authority, admin }
     }
 
     /// A request by an administrator.
@@ -127,7 +153,7 @@ impl Fixture {
         headers: &[(&str, &str)],
         body: String,
     ) -> hyper::Result<Response<Incoming>> {
-        let stream = tls::connect(&self.controller.api.to_string(), caller).await.unwrap();
+        let stream = tls::connect(&self.api.to_string(), caller).await.unwrap();
         let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
         tokio::spawn(connection);
         let request = Request::builder().method(method).uri(path).header("host", "bulkhead");
@@ -194,7 +220,7 @@ impl Fixture {
     }
 
     pub(crate) fn client_over(&self, config: Arc<ClientConfig>) -> DistributionClient<Channel> {
-        let address = self.controller.agents.to_string();
+        let address = self.agents.to_string();
         let connector = tower::service_fn(move |_uri| {
             let (address, config) = (address.clone(), Arc::clone(&config));
             async move { tls::connect(&address, &config).await.map(TokioIo::new) }

@@ -24,7 +24,7 @@ impl Fixture {
         self.call(Method::POST, &format!("{V1}/{path}"), body.to_string()).await
     }
 
-    async fn token(&self, body: Value) -> (JoinToken, Value) {
+    pub(crate) async fn token(&self, body: Value) -> (JoinToken, Value) {
         let (status, made) = self.make("tokens", body).await;
         assert_eq!(status, StatusCode::CREATED, "{made}");
         (made["token"].as_str().unwrap().parse().unwrap(), made)
@@ -35,7 +35,7 @@ impl Fixture {
         self.client_over(tls::joining_client_config(&token.authority, "h2").unwrap())
     }
 
-    async fn join(&self, token: &JoinToken, host: &str, key: &Key) -> Result<Enrollment, Status> {
+    pub(crate) async fn join(&self, token: &JoinToken, host: &str, key: &Key) -> Result<Enrollment, Status> {
         let request = EnrollRequest {
             token_id: token.id.clone(),
             token_secret: token.secret.reveal(),

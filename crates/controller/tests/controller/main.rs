@@ -18,3 +18,4 @@ mod objects;
 mod oidc;
 mod operators;
 mod resume;
+mod several;

@@ -65,7 +65,7 @@ async fn lists_have_versions_selectors_limits_and_namespaces() {
         items.iter().map(|item| item["metadata"]["name"].as_str().unwrap().to_owned()).collect()
     };
     let list = fixture.get(POLICIES).await;
-    assert_eq!((&list["kind"], &list["metadata"]["resourceVersion"]), (&json!("PolicyList"), &json!("3")));
+    assert_eq!((&list["kind"], &list["metadata"]["resourceVersion"]), (&json!("PolicyList"), &json!("4")));
     assert_eq!(names(list), ["a", "b", "c"]);
     assert_eq!(names(fixture.get(&format!("{POLICIES}?labelSelector=x%20%3D%3D%20'2'")).await), ["b"]);
     let limited = fixture.get(&format!("{POLICIES}?limit=1")).await;
@@ -233,7 +233,7 @@ async fn probes_metrics_and_document_are_there() {
     fixture.apply(POLICY).await;
     let metrics = fixture.get("/metrics").await;
     let metrics = metrics.as_str().unwrap();
-    assert!(metrics.contains("\nbulkhead_revision 1\n"), "{metrics}");
+    assert!(metrics.contains("\nbulkhead_revision 2\n"), "{metrics}");
     assert!(metrics.contains("bulkhead_flows_lost_total{cause=\"agent\"} 0"), "{metrics}");
     assert_eq!(fixture.get("/openapi.json").await["openapi"], json!("3.1.0"));
 }

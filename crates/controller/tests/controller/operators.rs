@@ -260,7 +260,7 @@ async fn everything_that_was_changed_can_be_seen_and_undone() {
     let newest = fixture.get(&format!("{V1}/history?limit=1")).await;
     assert_eq!(newest["items"][0]["verb"], "rollback");
 
-    for (to, expected) in [(10_000_u64, "no revision 10000 yet"), (0, "")] {
+    for (to, expected) in [(10_000_u64, "no revision 10000 yet"), (first - 1, "")] {
         let path = format!("{V1}/history/rollback?to={to}&dryRun=true");
         let (status, answer) = fixture.call(Method::POST, &path, String::new()).await;
         assert_eq!(status == StatusCode::GONE, !expected.is_empty(), "{answer}");

@@ -1,0 +1,16 @@
+//! Several controllers over an etcd of three members, while parts of it die or cannot reach each other. After each: every
+//! agent knows what the repository holds.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+// The same as in the store's own tests.
+#[path = "../../../store/tests/store/etcd_server.rs"]
+#[allow(dead_code, reason = "the store's tests use more of it")]
+mod etcd_server;
+mod fleet;
+#[path = "../controller/harness.rs"]
+#[allow(dead_code, unused_imports, unused_macros, reason = "the controller's tests use more of it")]
+mod harness;
+mod kills;
+mod partitions;
+mod process;
+mod proxy;
