@@ -17,6 +17,7 @@ use crate::members::SessionId;
 
 /// Hosts in one transaction, each with up to two operations: etcd takes 128 unless told otherwise, the store adds one.
 const HOSTS_TOGETHER: usize = 60;
+const _: () = assert!(HOSTS_TOGETHER * 2 < 128, "more than etcd takes unless told otherwise");
 /// How long to wait before writing again what could not be written.
 const RETRY_AFTER: Duration = Duration::from_millis(500);
 /// Longest that the table may take to show what was written, before the check behind it is left to the next change.
@@ -361,5 +362,63 @@ impl Cluster {
         if tokio::time::timeout(CATCH_UP_MAX, reached).await.is_err() {
             tracing::error!(%revision, "what the controllers know of each other does not catch up with the store");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn live(session: SessionId) -> Live {
+        let none = String::new;
+        let record =
+            SessionRecord { controller: "a".into(), since_ms: 0, session, remote: none(), local: none() };
+        Live { record, admitted: Instant::now(), began: Revision(1), known: false }
+    }
+
+    fn registered(session: SessionId, written: Option<u64>) -> (Registrations, Arc<str>) {
+        let (mut registrations, host) = (Registrations::default(), Arc::<str>::from("h"));
+        let registration =
+            Registration { live: Some(live(session)), written: written.map(Revision), queued: false };
+        registrations.hosts.insert(Arc::clone(&host), registration);
+        (registrations, host)
+    }
+
+    #[test]
+    fn of_two_controllers_the_one_that_registered_earlier_ends_its_session() {
+        let (mut ours, host) = registered(7, Some(10));
+        assert_eq!(ours.taken(&host, Revision(9)), None, "ours is the later one");
+        assert_eq!(ours.taken(&host, Revision(11)), Some(7));
+        assert!(ours.hosts.is_empty(), "nothing is left to be written");
+        let (mut ours, host) = registered(8, None);
+        assert_eq!(
+            ours.taken(&host, Revision(11)),
+            None,
+            "ours is still to be written, and is the later one"
+        );
+    }
+
+    #[test]
+    fn a_key_that_is_gone_is_written_again_unless_it_was_an_earlier_one() {
+        let (mut ours, host) = registered(7, Some(10));
+        assert!(!ours.removed(&host, Revision(9)));
+        assert!(ours.take().is_empty());
+        assert!(ours.removed(&host, Revision(12)));
+        assert_eq!(ours.take(), [host]);
+    }
+
+    #[test]
+    fn a_fleet_that_comes_back_is_written_in_few_parts_and_each_host_once() {
+        let mut ours = Registrations::default();
+        for number in 0..5000 {
+            let host: Arc<str> = format!("h{number}").into();
+            ours.hosts.entry(Arc::clone(&host)).or_default().live = Some(live(number));
+            ours.queue(&host);
+            ours.queue(&host);
+        }
+        let parts: Vec<_> =
+            std::iter::from_fn(|| Some(ours.take()).filter(|part| !part.is_empty())).collect();
+        assert_eq!(parts.len(), 5000_usize.div_ceil(HOSTS_TOGETHER));
+        assert_eq!(parts.iter().map(Vec::len).sum::<usize>(), 5000);
     }
 }
