@@ -73,9 +73,7 @@ pub(super) async fn admit(State(context): Shared, mut request: Request, next: Ne
     };
     if let Err(seconds) = context.rates.count(&caller) {
         context.metrics.requests_too_many.add(1);
-        let message = format!("more than {REQUESTS_PER_SECOND} requests a second: try again in {seconds} s");
-        let refusal = Refusal::new(StatusCode::TOO_MANY_REQUESTS, "TooManyRequests", message);
-        return ([(header::RETRY_AFTER, seconds.to_string())], refusal).into_response();
+        return too_many(seconds);
     }
     let path = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
     // Where there is nothing, whoever is known may hear that.
@@ -91,6 +89,12 @@ pub(super) async fn admit(State(context): Shared, mut request: Request, next: Ne
     request.extensions_mut().insert(caller);
     request.extensions_mut().insert(permissions);
     next.run(request).await
+}
+
+fn too_many(seconds: u64) -> Response {
+    let message = format!("more than {REQUESTS_PER_SECOND} requests a second: try again in {seconds} s");
+    let refusal = Refusal::new(StatusCode::TOO_MANY_REQUESTS, "TooManyRequests", message);
+    ([(header::RETRY_AFTER, seconds.to_string())], refusal).into_response()
 }
 
 /// A token in the request's head counts before the connection's certificate.
@@ -173,4 +177,27 @@ fn refuse(context: &Context, refusal: Refusal) -> Response {
         context.metrics.requests_forbidden.add(1);
     }
     refusal.into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::guard::Ends;
+
+    #[test]
+    fn who_asks_too_often_is_told_to_wait() {
+        let rates = Rates::default();
+        let ends = |port| Ends { remote: ([10, 0, 0, 9], port).into(), local: ([10, 0, 0, 1], 7440).into() };
+        let one = |port| Caller::over_tls(None, ends(port));
+        for _ in 0..REQUESTS_AT_ONCE {
+            assert_eq!(rates.count(&one(1000)), Ok(()));
+        }
+        // Some come back while these are counted; another connection of the same address is no other caller.
+        let told = (0..REQUESTS_AT_ONCE).find_map(|_| rates.count(&one(2000)).err());
+        let seconds = told.expect("it must be told");
+        assert_eq!(rates.count(&Caller::local(0, 0)), Ok(()), "nobody else is");
+        let response = too_many(seconds);
+        assert_eq!(response.status(), StatusCode::TOO_MANY_REQUESTS);
+        assert_eq!(response.headers()[header::RETRY_AFTER], seconds.to_string().as_str());
+    }
 }

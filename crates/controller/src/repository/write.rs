@@ -248,7 +248,8 @@ impl Repository {
             // Nothing is another but who answers for it.
             let mut revision = self.view().revision;
             if !accounts.is_empty() && !dry_run {
-                revision = self.store.apply(Transaction { ops: accounts }).await?.revision.0;
+                let ops = accounts.into_iter().chain([operators_op(seen, author)]).collect();
+                revision = self.store.apply(Transaction { ops }).await?.revision.0;
                 self.wait_for(revision).await;
             }
             return Ok(Done { changes, revision, warnings: Vec::new(), confirmation: None });
