@@ -241,7 +241,8 @@ async fn status_and_flows_are_those_of_all_controllers() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_hosts_workloads_go_once_and_come_back_with_it() {
     let etcd = EtcdServer::start();
-    let short = |name| Config { lease_ms: 300, grace_ms: 700, ..one_of(&etcd, name) };
+    // Long enough for a slow machine to speak in.
+    let short = |name| Config { lease_ms: 1500, grace_ms: 500, ..one_of(&etcd, name) };
     let (a, b) = (Fixture::with(short("a")).await, Fixture::with(short("b")).await);
     let mut agent = a.agent("h1").await;
     publish(&mut agent, "web.h1", "h1", "10.0.0.1").await;
@@ -250,7 +251,7 @@ async fn a_lost_hosts_workloads_go_once_and_come_back_with_it() {
     drop(agent);
     let left = Instant::now();
     until(&b, &format!("{V1}/workloads"), count(0)).await;
-    assert!(left.elapsed() >= Duration::from_millis(1000), "{:?}", left.elapsed());
+    assert!(left.elapsed() >= Duration::from_millis(2000), "{:?}", left.elapsed());
     let mut expired = 0;
     for fixture in [&a, &b] {
         until(fixture, &format!("{V1}/workloads"), count(0)).await;
