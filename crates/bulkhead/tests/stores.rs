@@ -120,7 +120,10 @@ fn a_running_controller_is_copied_and_a_copy_restored() {
     controller.apply(directory.path(), "one");
     let (file, store) = (path("copy"), format!("embedded://{}", path("data")));
     let copy = done(&["--server", &controller.server, "store", "backup", "--file", &file]);
-    assert_eq!(copy["objects"], 2, "a policy, and the record of the change");
+    assert_eq!(
+        copy["objects"], 3,
+        "a policy, the record of the change, and that operators have changed something"
+    );
     for command in [
         &["store", "backup", &store, "--file", &path("other")][..],
         &["store", "restore", &store, "--file", &file],
@@ -137,10 +140,10 @@ fn a_running_controller_is_copied_and_a_copy_restored() {
     controller.stop();
 
     let info = done(&["store", "info", &store]);
-    assert_eq!((&info["objects"], &info["epoch"]), (&4.into(), &copy["epoch"]));
+    assert_eq!((&info["objects"], &info["epoch"]), (&5.into(), &copy["epoch"]));
     let message = refused(1, &["store", "restore", &store, "--file", &file]);
     assert!(
-        message.contains("4 objects are in the store already") && message.contains("--replace"),
+        message.contains("5 objects are in the store already") && message.contains("--replace"),
         "{message}"
     );
     done(&["store", "restore", &store, "--file", &file, "--replace"]);
@@ -175,7 +178,7 @@ fn a_repository_moves_into_etcd_and_back_while_it_is_in_use() {
     assert_eq!(
         (&moved["objects"], &moved["completeTo"]),
         // With the record of the change.
-        (&2.into(), &done(&["store", "info", &first])["revision"])
+        (&3.into(), &done(&["store", "info", &first])["revision"])
     );
 
     let controller = Controller::start(&["--store", &cluster, "--data-dir", &path("flows")]);
@@ -189,11 +192,12 @@ fn a_repository_moves_into_etcd_and_back_while_it_is_in_use() {
         .unwrap();
     let mut notes = BufReader::new(following.stderr.take().unwrap()).lines();
     let note = notes.next().unwrap().unwrap();
-    assert!(note.contains("4 objects are copied"), "{note}");
+    assert!(note.contains("5 objects are copied"), "{note}");
     controller.apply(directory.path(), "three");
     end(&mut following, "-INT");
     let again = format!("{cluster}/");
-    assert_eq!(done(&["store", "info", &again])["objects"], 6);
+    // Three policies and their records, that operators have changed something, and the registration of the controller.
+    assert_eq!(done(&["store", "info", &again])["objects"], 8);
     controller.stop();
 
     let controller = Controller::start(&["--store", &last]);
