@@ -1,6 +1,6 @@
 //! The controller: keeps the repository, serves operators and agents, collects flows.
 //!
-//! [`start`] makes one and answers its addresses; [`run`] does so and waits for the end.
+//! [`start`] makes one and answers its addresses; whoever started it waits for [`Controller::failed`] and ends it.
 //!
 //! Tasks and threads, with what they are fed from and what happens when that is full:
 //!
@@ -40,7 +40,6 @@ mod members;
 mod metrics;
 mod repository;
 
-use std::future::Future;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -198,23 +197,6 @@ pub async fn start(config: Config) -> Result<Controller, Error> {
     });
     tracing::info!(api = %api_address, agents = %agents_address, "controller serves");
     Ok(Controller { api: api_address, agents: agents_address, drain, stop, parts, context })
-}
-
-/// Starts a controller and serves until `shutdown` completes, or a part fails.
-///
-/// # Errors
-/// As [`start`], or if a part ends that must not.
-pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
-    let mut controller = start(config).await?;
-    tokio::select! {
-        () = shutdown => controller.shutdown().await,
-        failed = controller.failed() => {
-            tracing::error!(error = %failed, "the controller stops");
-            // What failed first is the error that matters.
-            let _ = controller.shutdown().await;
-            Err(failed)
-        }
-    }
 }
 
 impl Controller {

@@ -116,13 +116,15 @@ pub(super) async fn get(
     if place.is_no_namespace() {
         return Ok(Json(form.object(&place, place.no_namespace())));
     }
-    let found = context
-        .repository
-        .view()
-        .get(&place.key())
-        .map(|object| place.shown(&context.repository, &object.resource));
-    let found = found.ok_or_else(|| WriteError::NotFound(place.key()))?;
-    Ok(Json(form.object(&place, found)))
+    Ok(Json(form.object(&place, found(&context, &place)?)))
+}
+
+/// The object at a place, as clients see it.
+pub(crate) fn found(context: &Context, place: &Place) -> Result<Value, Refusal> {
+    let key = place.key();
+    let found =
+        context.repository.view().get(&key).map(|object| place.shown(&context.repository, &object.resource));
+    found.ok_or_else(|| WriteError::NotFound(key).into())
 }
 
 /// `POST …/{plural}`.

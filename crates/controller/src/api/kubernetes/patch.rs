@@ -18,9 +18,9 @@ use super::server_side_apply;
 use crate::access::{Caller, Permissions};
 use crate::api::Shared;
 use crate::api::input::{self, Body, OF_WRITES, Parameters};
-use crate::api::objects::{fits, write};
+use crate::api::objects::{fits, found, write};
 use crate::api::problem::Refusal;
-use crate::repository::{Accounts, Verb, WriteError};
+use crate::repository::{Accounts, Verb};
 
 /// How often a patch is applied anew because somebody else has changed the object meanwhile.
 pub(super) const ATTEMPTS_MAX: usize = 5;
@@ -103,12 +103,7 @@ pub(crate) async fn patch(
     let mut attempts = 0;
     loop {
         attempts += 1;
-        let before = context
-            .repository
-            .view()
-            .get(&place.key())
-            .map(|object| place.shown(&context.repository, &object.resource));
-        let before = before.ok_or_else(|| WriteError::NotFound(place.key()))?;
+        let before = found(&context, &place)?;
         let mut object = before.clone();
         patch.apply(place.kind, &mut object)?;
         let version = |object: &Value| object["metadata"]["resourceVersion"].clone();
