@@ -18,6 +18,7 @@ mod codec;
 #[cfg(test)]
 mod crashes;
 mod file;
+mod levelling;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -102,7 +103,7 @@ impl Embedded {
         if !loaded.orphans.is_empty() {
             let changes = loaded.orphans.into_iter().map(|key| Change { key, object: None }).collect();
             let commit = Commit { revision: Revision(state.revision().0 + 1), changes };
-            file.write(std::slice::from_ref(&commit))?;
+            file.write(std::slice::from_ref(&commit), &state)?;
             if let Some(dropped) = state.commit(commit) {
                 file.forget(dropped);
             }
@@ -322,7 +323,8 @@ impl Writer {
         if commits.is_empty() {
             return Ok(());
         }
-        self.file.write(&commits)?;
+        // Nobody else changes it: readers are not kept waiting while the file is written.
+        self.file.write(&commits, &self.shared.read())?;
         {
             let mut state = self.shared.write();
             for commit in commits {

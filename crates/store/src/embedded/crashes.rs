@@ -167,7 +167,7 @@ fn a_cut_at_any_write_loses_nothing_acknowledged_and_tears_nothing() {
     let mut acknowledged = vec![(begin, 0)];
     for write in 0..WRITES {
         let commits = commits(state, write);
-        file.write(&commits).unwrap();
+        file.write(&commits, state).unwrap();
         for commit in commits {
             if let Some(dropped) = state.commit(commit) {
                 file.forget(dropped);

@@ -1,5 +1,6 @@
 //! The file beneath an embedded store, and the lock beside it.
 
+use std::collections::{BTreeMap, HashSet};
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::ops::RangeInclusive;
@@ -10,9 +11,10 @@ use std::sync::Arc;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 
 use super::codec;
+use super::levelling::Levelling;
 use crate::random_id;
 use crate::state::State;
-use crate::types::{Commit, Revision, StoreError};
+use crate::types::{Change, Commit, Revision, StoreError, Stored};
 
 /// Name of the store's file in its directory.
 pub(super) const FILE_NAME: &str = "store.redb";
@@ -22,8 +24,10 @@ const NEW_EXTENSION: &str = "new";
 const LOCK_NAME: &str = "store.lock";
 /// Memory for pages: reads are answered from our own memory, so little is needed.
 const CACHE_BYTES: usize = 16 << 20;
-/// Layout of the tables; another number is refused.
-const FORMAT: &str = "1";
+/// Layout of the tables; a later number is refused.
+const FORMAT: &str = "2";
+/// The layout before, in which no object's row was behind the log.
+const FORMAT_LEVEL: &str = "1";
 
 const OBJECTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("objects");
 const LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("log");
@@ -34,6 +38,8 @@ const META: TableDefinition<'_, &str, &str> = TableDefinition::new("meta");
 const META_EPOCH: &str = "epoch";
 const META_FORMAT: &str = "format";
 const META_REVISION: &str = "revision";
+/// Up to this revision the rows of the objects say what the log says.
+const META_LEVEL: &str = "level";
 
 /// The lock on a store's directory, held until dropped.
 #[derive(Debug)]
@@ -100,6 +106,10 @@ pub(super) struct Loaded {
     pub(super) state: State,
     /// Keys under leases of an earlier process.
     pub(super) orphans: Vec<Arc<str>>,
+    /// Up to this revision the rows of the objects say what the log says.
+    level: Revision,
+    /// Keys that changed after it.
+    ahead: Vec<Arc<str>>,
 }
 
 /// The file itself.
@@ -107,8 +117,9 @@ pub(super) struct Loaded {
 pub(super) struct StoreFile {
     path: PathBuf,
     database: Database,
-    /// Log rows to remove with the next write.
-    forgotten: Vec<RangeInclusive<u64>>,
+    levelling: Levelling,
+    /// Log rows that readers no longer need, to be removed as soon as the rows of the objects say what they say.
+    forgotten: Option<RangeInclusive<u64>>,
 }
 
 impl StoreFile {
@@ -170,8 +181,9 @@ impl StoreFile {
         match opened {
             Ok(Ok((database, loaded))) => {
                 // Rows that were due to be forgotten when the store stopped, or that a smaller bound drops.
-                let forgotten = vec![0..=loaded.state.compacted().0];
-                Ok((Self { path: path.to_owned(), database, forgotten }, loaded))
+                let forgotten = Some(0..=loaded.state.compacted().0);
+                let levelling = Levelling::new(log_changes_max, loaded.level, loaded.ahead.iter().cloned());
+                Ok((Self { path: path.to_owned(), database, levelling, forgotten }, loaded))
             }
             Ok(Err(redb::Error::DatabaseAlreadyOpen)) => Err(StoreError::Locked {
                 path: path.to_owned(),
@@ -183,44 +195,46 @@ impl StoreFile {
         }
     }
 
-    /// Writes commits durably, all or none.
-    pub(super) fn write(&mut self, commits: &[Commit]) -> Result<(), StoreError> {
-        let forgotten = std::mem::take(&mut self.forgotten);
-        self.write_inner(commits, forgotten)
-            .map_err(|error| StoreError::Io { path: self.path.clone(), reason: error.to_string() })
+    /// Writes commits durably, all or none. `state` is what stands in the file before them.
+    pub(super) fn write(&mut self, commits: &[Commit], state: &State) -> Result<(), StoreError> {
+        let written = self.write_inner(commits, state);
+        written.map_err(|error| StoreError::Io { path: self.path.clone(), reason: error.to_string() })
     }
 
-    fn write_inner(
-        &self,
-        commits: &[Commit],
-        forgotten: Vec<RangeInclusive<u64>>,
-    ) -> Result<(), redb::Error> {
+    fn write_inner(&mut self, commits: &[Commit], state: &State) -> Result<(), redb::Error> {
         let transaction = self.database.begin_write()?;
         {
-            let mut objects = transaction.open_table(OBJECTS)?;
             let mut log = transaction.open_table(LOG)?;
             let mut meta = transaction.open_table(META)?;
-            let mut leased = transaction.open_table(LEASED)?;
-            for range in forgotten {
-                log.retain_in(range, |_, _| false)?;
-            }
-            for commit in commits {
-                for change in &commit.changes {
-                    match &change.object {
-                        Some(object) => {
-                            objects.insert(&*change.key, codec::object_to_row(object).as_slice())?;
-                        }
-                        None => {
-                            objects.remove(&*change.key)?;
-                        }
-                    }
-                    if change.object.as_ref().is_some_and(|object| object.lease.is_some()) {
-                        leased.insert(&*change.key, commit.revision.0)?;
-                    } else {
-                        leased.remove(&*change.key)?;
-                    }
+            let changes = commits.iter().map(|commit| commit.changes.len()).sum();
+            let level_before = self.levelling.level();
+            let rows = self.levelling.next(changes, state.revision());
+            if !rows.is_empty() {
+                let mut objects = transaction.open_table(OBJECTS)?;
+                for key in rows {
+                    match state.get(&key) {
+                        Some(object) => objects.insert(&*key, codec::object_to_row(object).as_slice())?,
+                        None => objects.remove(&*key)?,
+                    };
                 }
+            }
+            let level = self.levelling.level();
+            if level != level_before {
+                meta.insert(META_LEVEL, level.to_string().as_str())?;
+            }
+            if let Some(range) = self.forgotten.take() {
+                let (first, last) = range.into_inner();
+                // What is there to be read again after a crash stays a little longer.
+                let reached = last.min(level.0);
+                if first <= reached {
+                    log.retain_in(first..=reached, |_, _| false)?;
+                }
+                self.forgotten = (reached < last).then(|| first.max(reached + 1)..=last);
+            }
+            write_leased(&transaction, commits, state)?;
+            for commit in commits {
                 log.insert(commit.revision.0, codec::commit_to_row(commit).as_slice())?;
+                self.levelling.changed(commit);
             }
             if let Some(last) = commits.last() {
                 meta.insert(META_REVISION, last.revision.to_string().as_str())?;
@@ -230,14 +244,11 @@ impl StoreFile {
         Ok(())
     }
 
-    /// Notes log rows that nobody needs any more. They go with the next write: it is no harm if they stay.
+    /// Notes log rows that nobody needs any more; those that are noted one after the other follow each other. They go
+    /// with one of the next writes: it is no harm if they stay.
     pub(super) fn forget(&mut self, revisions: RangeInclusive<u64>) {
-        match self.forgotten.last_mut() {
-            Some(last) if *last.end() + 1 == *revisions.start() => {
-                *last = *last.start()..=*revisions.end();
-            }
-            _ => self.forgotten.push(revisions),
-        }
+        let first = self.forgotten.as_ref().map_or(*revisions.start(), |before| *before.start());
+        self.forgotten = Some(first..=*revisions.end());
     }
 
     /// Gives back the room of what is no longer there.
@@ -255,6 +266,29 @@ impl StoreFile {
     }
 }
 
+/// Notes which keys are under leases, and which are no longer.
+fn write_leased(
+    transaction: &redb::WriteTransaction,
+    commits: &[Commit],
+    state: &State,
+) -> Result<(), redb::Error> {
+    let is_leased = |change: &Change| change.object.as_ref().is_some_and(|object| object.lease.is_some());
+    let was_leased = |key: &str| state.get(key).is_some_and(|before| before.lease.is_some());
+    let mut leased = transaction.open_table(LEASED)?;
+    let mut here: HashSet<&str> = HashSet::new();
+    for commit in commits {
+        for change in &commit.changes {
+            if is_leased(change) {
+                leased.insert(&*change.key, commit.revision.0)?;
+                here.insert(&change.key);
+            } else if here.contains(&*change.key) || was_leased(&change.key) {
+                leased.remove(&*change.key)?;
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Makes the tables, and the epoch of a new store.
 fn initialise(database: &Database) -> Result<(), redb::Error> {
     let transaction = database.begin_write()?;
@@ -269,6 +303,11 @@ fn initialise(database: &Database) -> Result<(), redb::Error> {
                 transaction.abort()?;
                 return Ok(());
             }
+            Some(FORMAT_LEVEL) => {
+                let revision = meta.get(META_REVISION)?.map(|revision| revision.value().to_owned());
+                meta.insert(META_LEVEL, revision.unwrap_or_default().as_str())?;
+                meta.insert(META_FORMAT, FORMAT)?;
+            }
             Some(other) => {
                 return Err(redb::Error::Corrupted(format!(
                     "its format is {other:?}, this program reads {FORMAT:?}"
@@ -278,6 +317,7 @@ fn initialise(database: &Database) -> Result<(), redb::Error> {
                 meta.insert(META_FORMAT, FORMAT)?;
                 meta.insert(META_EPOCH, random_id().as_str())?;
                 meta.insert(META_REVISION, "0")?;
+                meta.insert(META_LEVEL, "0")?;
             }
         }
     }
@@ -294,14 +334,19 @@ fn load(database: &Database, log_changes_max: usize) -> Result<Loaded, redb::Err
         Ok(value.value().to_owned())
     };
     let epoch = text(META_EPOCH)?;
-    let revision = Revision(text(META_REVISION)?.parse().map_err(|_digits| malformed(META_REVISION))?);
+    let number = |key: &str| -> Result<Revision, redb::Error> {
+        Ok(Revision(text(key)?.parse().map_err(|_digits| malformed(key))?))
+    };
+    let (revision, level) = (number(META_REVISION)?, number(META_LEVEL)?);
 
-    let mut objects = Vec::new();
+    let mut objects = BTreeMap::new();
     for row in transaction.open_table(OBJECTS)?.iter()? {
         let (key, value) = row?;
         let object = codec::object_from_row(key.value(), value.value());
-        objects.push(object.map_err(|_short| malformed(key.value()))?);
+        let object = object.map_err(|_short| malformed(key.value()))?;
+        objects.insert(Arc::clone(&object.key), object);
     }
+    let ahead = replay(&transaction, &mut objects, level, revision)?;
     let mut orphans = Vec::new();
     match transaction.open_table(LEASED) {
         Ok(leased) => {
@@ -331,10 +376,93 @@ fn load(database: &Database, log_changes_max: usize) -> Result<Loaded, redb::Err
         log.push(commit);
     }
     log.reverse();
-    let state = State::restore(objects, log, revision, log_changes_max);
+    let state = State::restore(objects.into_values(), log, revision, log_changes_max);
     let same = |(key, modified): &(Arc<str>, Revision)| {
         state.get(key).is_some_and(|object| object.modified == *modified)
     };
     let orphans = orphans.into_iter().filter(same).map(|(key, _)| key).collect();
-    Ok(Loaded { epoch, state, orphans })
+    Ok(Loaded { epoch, state, orphans, level, ahead })
+}
+
+/// Does to the objects what the log says after `level`, and answers which keys that concerned. Some of it has been done
+/// already: by the last of a key's changes it is as it was.
+fn replay(
+    transaction: &redb::ReadTransaction,
+    objects: &mut BTreeMap<Arc<str>, Stored>,
+    level: Revision,
+    revision: Revision,
+) -> Result<Vec<Arc<str>>, redb::Error> {
+    let malformed = || redb::Error::Corrupted("the log is malformed".to_owned());
+    let mut ahead = Vec::new();
+    let mut last = level.0;
+    for row in transaction.open_table(LOG)?.range(level.0 + 1..)? {
+        let (number, value) = row?;
+        last += 1;
+        if number.value() != last {
+            return Err(malformed());
+        }
+        let commit = codec::commit_from_row(Revision(last), value.value()).map_err(|_short| malformed())?;
+        for Change { key, object } in commit.changes {
+            match object {
+                Some(object) => objects.insert(Arc::clone(&key), object),
+                None => objects.remove(&key),
+            };
+            ahead.push(key);
+        }
+    }
+    if last != revision.0 {
+        return Err(malformed());
+    }
+    Ok(ahead)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_of_the_layout_before_is_read_and_written_on() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join(FILE_NAME);
+        let stored = |revision: u64| Stored {
+            key: format!("/{revision}").into(),
+            value: revision.to_string().into(),
+            created: Revision(revision),
+            modified: Revision(revision),
+            lease: None,
+        };
+        let commit = |revision: u64| {
+            let object = stored(revision);
+            let changes = vec![Change { key: Arc::clone(&object.key), object: Some(object) }];
+            Commit { revision: Revision(revision), changes }
+        };
+        let database = Database::create(&path).unwrap();
+        let transaction = database.begin_write().unwrap();
+        {
+            let mut meta = transaction.open_table(META).unwrap();
+            for (key, value) in [(META_FORMAT, FORMAT_LEVEL), (META_EPOCH, "before"), (META_REVISION, "2")] {
+                meta.insert(key, value).unwrap();
+            }
+            let mut objects = transaction.open_table(OBJECTS).unwrap();
+            let mut log = transaction.open_table(LOG).unwrap();
+            for revision in 1..=2 {
+                let row = codec::object_to_row(&stored(revision));
+                objects.insert(&*stored(revision).key, row.as_slice()).unwrap();
+            }
+            // The first commit was forgotten.
+            log.insert(2, codec::commit_to_row(&commit(2)).as_slice()).unwrap();
+        }
+        transaction.commit().unwrap();
+        drop(database);
+
+        let (mut file, mut loaded) = StoreFile::open(&path, false, 100).unwrap();
+        assert_eq!((loaded.epoch.as_str(), loaded.level, loaded.ahead.len()), ("before", Revision(2), 0));
+        assert_eq!(loaded.state.list("/"), [stored(1), stored(2)]);
+        file.write(&[commit(3)], &loaded.state).unwrap();
+        loaded.state.commit(commit(3));
+        file.close().unwrap();
+        let (_file, again) = StoreFile::open(&path, true, 100).unwrap();
+        assert_eq!((again.level, again.ahead.len()), (Revision(2), 1));
+        assert_eq!(again.state.list("/"), loaded.state.list("/"));
+    }
 }
