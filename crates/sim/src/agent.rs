@@ -17,7 +17,7 @@ use bulkhead_wire::proto::{
 use bulkhead_wire::{PACKING, PROTOCOL, port_from_wire, prefix_from_wire};
 
 use crate::catalogue::{Known, Shared};
-use crate::fleet::{Instance, Slice, number_of, start_of};
+use crate::fleet::{Fleet, Instance, Slice, number_of, start_of};
 use crate::tracker::{Becomes, EventId};
 use crate::world::World;
 
@@ -77,15 +77,10 @@ fn reads(selector: &Selector) -> Option<(u32, bool)> {
 
 impl Agent {
     /// With the workloads that run from the beginning.
-    pub(crate) fn new(
-        number: u32,
-        world: Arc<World>,
-        slices: impl IntoIterator<Item = Slice>,
-        counts: bool,
-    ) -> Self {
+    pub(crate) fn new(number: u32, world: Arc<World>, slices: impl IntoIterator<Item = Slice>) -> Self {
         let mut agent = Self {
             number,
-            counts,
+            counts: !Fleet::is_slow(number),
             engine: HostEngine::new(world.fleet.host(number)),
             assembly: Assembly::default(),
             known: Known::default(),
@@ -275,6 +270,8 @@ impl Agent {
         let world = Arc::clone(&self.world);
         let (new, gone) = self.known.take_in(&world.catalogue, heard)?;
         let mut concerned = heard.iter().any(|message| message.snapshot);
+        // Of what is for nobody here it has heard, too: a workload may have stopped since the change was made.
+        changes.extend(new.iter().filter_map(|object| object.change()));
         let labels = self.distinct_labels();
         let applying: Vec<Arc<Shared>> = if concerned {
             labels.iter().flat_map(|labels| self.known.for_labels(labels)).cloned().collect()
@@ -288,7 +285,6 @@ impl Agent {
         for object in applying {
             concerned = true;
             self.set_resource(&object.key, Some(object.resource.clone()));
-            changes.extend(object.change());
         }
         let gone: Vec<_> = gone.into_iter().filter(|key| self.assembly.objects().contains_key(key)).collect();
         for key in gone {

@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, watch};
 use crate::agent::Change;
 use crate::catalogue::CHANGE;
 use crate::dice::Dice;
-use crate::fleet::{APPLICATION_WORKLOADS, MONITORING, SLICE_WORKLOADS};
+use crate::fleet::{APPLICATION_WORKLOADS, Fleet, MONITORING, SLICE_WORKLOADS};
 use crate::link::Command;
 use crate::rest::Rest;
 use crate::world::World;
@@ -158,9 +158,12 @@ impl Churn {
         let mut manifest = fleet.policy(number, 8000 + u16::try_from(change % 1000).unwrap_or(0));
         manifest["metadata"]["annotations"] = json!({ CHANGE: change.to_string() });
         let running = fleet.slices_of(application).filter(|slice| !self.stopped.contains(slice));
-        let concerned: BTreeSet<u32> = running.map(|slice| fleet.host_of(slice)).collect();
+        let concerned = running.map(|slice| fleet.host_of(slice)).filter(|host| !Fleet::is_slow(*host));
+        let concerned: BTreeSet<u32> = concerned.collect();
         let (world, rest) = (Arc::clone(&self.world), rest.clone());
-        world.tracker.policy_changes(change, concerned.into_iter().collect());
+        if !world.tracker.policy_changes(change, number, concerned.into_iter().collect()) {
+            return;
+        }
         tokio::spawn(async move {
             let result = rest.apply(&[manifest]).await;
             world.tracker.policy_stored(change, result.is_ok());

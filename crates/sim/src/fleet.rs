@@ -26,6 +26,8 @@ const SLICES: u32 = APPLICATION_WORKLOADS / SLICE_WORKLOADS;
 pub(crate) const MONITORING: u32 = 0;
 /// Steps by which the slices are dealt to the hosts: a round each, so that neighbours of one are not those of the next.
 const STRIDES: [u32; 8] = [1, 7919, 6151, 4099, 3079, 2053, 1543, 1031];
+/// One agent of so many reads slowly on purpose.
+const SLOW_OF: u32 = 200;
 /// Policies that select every workload.
 const OF_EVERYBODY: u32 = 2;
 
@@ -95,6 +97,11 @@ impl Fleet {
         let host = (u64::from(place) * stride + u64::from(round) * 7) % u64::from(self.agents);
         // Smaller than the number of agents.
         host as u32
+    }
+
+    /// Whether the agent of a host reads slowly on purpose; nobody waits for it.
+    pub(crate) fn is_slow(host: u32) -> bool {
+        host % SLOW_OF == SLOW_OF - 1
     }
 
     pub(crate) fn host(&self, number: u32) -> &Arc<str> {

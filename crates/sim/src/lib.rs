@@ -55,8 +55,6 @@ const SYNC_TIME_MAX: Duration = Duration::from_secs(300);
 const QUIET: Duration = Duration::from_millis(500);
 /// Objects in one request.
 const APPLIED_TOGETHER: usize = 2000;
-/// One agent of so many reads slowly on purpose.
-const SLOW_OF: u32 = 200;
 /// Engines made to measure the memory of one.
 const ENGINES: usize = 4;
 /// How often progress is told.
@@ -228,9 +226,8 @@ impl Simulation {
             if *self.stop.borrow() {
                 bail!("interrupted before all agents were there");
             }
-            let slow = number % SLOW_OF == SLOW_OF - 1;
             let own = slices.remove(&number).unwrap_or_default();
-            let agent = Agent::new(number, Arc::clone(&self.world), own, !slow);
+            let agent = Agent::new(number, Arc::clone(&self.world), own);
             let (sender, receiver) = mpsc::channel(COMMANDS_LEN);
             commands.push(sender);
             agents.spawn(link::live(agent, receiver));
@@ -314,8 +311,10 @@ impl Simulation {
         while !holds(&self.world) {
             if begun.elapsed() > SYNC_TIME_MAX {
                 let (settled, open) = (*self.world.settled.borrow(), self.world.tracker.open());
-                let complaints = self.world.complaints();
-                bail!("{otherwise}: {settled} know all, {open} changes are under way; {complaints:?}");
+                let (complaints, which) = (self.world.complaints(), self.world.tracker.describe());
+                bail!(
+                    "{otherwise}: {settled} know all, {open} changes are under way: {which}; {complaints:?}"
+                );
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }

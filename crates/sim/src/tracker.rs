@@ -7,6 +7,9 @@ use std::time::{Duration, Instant};
 /// Durations that are kept; those beyond are counted and not kept.
 const SAMPLES_MAX: usize = 10_000_000;
 
+/// Changes of each kind that are described.
+const DESCRIBED_MAX: usize = 5;
+
 /// What a change makes of the workload by which it is recognised.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Becomes {
@@ -37,6 +40,7 @@ struct Event {
     number: u64,
     workload: u32,
     becomes: Becomes,
+    readers: Readers,
     published: Instant,
     stored: Option<Instant>,
     waiting: Vec<u32>,
@@ -52,6 +56,15 @@ struct Reads {
     readiness: u32,
 }
 
+impl Reads {
+    fn hears(self, readers: Readers) -> bool {
+        match readers {
+            Readers::All => self.whole + self.readiness > 0,
+            Readers::OfReadiness => self.readiness > 0,
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 struct Application {
     readers: BTreeMap<u32, Reads>,
@@ -61,6 +74,7 @@ struct Application {
 
 #[derive(Debug)]
 struct PolicyChange {
+    policy: u32,
     waiting: Vec<u32>,
     stored: Option<Instant>,
     last: Instant,
@@ -113,11 +127,14 @@ impl Tracker {
         let Some(reads) = application.readers.get_mut(&agent) else { return };
         let count = if readiness { &mut reads.readiness } else { &mut reads.whole };
         *count = count.saturating_sub(1);
+        let reads = *reads;
         if reads.readiness + reads.whole == 0 {
             application.readers.remove(&agent);
-            application.open.iter_mut().for_each(|event| event.waiting.retain(|waiting| *waiting != agent));
-            self.close(&mut application);
         }
+        let unheard = |event: &&mut Event| !reads.hears(event.readers);
+        let unheard = application.open.iter_mut().filter(unheard);
+        unheard.for_each(|event| event.waiting.retain(|waiting| *waiting != agent));
+        self.close(&mut application);
     }
 
     /// An agent publishes a change of an application's workload now.
@@ -131,10 +148,8 @@ impl Tracker {
     ) -> EventId {
         let mut locked = self.application(application);
         locked.next += 1;
-        let concerned = |(reader, reads): (&u32, &Reads)| {
-            let hears = readers == Readers::All || reads.readiness > 0;
-            (*reader != agent && hears).then_some(*reader)
-        };
+        let concerned =
+            |(reader, reads): (&u32, &Reads)| (*reader != agent && reads.hears(readers)).then_some(*reader);
         let waiting = locked.readers.iter().filter_map(concerned).collect();
         let now = Instant::now();
         let number = locked.next;
@@ -143,6 +158,7 @@ impl Tracker {
             number,
             workload,
             becomes,
+            readers,
             published: now,
             stored: None,
             waiting,
@@ -159,6 +175,12 @@ impl Tracker {
             event.stored = Some(Instant::now());
             self.close(&mut application);
         }
+    }
+
+    /// A workload is gone with its slice, which is recognised by another one: nobody may ever hear what was changed of it
+    /// just before.
+    pub(crate) fn overtake(&self, application: u32, workload: u32) {
+        self.application(application).open.retain(|event| event.workload != workload);
     }
 
     /// It was never acknowledged: its agent will publish everything anew.
@@ -216,10 +238,35 @@ impl Tracker {
         applications.sum::<usize>() + locked(&self.policies).len()
     }
 
-    /// Somebody changes a policy now; these agents have endpoints that it is for.
-    pub(crate) fn policy_changes(&self, change: u64, concerned: Vec<u32>) {
-        let event = PolicyChange { waiting: concerned, stored: None, last: Instant::now() };
-        locked(&self.policies).insert(change, event);
+    /// The first few changes that somebody has still to hear of, for people.
+    pub(crate) fn describe(&self) -> String {
+        let workloads = self.applications.iter().flat_map(|application| {
+            let application = locked(application);
+            let describe = |event: &Event| {
+                let Event { workload, becomes, stored, waiting, .. } = event;
+                format!("workload {workload} {becomes:?}, stored {}, agents {waiting:?}", stored.is_some())
+            };
+            application.open.iter().map(describe).collect::<Vec<_>>()
+        });
+        let workloads: Vec<_> = workloads.take(DESCRIBED_MAX).collect();
+        let policies = locked(&self.policies);
+        let policies = policies.values().take(DESCRIBED_MAX).map(|event| {
+            let PolicyChange { policy, waiting, stored, .. } = event;
+            format!("policy {policy}, stored {}, agents {waiting:?}", stored.is_some())
+        });
+        workloads.into_iter().chain(policies).collect::<Vec<_>>().join("; ")
+    }
+
+    /// Somebody changes a policy now; these agents have endpoints that it is for. Answers whether he may: not while a change
+    /// of the same one is under way, of which those would never hear who hear of the later one.
+    pub(crate) fn policy_changes(&self, change: u64, policy: u32, concerned: Vec<u32>) -> bool {
+        let event = PolicyChange { policy, waiting: concerned, stored: None, last: Instant::now() };
+        let mut policies = locked(&self.policies);
+        let busy = policies.values().any(|other| other.policy == policy);
+        if !busy {
+            policies.insert(change, event);
+        }
+        !busy
     }
 
     /// The repository has taken the change, or has not.
@@ -232,11 +279,13 @@ impl Tracker {
         self.close_policy(&mut policies, change);
     }
 
-    /// An agent has computed its tables with a changed policy.
+    /// An agent has computed its tables with a changed policy, or has found that it is for nobody there any more.
     pub(crate) fn policy_heard(&self, agent: u32, change: u64) {
         let mut policies = locked(&self.policies);
-        if let Some(event) = policies.get_mut(&change) {
-            event.waiting.retain(|waiting| *waiting != agent);
+        if let Some(event) = policies.get_mut(&change)
+            && let Some(place) = event.waiting.iter().position(|waiting| *waiting == agent)
+        {
+            event.waiting.swap_remove(place);
             event.last = Instant::now();
             self.close_policy(&mut policies, change);
         }
@@ -291,5 +340,30 @@ mod tests {
         assert_eq!(tracker.open(), 1);
         tracker.ignores(1, 3, false);
         assert_eq!((tracker.open(), tracker.samples().0.from_stored.len()), (0, 2));
+    }
+
+    #[test]
+    fn nobody_waits_for_who_has_ceased_to_ask_about_readiness() {
+        let tracker = Tracker::new(4);
+        tracker.reads(1, 3, false);
+        tracker.reads(1, 3, true);
+        let change = tracker.publish(9, (3, 64), Becomes::Stranger, Readers::OfReadiness, true);
+        tracker.stored(change);
+        tracker.ignores(1, 3, true);
+        assert_eq!(tracker.open(), 0);
+    }
+
+    #[test]
+    fn a_policy_changes_once_at_a_time_and_until_all_have_heard_of_it() {
+        let tracker = Tracker::new(4);
+        assert!(tracker.policy_changes(1, 7, vec![3, 4]));
+        assert!(!tracker.policy_changes(2, 7, vec![3]));
+        tracker.policy_stored(1, true);
+        for agent in [3, 5] {
+            tracker.policy_heard(agent, 1);
+            assert_eq!(tracker.open(), 1);
+        }
+        tracker.policy_heard(4, 1);
+        assert_eq!((tracker.open(), tracker.samples().1.len()), (0, 1));
     }
 }

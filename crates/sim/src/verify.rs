@@ -207,7 +207,7 @@ mod tests {
         let world =
             Arc::new(World::new(Fleet::new(4, 20, 0), "127.0.0.1:1".into(), FleetIdentity::of_nobody()));
         let number = world.fleet.host_of(Slice(1));
-        let agent = Agent::new(number, world, [Slice(1)], true);
+        let agent = Agent::new(number, world, [Slice(1)]);
         let mut workloads: Vec<Resource> = agent.running().collect();
         let agents = [agent];
         assert_eq!(truth(&workloads).compare(&agents), Vec::<String>::new());

@@ -76,6 +76,7 @@ impl Agent {
                     self.engine.set_local(&name, None);
                     removes.push(self.world.fleet.name(workload));
                 }
+                self.world.tracker.overtake(slice.application(), last);
                 (first, Becomes::Stranger, Readers::All)
             }
             Change::Ready(_, ready) => {
