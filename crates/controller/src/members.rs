@@ -4,7 +4,7 @@
 //! selector has a bounded log of the entities that joined, changed or left, from which its subscribers catch
 //! up at their own pace, and a list of subscribers, so that nobody else is woken.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bulkhead_engine::{MemberIndex, MemberRef, SelectorId};
@@ -95,10 +95,67 @@ impl Hosts<'_> {
     }
 }
 
+/// What has become of an entity that a selector's readers are to hear of.
+#[derive(Debug)]
+pub(crate) struct Became {
+    name: Arc<str>,
+    /// The host that it is on, if it is known and on one.
+    host: Option<Option<Arc<str>>>,
+    /// As a member; `None`: it is none.
+    member: Option<Member>,
+}
+
+impl Became {
+    /// Its name, for those whom it concerns: a host's own workloads its agent knows better.
+    fn name_elsewhere_than(&self, host: &str) -> Option<&Arc<str>> {
+        let is_own = match &self.host {
+            Some(on) => on.as_deref() == Some(host),
+            // The host's own, gone: named `NAME.HOST`, and never told to it.
+            None => self.name.strip_suffix(host).is_some_and(|name| name.ends_with('.')),
+        };
+        (!is_own).then_some(&self.name)
+    }
+}
+
+/// What a subscriber is to be told.
+#[derive(Debug, Default)]
+pub(crate) struct Difference {
+    /// New members, and members whose prefixes changed.
+    pub(crate) joins: Vec<Member>,
+    /// Entities that are members no longer.
+    pub(crate) leaves: Vec<Arc<str>>,
+}
+
+impl Difference {
+    /// What there is to tell a host about these entities. Of those that match no more it is not known whether they ever
+    /// did: that they left is no harm to say.
+    pub(crate) fn of(host: &str, changed: &[Became]) -> Self {
+        let mut difference = Self::default();
+        for became in changed {
+            match (became.name_elsewhere_than(host), &became.member) {
+                (None, _) => {}
+                (Some(_), Some(member)) => difference.joins.push(member.clone()),
+                (Some(name), None) => difference.leaves.push(Arc::clone(name)),
+            }
+        }
+        difference
+    }
+}
+
+/// What became of those whom a part of a selector's log names, for all who know what was before it.
+#[derive(Debug)]
+struct Told {
+    span: (u64, u64),
+    entities: Arc<[Became]>,
+}
+
 #[derive(Debug)]
 struct InForce {
     log: ChangeLog<Arc<str>>,
     subscribers: HashMap<SessionId, Arc<Subscriber>>,
+    /// What was asked for last. A member of this selector does not become another without an entry in its log, so this
+    /// holds for as long as the log is not longer.
+    told: Mutex<Option<Told>>,
 }
 
 /// The index with its logs and subscribers.
@@ -144,6 +201,7 @@ impl Members {
         let in_force = self.in_force.entry(id).or_insert_with(|| InForce {
             log: ChangeLog::new(revision, SELECTOR_LOG_LEN_MAX),
             subscribers: HashMap::new(),
+            told: Mutex::default(),
         });
         in_force.subscribers.insert(subscriber.id, Arc::clone(subscriber));
         id
@@ -176,19 +234,36 @@ impl Members {
         members
     }
 
-    /// Entities that joined, changed or left a selector after `revision`; `None` if its log begins later.
-    pub(crate) fn changed_since(&self, id: SelectorId, revision: u64) -> Option<BTreeSet<Arc<str>>> {
-        self.in_force.get(&id)?.log.since(revision)
+    /// What became of the entities that joined, changed or left a selector after `revision`; `None` if its log begins later.
+    /// Found out once for all readers who are equally far.
+    pub(crate) fn changed_since(&self, id: SelectorId, revision: u64) -> Option<Arc<[Became]>> {
+        let InForce { log, told, .. } = self.in_force.get(&id)?;
+        let span = log.span_since(revision)?;
+        let mut told = told.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(told) = told.as_ref().filter(|told| told.span == span) {
+            return Some(Arc::clone(&told.entities));
+        }
+        let entities: Arc<[Became]> =
+            log.since(revision)?.into_iter().map(|name| self.became(id, name)).collect();
+        *told = Some(Told { span, entities: Arc::clone(&entities) });
+        Some(entities)
     }
 
-    /// One member of a selector, if it is one now.
-    pub(crate) fn member(&self, id: SelectorId, name: &str) -> Option<Member> {
-        self.index.member(id, name).map(Member::from)
+    /// What has become of an entity, for the readers of a selector.
+    pub(crate) fn became(&self, id: SelectorId, name: Arc<str>) -> Became {
+        let host = self.index.host_of(&name).map(|host| host.cloned());
+        let member = self.index.member(id, &name).map(Member::from);
+        Became { name, host, member }
     }
 
-    /// The host of an entity that is known, if it has one.
-    pub(crate) fn host_of(&self, name: &str) -> Option<Option<&Arc<str>>> {
-        self.index.host_of(name)
+    /// Hosts of those whom any of these selectors selects, whether somebody has subscribed to it or not; `None` if that is
+    /// not found out quickly.
+    pub(crate) fn hosts_of(&mut self, selectors: &[Selector]) -> Option<HashSet<Arc<str>>> {
+        let mut hosts = HashSet::new();
+        for selector in selectors {
+            hosts.extend(self.index.hosts_of(selector)?);
+        }
+        Some(hosts)
     }
 
     /// Whether a selector has more members than that.

@@ -8,6 +8,7 @@
 
 mod confirm;
 mod feed;
+mod herald;
 mod history;
 mod keys;
 mod log;
@@ -223,7 +224,8 @@ impl Repository {
                 return;
             }
             let changes = view::decode(&commits, keys::decode);
-            self.view_mut().commit(changes, watch.position().0, 1);
+            // Whoever asks for this looks at the sessions by himself.
+            let _audience = self.view_mut().commit(changes, watch.position().0, 1);
         }
     }
 }

@@ -253,6 +253,18 @@ impl MemberIndex {
         member.then_some(MemberRef { entity, prefixes, host, ports })
     }
 
+    /// The hosts that those are on whom a selector selects now; `None` if it must be asked about each entity alone.
+    pub fn hosts_of(&mut self, selector: &Selector) -> Option<BTreeSet<Arc<str>>> {
+        if reads_own_labels(selector) {
+            return None;
+        }
+        let sets = self.candidate_sets(selector);
+        let sets = sets.iter().filter_map(|set| self.sets.get(set));
+        let selected = sets.filter(|set| matches(selector, &set.labels)).flat_map(|set| set.entities.iter());
+        let hosts = selected.filter_map(|name| self.entities.get(name)?.own.host.clone());
+        Some(hosts.collect())
+    }
+
     /// The host of an entity that is known, if it has one.
     pub fn host_of(&self, name: &str) -> Option<Option<&Arc<str>>> {
         self.entities.get(name).map(|known| known.host.as_ref())
@@ -261,7 +273,11 @@ impl MemberIndex {
     /// Adds or replaces an entity and answers what that means to every selector asked for.
     pub fn upsert(&mut self, entity: &Entity) -> Vec<MemberChange> {
         let name = &entity.name;
-        let set = self.intern(&entity.labels);
+        let same_set = self.entities.get(name).map(|known| known.set).filter(|set| {
+            let own = [NAME_LABEL, HOST_LABEL];
+            self.sets.get(set).is_some_and(|set| set.labels.are_those_without(&entity.labels, &own))
+        });
+        let set = same_set.unwrap_or_else(|| self.intern(&entity.labels));
         let matched_alone: BTreeSet<_> = self
             .alone
             .candidates(&entity.labels)
@@ -280,6 +296,14 @@ impl MemberIndex {
         let moved = self.entities.get(name).is_none_or(|old| {
             (&old.prefixes, &old.host, &old.ports) != (&known.prefixes, &known.host, &known.ports)
         });
+        if let Some(old) = self.entities.get_mut(name)
+            && old.set == set
+            && old.matched_alone == known.matched_alone
+        {
+            // Matched by the same as before.
+            *old = known;
+            return if moved { self.joins(name) } else { Vec::new() };
+        }
         let before = self.matched(name);
         if let Some(old) = self.entities.get(name) {
             let old_set = old.set;
@@ -339,6 +363,22 @@ impl MemberIndex {
                 MemberChange { selector, entity: Arc::clone(&name), change: Change::Leave }
             })
             .collect()
+    }
+
+    /// A member's new addresses, for all selectors that it matches.
+    fn joins(&self, name: &Arc<str>) -> Vec<MemberChange> {
+        let Some(known) = self.entities.get(name) else { return Vec::new() };
+        let shared = self.sets.get(&known.set).into_iter().flat_map(|set| set.matched.iter());
+        let join = |selector: &SelectorId| MemberChange {
+            selector: *selector,
+            entity: Arc::clone(name),
+            change: Change::Join {
+                prefixes: Arc::clone(&known.prefixes),
+                host: known.host.clone(),
+                ports: Arc::clone(&known.ports),
+            },
+        };
+        shared.chain(&known.matched_alone).map(join).collect()
     }
 
     fn matched(&self, name: &str) -> BTreeSet<SelectorId> {

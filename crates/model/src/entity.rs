@@ -375,7 +375,9 @@ pub(crate) fn named_port_to_json(port: &NamedPort) -> Json {
 pub(crate) fn named_port_from_json(value: &Json) -> Result<NamedPort, String> {
     let mut decoder = Decoder::new("port");
     let port = named_port(&mut decoder, &Node::from_json(value));
-    port.ok_or_else(|| decoder.problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))
+    // A field that may be left out may be wrong all the same.
+    port.filter(|_| decoder.problems.is_empty())
+        .ok_or_else(|| decoder.problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))
 }
 
 pub(crate) fn named_port(decoder: &mut Decoder, node: &Node) -> Option<NamedPort> {

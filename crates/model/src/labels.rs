@@ -227,6 +227,11 @@ impl Labels {
         Self::from_sorted(self.pairs().filter(|(key, _)| !keys.contains(key)))
     }
 
+    /// Whether these are [`Labels::without`] of others.
+    pub fn are_those_without(&self, others: &Self, keys: &[&str]) -> bool {
+        self.pairs().eq(others.pairs().filter(|(key, _)| !keys.contains(key)))
+    }
+
     /// The labels that people set: the automatic ones are left out.
     #[must_use]
     pub fn without_reserved(&self) -> Self {

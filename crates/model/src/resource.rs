@@ -17,6 +17,8 @@ use crate::roles::RoleBindingSpec;
 use crate::settings::{NameTableSpec, NamespaceSpec, SETTINGS_NAME, SettingsSpec};
 use crate::suggest::nearest;
 
+mod text;
+
 /// Longest name of an object or a namespace.
 pub const NAME_LEN_MAX: usize = 253;
 

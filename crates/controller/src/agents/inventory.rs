@@ -67,15 +67,8 @@ fn is_of(name: &str, host: &str) -> bool {
 }
 
 fn check(bytes: &[u8], host: &str) -> Result<Resource, Refused> {
-    let json: serde_json::Value = serde_json::from_slice(bytes)
-        .map_err(|error| Refused { name: String::new(), reason: format!("not JSON: {error}") })?;
-    let name = json["metadata"]["name"].as_str().unwrap_or_default().to_owned();
-    let name = match json["metadata"]["namespace"].as_str() {
-        Some(namespace) => format!("{namespace}/{name}"),
-        None => name,
-    };
-    let refused = |reason: String| Refused { name: name.clone(), reason };
-    let resource = Resource::from_json(&json).map_err(|problems| {
+    let refused = |reason: String| Refused { name: name_in(bytes), reason };
+    let resource = Resource::from_json_text(bytes).map_err(|problems| {
         refused(problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))
     })?;
     let Resource::Workload(workload) = &resource else {
@@ -91,6 +84,16 @@ fn check(bytes: &[u8], host: &str) -> Result<Resource, Refused> {
         return Err(refused(format!("its name must be NAME.{host}")));
     }
     Ok(resource)
+}
+
+/// What a workload is called that may be no workload.
+fn name_in(bytes: &[u8]) -> String {
+    let json: serde_json::Value = serde_json::from_slice(bytes).unwrap_or_default();
+    let name = json["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+    match json["metadata"]["namespace"].as_str() {
+        Some(namespace) => format!("{namespace}/{name}"),
+        None => name,
+    }
 }
 
 fn check_removal(context: &Context, name: &str, host: &str) -> Result<Option<ObjectKey>, Refused> {

@@ -3,6 +3,7 @@
 //! What changes together, on several hosts, comes as several commits shortly one after the other. Each message costs both
 //! ends more than what is in it, so in a busy fleet they are awaited for a moment and told as one.
 
+use std::ops::RangeInclusive;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
@@ -13,8 +14,9 @@ const BUSY_TOLD: u64 = 200;
 /// Time over which they are counted.
 const WINDOW: Duration = Duration::from_millis(100);
 /// How long changes are awaited then: longer than the store takes for a group, and far below the 250 ms within which the last
-/// concerned agent is to have a change.
-const AWAITED: Duration = Duration::from_millis(15);
+/// concerned agent is to have a change. The more agents are told, the longer, as less is left of the machine for those who
+/// would be told twice.
+const AWAITED: RangeInclusive<Duration> = Duration::from_millis(15)..=Duration::from_millis(60);
 
 /// Counts how many agents are told.
 #[derive(Debug)]
@@ -43,7 +45,9 @@ impl Pace {
     /// How long to wait before telling.
     pub(super) fn wait(&self) -> Option<Duration> {
         self.turn(self.since.elapsed());
-        (self.before.load(Relaxed).max(self.now.load(Relaxed)) >= BUSY_TOLD).then_some(AWAITED)
+        let told = self.before.load(Relaxed).max(self.now.load(Relaxed));
+        let times = u32::try_from(told / BUSY_TOLD).unwrap_or(u32::MAX);
+        (times > 0).then(|| AWAITED.start().saturating_mul(times).min(*AWAITED.end()))
     }
 
     fn turn(&self, elapsed: Duration) {

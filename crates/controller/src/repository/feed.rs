@@ -5,6 +5,7 @@ use std::sync::{Arc, PoisonError};
 use bulkhead_store::{Commit, LOG_CHANGES_MAX, Revision, Store, StoreError};
 use tokio::sync::watch;
 
+use super::herald::Herald;
 use super::keys::{OPERATORS, PREFIX};
 use super::view::{self, View};
 use super::{Repository, history, managed};
@@ -47,24 +48,30 @@ pub(crate) async fn feed(
     let from = Revision(repository.view().revision);
     // Everything of ours, so that the view moves on whatever is written.
     let mut watch = repository.store.watch(EVERYTHING, from).await?;
+    let mut herald = Herald::new(std::thread::available_parallelism().map_or(1, Into::into));
     loop {
         let commits = tokio::select! {
             // Whoever has written something that the view does not show waits for its revision, too.
             commits = watch.step() => commits?,
+            () = herald.pause() => {
+                herald.wake_some();
+                continue;
+            }
             () = stopped(&mut shutdown) => return Ok(()),
         };
         let newest = watch.position().0;
         let changes = view::decode(&commits, |stored| repository.written.read(stored));
         remember(&repository, &commits);
         repository.take_in_confirmations(&commits);
-        {
+        let audience = {
             let mut view = repository.view_mut();
             let all = commits.iter().flat_map(|commit| &commit.changes);
             if let Some(last) = all.filter(|change| *change.key == *OPERATORS).last() {
                 view.operators_at = last.object.as_ref().map(|stored| stored.modified);
             }
-            view.commit(changes, newest, clock::now_ms());
-        }
+            view.commit(changes, newest, clock::now_ms())
+        };
+        herald.add(audience);
         repository.revision.send_replace(newest);
     }
 }

@@ -37,28 +37,22 @@ pub(crate) fn object_key(store_key: &str) -> Option<ObjectKey> {
 
 /// The value to store.
 pub(crate) fn encode(resource: &Resource) -> Bytes {
-    let mut json = resource.to_json();
-    if let Some(metadata) = json["metadata"].as_object_mut() {
-        metadata.remove("resourceVersion");
+    if resource.metadata().resource_version.is_none() {
+        return resource.to_json_text().into();
     }
-    json.to_string().into()
+    let mut resource = resource.clone();
+    resource.metadata_mut().resource_version = None;
+    resource.to_json_text().into()
 }
 
 /// What stands in the store does not say what it should.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Undecodable {
-    /// No JSON.
-    #[error(transparent)]
-    Json(#[from] serde_json::Error),
-    /// No resource.
-    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
-    Resource(Vec<Problem>),
-}
+#[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+pub(crate) struct Undecodable(Vec<Problem>);
 
 /// The resource in the store, with its `resourceVersion`.
 pub(crate) fn decode(stored: &Stored) -> Result<Resource, Undecodable> {
-    let json = serde_json::from_slice(&stored.value)?;
-    let mut resource = Resource::from_json(&json).map_err(Undecodable::Resource)?;
+    let mut resource = Resource::from_json_text(&stored.value).map_err(Undecodable)?;
     resource.metadata_mut().resource_version = Some(stored.modified.to_string());
     Ok(resource)
 }

@@ -9,12 +9,14 @@ pub(crate) struct ChangeLog<K> {
     /// The log knows every change after this revision.
     begins_after: u64,
     len_max: usize,
+    /// Entries that are no longer there.
+    dropped: u64,
 }
 
 impl<K: Ord + Clone> ChangeLog<K> {
     /// Knows every change after `begins_after`.
     pub(crate) fn new(begins_after: u64, len_max: usize) -> Self {
-        Self { entries: VecDeque::new(), begins_after, len_max }
+        Self { entries: VecDeque::new(), begins_after, len_max, dropped: 0 }
     }
 
     /// Notes a change; revisions must not fall.
@@ -24,6 +26,7 @@ impl<K: Ord + Clone> ChangeLog<K> {
             && let Some((dropped, _)) = self.entries.pop_front()
         {
             self.begins_after = dropped;
+            self.dropped += 1;
         }
     }
 
@@ -36,6 +39,14 @@ impl<K: Ord + Clone> ChangeLog<K> {
     pub(crate) fn changes_since(&self, revision: u64) -> Option<usize> {
         let first = self.entries.partition_point(|(at, _)| *at <= revision);
         (revision >= self.begins_after).then(|| self.entries.len() - first)
+    }
+
+    /// Which entries are after `revision`, from the first to before the second; `None` if the log begins later. Entries are
+    /// counted from the first that ever was: the same numbers always stand for the same entries.
+    pub(crate) fn span_since(&self, revision: u64) -> Option<(u64, u64)> {
+        let first = self.entries.partition_point(|(at, _)| *at <= revision);
+        let count = |index: usize| self.dropped + index as u64;
+        (revision >= self.begins_after).then(|| (count(first), count(self.entries.len())))
     }
 
     /// What changed after `revision`, each once; `None` if the log begins later.
@@ -66,5 +77,9 @@ mod tests {
         assert_eq!(log.since(4), None);
         assert_eq!(log.since(5), Some(BTreeSet::from(["a", "b", "c"])));
         assert_eq!(log.newest(), 7);
+        assert_eq!(
+            (log.span_since(4), log.span_since(5), log.span_since(7)),
+            (None, Some((1, 4)), Some((4, 4)))
+        );
     }
 }

@@ -12,10 +12,11 @@ use bulkhead_model::{Entity, Kind, Meaning, ObjectKey, Resource};
 use bulkhead_store::{Commit, Revision, Stored};
 use bytes::Bytes;
 
+use super::herald::{Audience, Reach};
 use super::keys;
 use super::log::ChangeLog;
 use crate::flows::AddressHistory;
-use crate::members::{Member, Members, SessionId, Subscriber};
+use crate::members::{Difference, Members, SessionId, Subscriber};
 
 /// Changes of tiers and policies from which agents resume.
 const RESOURCE_LOG_LEN_MAX: usize = 20_000;
@@ -41,7 +42,7 @@ impl Object {
 
     /// The manifest as JSON, made once for all readers.
     pub(crate) fn json(&self) -> &Bytes {
-        self.json.get_or_init(|| self.resource.to_json().to_string().into())
+        self.json.get_or_init(|| self.resource.to_json_text().into())
     }
 }
 
@@ -85,15 +86,6 @@ fn is_one_entity(kind: Kind) -> bool {
         kind,
         Kind::NetworkSet | Kind::HostEndpoint | Kind::Host | Kind::Workload | Kind::Node | Kind::Pod
     )
-}
-
-/// What a subscriber is to be told.
-#[derive(Debug, Default)]
-pub(crate) struct Difference {
-    /// New members, and members whose prefixes changed.
-    pub(crate) joins: Vec<Member>,
-    /// Entities that are members no longer.
-    pub(crate) leaves: Vec<Arc<str>>,
 }
 
 /// A change of an object, read from the store.
@@ -190,13 +182,17 @@ impl View {
         view
     }
 
-    /// Takes in changes up to `revision`.
-    pub(super) fn commit(&mut self, changes: Vec<Decoded>, revision: u64, now_ms: u64) {
-        let resources_before = self.resource_log.newest();
+    /// Takes in changes up to `revision`, and answers whom to tell of what all agents hear of. Whoever hears of something else
+    /// that has changed is woken.
+    pub(super) fn commit(&mut self, changes: Vec<Decoded>, revision: u64, now_ms: u64) -> Audience {
         let mut concerned: BTreeSet<String> = BTreeSet::new();
+        let mut for_all = Reach::default();
         for Decoded { key, object, revision } in changes {
             if is_for_all_agents(key.kind) {
                 self.resource_log.push(revision, key.clone());
+                let before = self.objects.get(&key).map(|object| object.resource.meaning());
+                let after = object.as_ref().and_then(|object| object.as_ref().ok()).map(Resource::meaning);
+                [before, after].iter().flatten().for_each(|meaning| for_all.add(meaning));
             }
             let hosts_before = self.note_host(&key, revision);
             match object {
@@ -213,11 +209,7 @@ impl View {
                 .filter(|session| concerned.contains(&*session.host))
                 .for_each(|one| one.wake.notify_one());
         }
-        if self.resource_log.newest() > resources_before {
-            for session in self.sessions.values() {
-                session.wake.notify_one();
-            }
-        }
+        for_all.audience(&mut self.members, self.sessions.values())
     }
 
     /// Notes that a host endpoint changes, for the host that it is about now.
@@ -264,6 +256,11 @@ impl View {
 
     /// Tells the members what the change of an object means.
     fn heed(&mut self, key: &ObjectKey, before: Option<&Object>, host_before: Option<&str>, revision: u64) {
+        if let Some(entity) = self.known_heir(key, before) {
+            self.members.upsert(&entity, host_before, revision);
+            self.entity_log.push(revision, entity.name);
+            return;
+        }
         let objects = &self.objects;
         let meaning_of = |key: &ObjectKey| objects.get(key).map(|object| object.resource.meaning());
         let before = before.map(|before| before.resource.meaning());
@@ -280,6 +277,21 @@ impl View {
             }
             self.entity_log.push(revision, name);
         }
+    }
+
+    /// What a workload is that inherits from the same as before: by far the most changes, and of nobody else.
+    fn known_heir(&self, key: &ObjectKey, before: Option<&Object>) -> Option<Entity> {
+        let after = self.objects.get(key)?;
+        let (Resource::Workload(now), Resource::Workload(before)) = (&after.resource, &before?.resource)
+        else {
+            return None;
+        };
+        if now.spec.service_account != before.spec.service_account {
+            return None;
+        }
+        let mut entity = Entity::of(&after.resource)?;
+        self.heritage.complete(&mut entity);
+        Some(entity)
     }
 
     /// Takes a workload off the list of its host, and answers which that was.
@@ -419,38 +431,18 @@ impl View {
         if revision > self.revision {
             return None;
         }
-        let names = match self.members.changed_since(id, revision) {
-            Some(names) => names,
-            None => {
-                // Nobody has read the selector since then. To ask about everything that has changed would cost more than
-                // to tell all its members, once that is more than they are.
-                let changes = self.entity_log.changes_since(revision)?;
-                if changes > ASKED_AT_LEAST && !self.members.has_more_than(id, changes / 2) {
-                    return None;
-                }
-                self.entity_log.since(revision)?
-            }
-        };
-        Some(self.difference(id, host, names))
-    }
-
-    /// What there is to tell a host about these entities. Of those that match no more it is not known
-    /// whether they ever did: that they left is no harm to say.
-    fn difference(&self, id: SelectorId, host: &str, names: BTreeSet<Arc<str>>) -> Difference {
-        let mut difference = Difference::default();
-        for name in names {
-            let is_own = match self.members.host_of(&name) {
-                Some(on) => on.is_some_and(|on| **on == *host),
-                // The host's own, gone: named `NAME.HOST`, and never told to it.
-                None => name.strip_suffix(host).is_some_and(|name| name.ends_with('.')),
-            };
-            match self.members.member(id, &name) {
-                _ if is_own => {}
-                Some(member) => difference.joins.push(member),
-                None => difference.leaves.push(name),
-            }
+        if let Some(changed) = self.members.changed_since(id, revision) {
+            return Some(Difference::of(host, &changed));
         }
-        difference
+        // Nobody has read the selector since then. To ask about everything that has changed would cost more than to tell all
+        // its members, once that is more than they are.
+        let changes = self.entity_log.changes_since(revision)?;
+        if changes > ASKED_AT_LEAST && !self.members.has_more_than(id, changes / 2) {
+            return None;
+        }
+        let names = self.entity_log.since(revision)?;
+        let changed: Vec<_> = names.into_iter().map(|name| self.members.became(id, name)).collect();
+        Some(Difference::of(host, &changed))
     }
 
     /// Makes a session known, so that it is woken when tiers or policies change.
