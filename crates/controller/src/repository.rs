@@ -7,6 +7,7 @@
 //! publish does neither, and is committed beside them.
 
 mod confirm;
+mod decoded;
 mod feed;
 mod history;
 mod keys;
@@ -31,6 +32,7 @@ use crate::clock;
 use crate::fields::Entry;
 
 pub(crate) use confirm::{CONFIRM_WITHIN, Record as Confirmation, Standing};
+pub(crate) use decoded::Decoded;
 pub(crate) use feed::feed;
 use history::History;
 pub(crate) use history::{Author, Record};
@@ -40,7 +42,7 @@ pub(crate) use log::ChangeLog;
 use managed::Managed;
 pub(crate) use managed::{Accounts, OWN as OWN_MANAGER, shown as managed_fields};
 pub(crate) use rollback::Difference;
-pub(crate) use view::{Object, View, is_predefined};
+pub(crate) use view::{Difference as MembersDifference, Object, View, is_predefined};
 pub(crate) use write::{Change, Done, Terms, Verb, WriteError};
 
 /// Longest that a write waits for the view to catch up with it.
@@ -222,7 +224,7 @@ impl Repository {
             if commits.is_empty() {
                 return;
             }
-            let changes = view::decode(&commits, keys::decode);
+            let changes = decoded::decode(&commits, keys::decode);
             self.view_mut().commit(changes, watch.position().0, 1);
         }
     }

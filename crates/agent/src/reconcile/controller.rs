@@ -452,7 +452,6 @@ mod tests {
     use bulkhead_model::Facts;
 
     use super::*;
-    use crate::membership::Membership;
     use crate::session::Conversation;
     use crate::{Config, disk, flows};
 
@@ -469,7 +468,7 @@ mod tests {
         remembered.progress = Progress { epoch: "e".into(), revision: 5, members: 5 };
         remembered.members.insert(selector, KnownMembers::new());
         let config = Arc::new(Config { state_directory: directory.path().into(), ..Config::default() });
-        let membership = Arc::new(Membership::open(&config).unwrap());
+        let membership = Arc::new(crate::membership::open(&config).unwrap());
         let flows = flows::spawn(&membership);
         let progress = watch::channel(Progress::default()).0;
         let session = Conversation { progress, membership, task: tokio::spawn(async {}) };

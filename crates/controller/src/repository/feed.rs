@@ -6,8 +6,8 @@ use bulkhead_store::{Commit, LOG_CHANGES_MAX, Revision, Store, StoreError};
 use tokio::sync::watch;
 
 use super::keys::{OPERATORS, PREFIX};
-use super::view::{self, View};
-use super::{Repository, history, managed};
+use super::view::View;
+use super::{Repository, decoded, history, managed};
 use crate::clock;
 use crate::context::stopped;
 
@@ -54,7 +54,7 @@ pub(crate) async fn feed(
             () = stopped(&mut shutdown) => return Ok(()),
         };
         let newest = watch.position().0;
-        let changes = view::decode(&commits, |stored| repository.written.read(stored));
+        let changes = decoded::decode(&commits, |stored| repository.written.read(stored));
         remember(&repository, &commits);
         repository.take_in_confirmations(&commits);
         {

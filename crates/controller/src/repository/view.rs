@@ -12,10 +12,11 @@ use bulkhead_model::{Entity, Kind, Meaning, ObjectKey, Resource};
 use bulkhead_store::{Commit, Revision, Stored};
 use bytes::Bytes;
 
+use super::decoded::Decoded;
 use super::keys;
 use super::log::ChangeLog;
 use crate::flows::AddressHistory;
-use crate::members::{Member, Members, SessionId, Subscriber};
+use crate::members::{Audience, Member, Members, SessionId, Subscriber};
 
 /// Changes of tiers and policies from which agents resume.
 const RESOURCE_LOG_LEN_MAX: usize = 20_000;
@@ -72,6 +73,11 @@ fn is_for_one_host(kind: Kind) -> bool {
     matches!(kind, Kind::HostEndpoint | Kind::CalicoHostEndpoint)
 }
 
+/// Whether somebody hears of what is for one host.
+fn is_for(resource: &Resource, to: &Audience) -> bool {
+    host_of_endpoint(resource).is_some_and(|host| to.hears_for(&host))
+}
+
 /// The host that a host endpoint is about.
 fn host_of_endpoint(resource: &Resource) -> Option<String> {
     let meaning = resource.meaning();
@@ -94,29 +100,6 @@ pub(crate) struct Difference {
     pub(crate) joins: Vec<Member>,
     /// Entities that are members no longer.
     pub(crate) leaves: Vec<Arc<str>>,
-}
-
-/// A change of an object, read from the store.
-#[derive(Debug)]
-pub(super) struct Decoded {
-    key: ObjectKey,
-    /// What it is now; `None`: gone; an error if it cannot be read.
-    object: Option<Result<Resource, keys::Undecodable>>,
-    revision: u64,
-}
-
-/// Reads commits: `read` each object. This is the work in taking them in, so it is done before the view is locked.
-pub(super) fn decode(
-    commits: &[Arc<Commit>],
-    read: impl Fn(&Stored) -> Result<Resource, keys::Undecodable>,
-) -> Vec<Decoded> {
-    let changes =
-        commits.iter().flat_map(|commit| commit.changes.iter().map(move |change| (commit.revision, change)));
-    let decoded = changes.filter_map(|(Revision(revision), change)| {
-        let key = keys::object_key(&change.key)?;
-        Some(Decoded { key, object: change.object.as_ref().map(&read), revision })
-    });
-    decoded.collect()
 }
 
 /// The state.
@@ -190,8 +173,13 @@ impl View {
         view
     }
 
+    /// Nothing yet, as of a revision: who knows what was before it hears everything.
+    pub(crate) fn beginning(revision: u64) -> Self {
+        Self::new(&[], revision, &[], revision)
+    }
+
     /// Takes in changes up to `revision`.
-    pub(super) fn commit(&mut self, changes: Vec<Decoded>, revision: u64, now_ms: u64) {
+    pub(crate) fn commit(&mut self, changes: Vec<Decoded>, revision: u64, now_ms: u64) {
         let resources_before = self.resource_log.newest();
         let mut concerned: BTreeSet<String> = BTreeSet::new();
         for Decoded { key, object, revision } in changes {
@@ -210,7 +198,7 @@ impl View {
         if !concerned.is_empty() {
             let sessions = self.sessions.values();
             sessions
-                .filter(|session| concerned.contains(&*session.host))
+                .filter(|session| concerned.iter().any(|host| session.audience.hears_for(host)))
                 .for_each(|one| one.wake.notify_one());
         }
         if self.resource_log.newest() > resources_before {
@@ -346,23 +334,22 @@ impl View {
         self.resource_log.newest().max(self.host_log.newest())
     }
 
-    /// Keys of the objects told to a host that changed after a revision, with what they are now (`None`: gone, or about
+    /// Keys of the objects told to somebody that changed after a revision, with what they are now (`None`: gone, or about
     /// another host); `None` if it is no longer known.
     pub(crate) fn resources_since(
         &self,
         revision: u64,
-        host: &str,
+        to: &Audience,
     ) -> Option<Vec<(ObjectKey, Option<Arc<Object>>)>> {
         if revision > self.revision {
             return None;
         }
         let mut keys = self.resource_log.since(revision)?;
         let about_hosts = self.host_log.since(revision)?;
-        keys.extend(about_hosts.into_iter().filter(|(about, _)| about == host).map(|(_, key)| key));
+        keys.extend(about_hosts.into_iter().filter(|(about, _)| to.hears_for(about)).map(|(_, key)| key));
         let now = |key: &ObjectKey| {
             let object = self.objects.get(key)?;
-            let concerns =
-                !is_for_one_host(key.kind) || host_of_endpoint(&object.resource).as_deref() == Some(host);
+            let concerns = !is_for_one_host(key.kind) || is_for(&object.resource, to);
             concerns.then(|| Arc::clone(object))
         };
         Some(keys.into_iter().map(|key| (key.clone(), now(&key))).collect())
@@ -392,12 +379,10 @@ impl View {
         Kind::ALL.iter().filter(|kind| is_for_all_agents(**kind)).flat_map(|kind| self.of_kind(*kind))
     }
 
-    /// What the agent of one host hears of besides.
-    pub(crate) fn resources_of_host(&self, host: &str) -> impl Iterator<Item = &Arc<Object>> {
+    /// What is for single hosts, and this one hears of besides.
+    pub(crate) fn resources_of_host<'a>(&'a self, to: &'a Audience) -> impl Iterator<Item = &'a Arc<Object>> {
         let kinds = Kind::ALL.iter().filter(|kind| is_for_one_host(**kind));
-        kinds
-            .flat_map(|kind| self.of_kind(*kind))
-            .filter(move |object| host_of_endpoint(&object.resource).as_deref() == Some(host))
+        kinds.flat_map(|kind| self.of_kind(*kind)).filter(move |object| is_for(&object.resource, to))
     }
 
     /// What an object means, and all others.
@@ -413,9 +398,9 @@ impl View {
         entities
     }
 
-    /// What a host that knows a selector's members as of `revision` has to be told; `None` if it is no
+    /// What somebody that knows a selector's members as of `revision` has to be told; `None` if it is no
     /// longer known what changed since.
-    pub(crate) fn members_since(&self, id: SelectorId, host: &str, revision: u64) -> Option<Difference> {
+    pub(crate) fn members_since(&self, id: SelectorId, to: &Audience, revision: u64) -> Option<Difference> {
         if revision > self.revision {
             return None;
         }
@@ -431,18 +416,18 @@ impl View {
                 self.entity_log.since(revision)?
             }
         };
-        Some(self.difference(id, host, names))
+        Some(self.difference(id, to, names))
     }
 
-    /// What there is to tell a host about these entities. Of those that match no more it is not known
+    /// What there is to tell somebody about these entities. Of those that match no more it is not known
     /// whether they ever did: that they left is no harm to say.
-    fn difference(&self, id: SelectorId, host: &str, names: BTreeSet<Arc<str>>) -> Difference {
+    fn difference(&self, id: SelectorId, to: &Audience, names: BTreeSet<Arc<str>>) -> Difference {
         let mut difference = Difference::default();
         for name in names {
             let is_own = match self.members.host_of(&name) {
-                Some(on) => on.is_some_and(|on| **on == *host),
-                // The host's own, gone: named `NAME.HOST`, and never told to it.
-                None => name.strip_suffix(host).is_some_and(|name| name.ends_with('.')),
+                Some(on) => on.is_some_and(|on| to.leaves_out(on)),
+                // The host's own, gone: never told to it.
+                None => to.left_out(&name),
             };
             match self.members.member(id, &name) {
                 _ if is_own => {}
