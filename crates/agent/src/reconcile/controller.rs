@@ -378,6 +378,7 @@ impl Agent {
                 .collect(),
             dataplane: self.dataplane.name().into(),
             entries: self.entries_written,
+            told: None,
         };
         let Some(link) = &mut self.link else { return };
         link.status_owed = false;

@@ -161,7 +161,16 @@ impl Registry {
     /// The agent said how it is.
     pub(crate) fn status(&self, host: &str, id: SessionId, mut status: proto::AgentStatus) {
         status.not_enforced.truncate(NOT_ENFORCED_LEN_MAX);
-        self.update(host, id, |record| record.status = status);
+        self.update(host, id, |record| {
+            // Of an agent that is connected here it is known better.
+            let via = record.live.as_ref().is_some_and(|live| live.via.is_some());
+            if let Some(told) = status.told.take().filter(|_| via) {
+                record.sent_revision = told.revision;
+                record.subscriptions = usize::try_from(told.subscriptions).unwrap_or(usize::MAX);
+                (record.messages_sent, record.bytes_sent) = (told.messages, told.bytes);
+            }
+            record.status = status;
+        });
     }
 
     /// The agent has been told everything up to a revision, by so many messages and bytes since the last time.
@@ -179,6 +188,19 @@ impl Registry {
             record.messages_sent += messages;
             record.bytes_sent += bytes;
         });
+    }
+
+    /// What the agent of a host has been told, by this session.
+    pub(crate) fn told(&self, host: &str, id: SessionId) -> Option<proto::Told> {
+        let hosts = self.hosts();
+        let record = hosts.by_name.get(host)?;
+        record.live.as_ref().filter(|live| live.id == id)?;
+        Some(proto::Told {
+            revision: record.sent_revision,
+            subscriptions: u32::try_from(record.subscriptions).unwrap_or(u32::MAX),
+            messages: record.messages_sent,
+            bytes: record.bytes_sent,
+        })
     }
 
     /// The session has ended.

@@ -293,6 +293,7 @@ impl Desk for Shared {
     async fn status(&self, host: &Arc<str>, id: SessionId, status: AgentStatus) {
         self.registry.status(host, id, status.clone());
         if let Some(lane) = self.lane(host, id) {
+            let status = AgentStatus { told: self.registry.told(host, id), ..status };
             // Closed: the session is about to end.
             let _ = lane.send(Input::Status(status)).await;
         }

@@ -166,6 +166,7 @@ async fn agents_behind_a_relay_hear_and_are_heard_as_if_there_were_none() {
     far.say(Up::Status(AgentStatus { revision: 3, endpoints: 4, ..AgentStatus::default() })).await;
     eventually("its status arrives", async || agent_of(&fixture, "s1-a").await["endpoints"] == 4).await;
     let shown = agent_of(&fixture, "s1-a").await;
+    assert!(shown["sentRevision"].as_u64().unwrap() > 3 && shown["subscriptions"] == 1, "{shown}");
     assert_eq!((&shown["relay"], &shown["connected"]), (&json!("site1"), &json!(true)));
     let status = fixture.get(&format!("{V1}/status")).await;
     assert_eq!(status["relays"][0]["connected"], true, "{status}");
@@ -396,6 +397,38 @@ async fn a_site_that_had_expired_is_published_again() {
     let there =
         async || fixture.get(&format!("{V1}/workloads")).await["items"].as_array().unwrap().len() == 1;
     eventually("it is there again", there).await;
+    beats.abort();
+}
+
+/// What holds for an agent that dies holds for those of a relay that does, unless they are served elsewhere.
+#[tokio::test(flavor = "multi_thread")]
+async fn hosts_of_a_relay_that_is_gone_are_kept_for_the_grace() {
+    let fixture = Fixture::with(Config { lease_ms: 600, grace_ms: 400, ..config() }).await;
+    let remote = remote(&fixture, &["s1-*"]).await;
+    let mut a = remote.site.agent("s1-a").await;
+    a.publish(true, &[("web.s1-a", "s1-a", json!({ "role": "web" }), "10.0.1.1")], &[]).await;
+    let mut b = remote.site.agent("s1-b").await;
+    b.publish(true, &[("web.s1-b", "s1-b", json!({ "role": "web" }), "10.0.1.2")], &[]).await;
+    let names = async || {
+        let list = fixture.get(&format!("{V1}/workloads")).await;
+        let items = list["items"].as_array().unwrap().iter();
+        items.map(|one| one["metadata"]["name"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    // An agent that says nothing loses its session here as it would at a controller.
+    let began = std::time::Instant::now();
+    remote.relay.shutdown().await.unwrap();
+    let b = fixture.agent("s1-b").await;
+    let beats = tokio::spawn(async move {
+        loop {
+            b.say(Up::Status(AgentStatus::default())).await;
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    });
+    assert_eq!(names().await.len(), 2);
+    eventually("one is lost", async || names().await == ["web.s1-b"]).await;
+    assert!(began.elapsed() >= Duration::from_millis(1000), "not before lease and grace");
+    tokio::time::sleep(Duration::from_millis(1200)).await;
+    assert_eq!(names().await, ["web.s1-b"], "the other is served elsewhere");
     beats.abort();
 }
 
