@@ -182,6 +182,7 @@ pub async fn start(config: Config) -> Result<Relay, Error> {
         is_out: false.into(),
         heartbeat_ms: HEARTBEAT_MS.into(),
         lanes: std::sync::Mutex::default(),
+        kept_out: std::sync::Mutex::default(),
         refused: std::sync::Mutex::default(),
     });
     let mut parts = JoinSet::new();

@@ -99,8 +99,8 @@ impl Agent {
                         link.buffer.push(heard);
                     }
                 }
-                // A newer controller's words that an older agent need not know.
-                None => {}
+                // For relays, or a newer controller's words that an older agent need not know.
+                Some(In::Revocations(_)) | None => {}
             },
         }
     }
@@ -133,7 +133,7 @@ impl Agent {
             match heard {
                 In::Resources(resources) => self.resources_heard(&resources),
                 In::Members(members) => self.members_heard(&members),
-                In::Welcome(_) | In::Synced(_) | In::InventoryAck(_) => {}
+                In::Welcome(_) | In::Synced(_) | In::InventoryAck(_) | In::Revocations(_) => {}
             }
         }
         // The barrier speaks of what had been subscribed to when it was sent. Members that are remembered, but not

@@ -348,6 +348,7 @@ pub(crate) async fn follow(
         }
         let revoked = |holder: &Holder| grants.revoked(holder).is_some();
         context.registry.close_where(revoked, || Status::unauthenticated("the certificate is revoked"));
+        context.repository.view().wake_relays();
     }
 }
 

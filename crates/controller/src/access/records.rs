@@ -76,7 +76,7 @@ pub(crate) struct Joined {
 }
 
 /// Whose certificates are refused.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) enum Revoked {
     /// One certificate.
@@ -99,7 +99,7 @@ pub(crate) struct Revocation {
 
 impl Revocation {
     /// Whether it is about a certificate.
-    pub(super) fn covers(&self, holder: &Holder) -> bool {
+    pub(crate) fn covers(&self, holder: &Holder) -> bool {
         match &self.of {
             Revoked::Serial(serial) => *serial == holder.serial,
             Revoked::Holder(name) => {

@@ -1,5 +1,6 @@
 //! The controller as whom agents and relays speak with.
 
+use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::{Arc, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, SystemTime};
@@ -20,7 +21,7 @@ use tracing::Instrument;
 use super::desk::{Begin, Caller, Desk, FlowStreams, Part, Speaker};
 use super::registry::Registry;
 use super::{Pace, inventory};
-use crate::access::{self, EnrollmentError};
+use crate::access::{self, EnrollmentError, HostPatterns, Revocation, Revoked};
 use crate::clock;
 use crate::context::{Context, stopped};
 use crate::guard::Ends;
@@ -82,6 +83,17 @@ impl Desk for Context {
 
     fn revoked(&self, holder: &Holder) -> bool {
         self.grants.revoked(holder).is_some()
+    }
+
+    fn revocations(&self, hosts: &HostPatterns, told: &mut HashSet<(Revoked, u64)>) -> Vec<Revocation> {
+        let concerns = |one: &Revocation| match &one.of {
+            // Whose it is, is not known.
+            Revoked::Serial(_) => true,
+            Revoked::Holder(holder) => holder.strip_prefix("agent/").is_some_and(|host| hosts.covers(host)),
+        };
+        let mut all = self.grants.revocations();
+        all.retain(|one| concerns(one) && told.insert((one.of.clone(), one.since_ms)));
+        all
     }
 
     fn speaker(&self, caller: &Caller, hello: &Hello) -> Result<Speaker, Status> {

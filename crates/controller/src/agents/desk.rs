@@ -1,5 +1,6 @@
 //! Whom agents speak with: a controller, or a relay in its place. Sessions are the same with both.
 
+use std::collections::HashSet;
 use std::sync::{Arc, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use tonic::{Status, Streaming};
 use super::Pace;
 use super::registry::Registry;
 use super::source::Source;
-use crate::access::HostPatterns;
+use crate::access::{HostPatterns, Revocation, Revoked};
 use crate::guard::Ends;
 use crate::members::SessionId;
 use crate::metrics::Metrics;
@@ -92,6 +93,8 @@ pub(crate) trait Desk: Send + Sync + 'static {
     /// How often an agent is to speak, in milliseconds.
     fn heartbeat_ms(&self) -> u32;
     fn revoked(&self, holder: &Holder) -> bool;
+    /// Revocations that concern a relay of these hosts and are not among `told`, which they are from then on.
+    fn revocations(&self, hosts: &HostPatterns, told: &mut HashSet<(Revoked, u64)>) -> Vec<Revocation>;
     /// Whose session a first message begins.
     fn speaker(&self, caller: &Caller, hello: &Hello) -> Result<Speaker, Status>;
     /// Makes a session's host known to others. Answers when the agent may be told what there is.

@@ -6,6 +6,7 @@
 //! their way: whoever reads slowly gets several changes as one, and whoever reads nothing for
 //! [`SEND_TIME_MAX`] is cut off and resumes later.
 
+use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -24,6 +25,7 @@ use super::desk::{Begin, Caller, Desk, Part, Speaker};
 use super::pump::Pump;
 use super::registry::Admission;
 use super::source::Source;
+use crate::access::{Revocation, Revoked};
 use crate::context::stopped;
 use crate::members::{Audience, SessionId, Subscriber};
 
@@ -107,7 +109,8 @@ pub(super) async fn run<D: Desk>(
         .map(|subscriber| Told { pump: Pump::new(Arc::clone(&subscriber), known, unpacks), subscriber });
     let valid = std::iter::once(&speaker.holder).chain(&speaker.via).map(|holder| holder.not_after).min();
     let valid = valid.and_then(|until| until.duration_since(SystemTime::now()).ok()).unwrap_or_default();
-    let mut session = Session { desk, id, host, epoch_is_ours, told, outgoing, unsaid: (0, 0) };
+    let mut session =
+        Session { desk, id, host, epoch_is_ours, told, kept_out: HashSet::new(), outgoing, unsaid: (0, 0) };
     let ended = tokio::select! {
         ended = session.converse((&hello, &speaker, &caller, began), &mut incoming, syncing) => ended,
         () = tokio::time::sleep(valid) => Err(Status::unauthenticated("the agent's certificate has ended")),
@@ -186,6 +189,8 @@ struct Session<D> {
     epoch_is_ours: bool,
     /// `None`: a host behind a relay, which tells it.
     told: Option<Told>,
+    /// What a relay has been told not to let in, with the moment before which.
+    kept_out: HashSet<(Revoked, u64)>,
     outgoing: Outgoing,
     /// Messages and bytes that the registry has not been told of.
     unsaid: (u64, u64),
@@ -303,8 +308,31 @@ impl<D: Desk> Session<D> {
         self.told.as_ref().is_some_and(|told| matches!(told.subscriber.audience, Audience::Relay(_)))
     }
 
+    /// Tells a relay whom it must not let in.
+    async fn keep_out(&mut self) -> Result<(), Status> {
+        let Some(Audience::Relay(hosts)) = self.told.as_ref().map(|told| &told.subscriber.audience) else {
+            return Ok(());
+        };
+        let all = self.desk.revocations(hosts, &mut self.kept_out);
+        if all.is_empty() {
+            return Ok(());
+        }
+        let revocation = |one: Revocation| {
+            let (serial, host) = match one.of {
+                Revoked::Serial(serial) => (serial, String::new()),
+                Revoked::Holder(holder) => {
+                    (String::new(), holder.strip_prefix("agent/").unwrap_or_default().to_owned())
+                }
+            };
+            proto::Revocation { serial, host, since_ms: one.since_ms }
+        };
+        let revocations = all.into_iter().map(revocation).collect();
+        self.send(Body::Revocations(proto::Revocations { revocations })).await
+    }
+
     /// Tells everything that there is to tell.
     async fn tell(&mut self) -> Result<(), Status> {
+        self.keep_out().await?;
         let Some(told) = &mut self.told else { return Ok(()) };
         let (messages, revision) = {
             let source = self.desk.source();

@@ -1,6 +1,6 @@
 //! The relay as whom agents speak with: it tells them what it was told, and carries up what they say.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 use std::time::Duration;
@@ -8,6 +8,7 @@ use std::time::Duration;
 use bulkhead_identity::{Holder, Identity};
 use bulkhead_membership::Membership;
 use bulkhead_model::resource::is_name;
+use bulkhead_wire::proto;
 use bulkhead_wire::proto::distribution_client::DistributionClient;
 use bulkhead_wire::proto::{
     AgentStatus, EnrollRequest, Enrollment, Hello, Inventory, InventoryAck, Relayed, RenewRequest,
@@ -20,6 +21,7 @@ use tonic::transport::Channel;
 
 use super::lane::{self, INPUTS_LEN, Input, Whose};
 use super::mirror::Mirror;
+use crate::access::{HostPatterns, REVOCATIONS_MAX, Revocation, Revoked};
 use crate::agents::{Begin, Caller, Desk, FlowStreams, Pace, Part, Registry, Speaker};
 use crate::context::stopped;
 use crate::members::SessionId;
@@ -77,6 +79,8 @@ pub(super) struct Shared {
     pub(super) is_out: AtomicBool,
     pub(super) heartbeat_ms: AtomicU32,
     pub(super) lanes: Mutex<HashMap<Arc<str>, Lane>>,
+    /// What controllers have said is not to be let in.
+    pub(super) kept_out: Mutex<HashMap<Revoked, Revocation>>,
     /// Serials that the controller has refused, the newest last.
     pub(super) refused: Mutex<VecDeque<String>>,
 }
@@ -110,6 +114,27 @@ impl Shared {
         if refused.len() > REFUSED_MAX {
             refused.pop_front();
         }
+    }
+
+    /// The controller says who is not to be let in. Sessions that they have end.
+    pub(super) fn keep_out(&self, told: proto::Revocations) {
+        {
+            let mut kept_out = lock(&self.kept_out);
+            for proto::Revocation { serial, host, since_ms } in told.revocations {
+                let of = if serial.is_empty() {
+                    Revoked::Holder(Identity::Agent(host).to_string())
+                } else {
+                    Revoked::Serial(serial)
+                };
+                let one = Revocation { of: of.clone(), since_ms, by: String::new(), reason: String::new() };
+                // As many as there may be at a controller.
+                if kept_out.len() < REVOCATIONS_MAX || kept_out.contains_key(&of) {
+                    kept_out.insert(of, one);
+                }
+            }
+        }
+        let revoked = |holder: &Holder| self.revoked(holder);
+        self.registry.close_where(revoked, || Status::unauthenticated("the certificate is revoked"));
     }
 
     pub(super) fn forget_refused(&self, serial: &str) {
@@ -196,8 +221,19 @@ impl Desk for Shared {
     }
 
     fn revoked(&self, holder: &Holder) -> bool {
+        let of = [Revoked::Serial(holder.serial.clone()), Revoked::Holder(holder.identity.to_string())];
+        let kept_out = lock(&self.kept_out);
+        if of.iter().filter_map(|of| kept_out.get(of)).any(|one| one.covers(holder)) {
+            return true;
+        }
+        drop(kept_out);
         // With a controller there, its word on each session counts, and not what it said before.
         self.line.borrow().is_none() && lock(&self.refused).contains(&holder.serial)
+    }
+
+    fn revocations(&self, _hosts: &HostPatterns, _told: &mut HashSet<(Revoked, u64)>) -> Vec<Revocation> {
+        // It serves no relays.
+        Vec::new()
     }
 
     fn speaker(&self, caller: &Caller, hello: &Hello) -> Result<Speaker, Status> {

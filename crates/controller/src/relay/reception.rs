@@ -38,7 +38,7 @@ impl Reception {
             Body::Synced(synced) if self.owed.is_empty() => {
                 return Some((std::mem::take(&mut self.batch), synced.revision));
             }
-            Body::Synced(_) | Body::Welcome(_) | Body::InventoryAck(_) => {}
+            Body::Synced(_) | Body::Welcome(_) | Body::InventoryAck(_) | Body::Revocations(_) => {}
         }
         None
     }

@@ -126,6 +126,10 @@ async fn converse(shared: &Arc<Shared>, attempt: &mut u32) -> Result<(), Status>
                     let more = if packed.is_empty() { Ok(Vec::new()) } else { unpack(&packed) };
                     resources.upserts.extend(more.map_err(|error| Status::data_loss(error.to_string()))?);
                 }
+                if let Down::Revocations(revocations) = body {
+                    shared.keep_out(revocations);
+                    continue;
+                }
                 if let Some((heard, revision)) = reception.hear(body) {
                     take_in(shared, &welcome.epoch, heard, revision);
                 }

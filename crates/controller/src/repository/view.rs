@@ -443,6 +443,12 @@ impl View {
         self.sessions.insert(session.id, Arc::clone(session));
     }
 
+    /// Wakes the relays' sessions.
+    pub(crate) fn wake_relays(&self) {
+        let relays = self.sessions.values().filter(|one| matches!(one.audience, Audience::Relay(_)));
+        relays.for_each(|relay| relay.wake.notify_one());
+    }
+
     /// Forgets a session, whose subscriptions have ended.
     pub(crate) fn remove_session(&mut self, id: SessionId) {
         self.sessions.remove(&id);

@@ -318,7 +318,7 @@ impl Known {
                 }
             }
             Down::InventoryAck(ack) => assert!(ack.refused.is_empty(), "{ack:?}"),
-            Down::Welcome(_) | Down::Synced(_) => {}
+            Down::Welcome(_) | Down::Synced(_) | Down::Revocations(_) => {}
         }
     }
 }

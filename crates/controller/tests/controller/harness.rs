@@ -393,6 +393,7 @@ impl Agent {
                     batch.revision = synced.revision;
                     return batch;
                 }
+                Down::Revocations(_) => {}
                 Down::Welcome(welcome) => panic!("{welcome:?}"),
             }
         }

@@ -594,11 +594,19 @@ async fn a_host_behind_a_relay_is_revoked_at_once() {
     let hello = || Hello { host: "s1-a".into(), ..Hello::default() };
     let again = ends(&remote.site, &of_a, hello()).await.unwrap();
     assert_eq!(again.code(), Code::Unauthenticated, "{again:?}");
-    // Also when nobody can be asked any more.
+    // Also when nobody can be asked any more, and a host that was not there at the time.
+    let of_c = credentials(fixture.authority(), &Identity::agent("s1-c").unwrap());
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    revoke(&fixture, "agent/s1-c").await;
+    revoke(&fixture, "agent/elsewhere").await;
+    b.hears_nothing().await;
     fixture.controller.shutdown().await.unwrap();
     remote.is_alone().await;
     let again = ends(&remote.site, &of_a, hello()).await.unwrap();
     assert_eq!(again.code(), Code::Unauthenticated, "{again:?}");
+    let never = Hello { host: "s1-c".into(), ..Hello::default() };
+    let refused = ends(&remote.site, &of_c, never).await.unwrap();
+    assert_eq!(refused.code(), Code::Unauthenticated, "{refused:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -90,7 +90,7 @@ impl Agent {
                     }
                 }
                 Body::Synced(synced) => self.revision = synced.revision,
-                Body::Welcome(_) | Body::InventoryAck(_) => {}
+                Body::Welcome(_) | Body::InventoryAck(_) | Body::Revocations(_) => {}
             }
         }
     }

@@ -419,7 +419,7 @@ impl Agent {
                     // What runs here now it knows better, and what it was told of it before it forgets.
                 }
                 Body::Synced(synced) => self.revision = synced.revision,
-                Body::Welcome(_) | Body::InventoryAck(_) => {}
+                Body::Welcome(_) | Body::InventoryAck(_) | Body::Revocations(_) => {}
             }
         }
     }

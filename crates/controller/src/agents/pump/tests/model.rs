@@ -123,7 +123,9 @@ fn heard(body: &Body) -> Heard {
             leaves: members.leaves.clone(),
         },
         Body::Synced(synced) => Heard::Synced(synced.revision),
-        Body::Welcome(_) | Body::InventoryAck(_) => unreachable!("the pump says neither"),
+        Body::Welcome(_) | Body::InventoryAck(_) | Body::Revocations(_) => {
+            unreachable!("the pump says none of these")
+        }
     }
 }
 
