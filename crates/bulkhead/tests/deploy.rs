@@ -131,7 +131,7 @@ impl Drop for Daemon {
 fn a_relay_joins_with_a_token_says_when_it_is_ready_and_is_probed() {
     let directory = tempfile::tempdir().unwrap();
     let path = |name: &str| directory.path().join(name);
-    let free = || std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap().to_string();
+    let free = || std::net::TcpListener::bind(("127.0.77.1", 0)).unwrap().local_addr().unwrap().to_string();
     let (agents, probes) = (free(), free());
     let notified = |name: &str| {
         let socket = UnixDatagram::bind(path(name)).unwrap();

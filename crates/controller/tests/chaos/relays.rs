@@ -13,6 +13,8 @@ use crate::harness::Site;
 use crate::process::Process;
 
 const AGENTS: usize = 60;
+/// Where those listen that come back at the same place.
+const HERE: [u8; 4] = [127, 0, 77, 1];
 
 async fn write(site: &Site, name: &str, count: usize) {
     for number in 0..count {
@@ -25,7 +27,9 @@ async fn relay_of(site: &Site, controllers: &[&Site], name: &str, directory: &Pa
     let body = json!({ "relay": name, "hosts": ["h*"] }).to_string();
     let (status, made) = site.call(Method::POST, &format!("{V1}/tokens"), body).await;
     assert_eq!(status, 201, "{made}");
-    let free = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap();
+    // Not where others connect from: their ports would be taken while nobody listens.
+    let free =
+        std::net::TcpListener::bind(std::net::SocketAddr::from((HERE, 0))).unwrap().local_addr().unwrap();
     relay::Config {
         name: name.into(),
         upstreams: controllers.iter().map(|site| format!("https://{}", site.agents)).collect(),
@@ -42,7 +46,8 @@ async fn relay_of(site: &Site, controllers: &[&Site], name: &str, directory: &Pa
 async fn agents_behind_relays_know_everything_whoever_is_killed() {
     let etcd = [EtcdServer::start()];
     let directory = tempfile::tempdir().unwrap();
-    let mut a = Process::start(&one_of(&etcd, "a"));
+    let of_a = Config { listen_agents: (HERE, 0).into(), ..one_of(&etcd, "a") };
+    let mut a = Process::start(&of_a);
     let mut b = Process::start(&one_of(&etcd, "b"));
     let config = relay_of(&b.site, &[&a.site, &b.site], "r1", directory.path()).await;
     let mut r1 = Process::relay(&config, &b.site);
@@ -83,7 +88,7 @@ async fn agents_behind_relays_know_everything_whoever_is_killed() {
     a.kill();
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(fleet.sessions(), sessions, "nobody at the relay notices");
-    let a = Process::start(&Config { listen_agents: was, ..one_of(&etcd, "a") });
+    let a = Process::start(&Config { listen_agents: was, ..of_a });
     write(&a.site, "s", 5).await;
     fleet.converges(&a.site, &[&r1.site]).await;
     fleet.is_registered(&a.site, &["a"]).await;

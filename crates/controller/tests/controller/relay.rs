@@ -279,7 +279,8 @@ async fn interests_of_a_site_are_one_subscription() {
 /// A fixture whose controller can be stopped and started again where it was.
 async fn restartable() -> (Config, TempDir) {
     let directory = tempfile::tempdir().unwrap();
-    let free = || std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap().local_addr().unwrap();
+    // Not where other tests connect from: their ports would be taken while nobody listens.
+    let free = || std::net::TcpListener::bind(("127.0.77.1", 0)).unwrap().local_addr().unwrap();
     let config = Config {
         store: StoreKind::Embedded,
         data_directory: directory.path().join("data"),
