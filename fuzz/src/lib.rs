@@ -128,7 +128,8 @@ pub fn wire(data: &[u8]) {
             match message.body {
                 Some(Down::Resources(resources)) => resources.upserts.iter().for_each(|json| resource(json)),
                 Some(Down::Members(members)) => members.joins.iter().for_each(member),
-                Some(Down::Welcome(_) | Down::Synced(_) | Down::InventoryAck(_)) | None => {}
+                Some(Down::Welcome(_) | Down::Synced(_) | Down::InventoryAck(_) | Down::Revocations(_))
+                | None => {}
             }
         }
         _ => {

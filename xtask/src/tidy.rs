@@ -15,16 +15,24 @@ const MERGE_MARKS: [&str; 2] = ["<<<<<<< ", ">>>>>>> "];
 const FILE_LINES_MAX: usize = 500;
 
 /// The allowed directions. A crate that is not listed may depend on none of ours.
-const MAY_DEPEND_ON: [(&str, &[&str]); 11] = [
+const MAY_DEPEND_ON: [(&str, &[&str]); 12] = [
     ("bulkhead-engine", &["bulkhead-model"]),
     ("bulkhead-wire", &["bulkhead-model"]),
+    ("bulkhead-membership", &["bulkhead-identity", "bulkhead-wire"]),
     ("bulkhead-dataplane", &["bulkhead-model"]),
     ("bulkhead-ebpf", &["bulkhead-model", "bulkhead-dataplane"]),
     ("bulkhead-nft", &["bulkhead-model", "bulkhead-dataplane"]),
     ("bulkhead-discover", &["bulkhead-model"]),
     (
         "bulkhead-controller",
-        &["bulkhead-model", "bulkhead-engine", "bulkhead-identity", "bulkhead-store", "bulkhead-wire"],
+        &[
+            "bulkhead-model",
+            "bulkhead-engine",
+            "bulkhead-identity",
+            "bulkhead-membership",
+            "bulkhead-store",
+            "bulkhead-wire",
+        ],
     ),
     (
         "bulkhead-agent",
@@ -34,6 +42,7 @@ const MAY_DEPEND_ON: [(&str, &[&str]); 11] = [
             "bulkhead-dataplane",
             "bulkhead-discover",
             "bulkhead-identity",
+            "bulkhead-membership",
             "bulkhead-wire",
         ],
     ),

@@ -17,9 +17,9 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use crate::address_book::{AddressBook, Owner};
 use crate::config::{FLOW_QUEUE_LEN, FLOW_RING_LEN};
-use crate::membership::Membership;
 use crate::trace;
 use crate::trace::Watched;
+use bulkhead_membership::Membership;
 
 /// Most records in one batch.
 const BATCH_LEN_MAX: usize = 512;
@@ -226,6 +226,7 @@ async fn stream(
                 .map(Into::into)
                 .collect(),
             lost: told,
+            ..FlowBatch::default()
         };
         let closed = || tonic::Status::unavailable("stream closed");
         outgoing.send(message).await.map_err(|_closed| closed())?;

@@ -24,7 +24,6 @@ use std::sync::Arc;
 
 use bulkhead_dataplane::Dataplane;
 use bulkhead_identity::{CredentialsError, TokenError};
-use membership::Membership;
 use tokio::sync::{mpsc, watch};
 
 mod address_book;
@@ -108,7 +107,7 @@ pub async fn run(
     let (nudge, nudged) = mpsc::channel(1);
     inputs::spawn_sources(&config, &input, nudged)?;
     let facts = host_facts::observe();
-    let membership = Arc::new(Membership::open(&config)?);
+    let membership = Arc::new(membership::open(&config)?);
     let renewing = tokio::spawn(Arc::clone(&membership).keep_current());
     let progress = remembered.progress.clone();
     let flows = flows::spawn(&membership);

@@ -4,6 +4,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bulkhead_membership::Membership;
 use bulkhead_model::Facts;
 use bulkhead_wire::proto::agent_message::Body;
 use bulkhead_wire::proto::controller_message::Body as In;
@@ -19,7 +20,6 @@ use crate::Config;
 use crate::config::OUTGOING_QUEUE_LEN;
 use crate::host_facts;
 use crate::inputs::Input;
-use crate::membership::Membership;
 
 /// First and longest wait before the controller is tried again.
 const RETRY_MIN: Duration = Duration::from_millis(100);
@@ -129,6 +129,7 @@ async fn converse(
             .map(|address| address_to_wire(address).into())
             .collect(),
         accepts: vec![PACKING.into()],
+        ..Hello::default()
     };
     let first = AgentMessage { body: Some(Body::Hello(hello)) };
     outgoing.send(first).await.map_err(|_closed| tonic::Status::internal("stream closed"))?;
@@ -234,7 +235,7 @@ mod tests {
         };
         let own = issue(&Identity::agent("h1").unwrap());
         own.save(&config.identity_directory(), crate::IDENTITY_FILES).unwrap();
-        let membership = Membership::open(&config).unwrap();
+        let membership = crate::membership::open(&config).unwrap();
         let (look, quiet) = (Duration::from_millis(10), Duration::from_millis(200));
         let home = membership.controller().to_owned();
         let at_home = tokio::time::timeout(quiet, way_home(&membership, "h1", look)).await;

@@ -19,7 +19,7 @@ pub(crate) use changes::{
 pub(crate) use checks::{LintArgs, TestArgs};
 pub(crate) use daemons::{
     AgentArgs, AgentSettings, ControllerArgs, ControllerSettings, DataplaneName, LogArgs, LogFormat, Posture,
-    StandaloneArgs,
+    RelayArgs, StandaloneArgs,
 };
 pub(crate) use fleet::{SimArgs, SimStore};
 pub(crate) use identities::{
@@ -104,6 +104,8 @@ pub(crate) enum Command {
     Controller(ControllerArgs),
     /// Run the agent of this host
     Agent(AgentArgs),
+    /// Run a relay: a controller to the agents of a remote site, and one subscriber to the controllers
+    Relay(RelayArgs),
     /// Run controller and agent on one host
     Standalone(StandaloneArgs),
     /// Make the certificate authority of a new fleet

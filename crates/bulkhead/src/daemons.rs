@@ -13,7 +13,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::cli::{
-    AgentArgs, AgentSettings, Common, ControllerArgs, ControllerSettings, DataplaneName, Posture,
+    AgentArgs, AgentSettings, Common, ControllerArgs, ControllerSettings, DataplaneName, Posture, RelayArgs,
     StandaloneArgs,
 };
 use crate::dataplanes;
@@ -59,13 +59,8 @@ pub(crate) async fn agent(common: &Common, args: &AgentArgs) -> Result<(), Failu
     if !args.controller.is_empty() {
         config.controllers.clone_from(&args.controller);
     }
-    if let Some(file) = &args.join_token_file {
-        let token =
-            std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
-        config.join_token = Some(token.trim().to_owned());
-    }
-    if let Some(token) = &args.join_token {
-        config.join_token = Some(token.clone());
+    if let Some(token) = given_token(args.join_token.as_ref(), args.join_token_file.as_deref())? {
+        config.join_token = Some(token);
     }
     let pins = pin_directory(&args.settings, &config.host);
     if args.cleanup {
@@ -78,6 +73,70 @@ pub(crate) async fn agent(common: &Common, args: &AgentArgs) -> Result<(), Failu
     }
     let dataplane = dataplanes::open(config.dataplane, config.fence, &pins).map_err(describe)?;
     bulkhead_agent::run(config, dataplane, stop_signal()?, supervisor::beat).await.map_err(describe)
+}
+
+pub(crate) async fn relay(args: &RelayArgs) -> Result<(), Failure> {
+    let _traces = logging::start(&args.log, "bulkhead-relay")?;
+    let config = relay_config(read(args.config.as_deref())?, args)?;
+    let shutdown = stop_signal()?;
+    // It may wait for a controller that lets it join.
+    let mut running = tokio::select! {
+        running = bulkhead_controller::relay::start(config) => running.map_err(describe)?,
+        () = wait(shutdown.clone()) => return Ok(()),
+    };
+    supervisor::tell("READY=1");
+    let result = tokio::select! {
+        () = wait(shutdown) => Ok(()),
+        error = running.failed() => {
+            tracing::error!(%error, "the relay stops");
+            Err(describe(error))
+        }
+    };
+    supervisor::tell("STOPPING=1");
+    let stopped = running.shutdown().await.map_err(describe);
+    result.and(stopped)
+}
+
+fn relay_config(
+    mut config: bulkhead_controller::relay::Config,
+    args: &RelayArgs,
+) -> Result<bulkhead_controller::relay::Config, Failure> {
+    if let Some(name) = &args.name {
+        config.name.clone_from(name);
+    }
+    if !args.upstream.is_empty() {
+        config.upstreams.clone_from(&args.upstream);
+    }
+    if let Some(token) = given_token(args.join_token.as_ref(), args.join_token_file.as_deref())? {
+        config.join_token = Some(token);
+    }
+    if let Some(address) = args.listen_agents {
+        config.listen_agents = address;
+    }
+    if args.advertise_agents.is_some() {
+        config.advertise_agents.clone_from(&args.advertise_agents);
+    }
+    match args.listen_probes.as_deref() {
+        None => {}
+        Some("none") => config.listen_probes = None,
+        Some(address) => {
+            let address = address.parse().map_err(|_no_address| {
+                Failure::Usage(format!("--listen-probes: expected ADDRESS:PORT or none, found {address:?}"))
+            })?;
+            config.listen_probes = Some(address);
+        }
+    }
+    if let Some(directory) = &args.state_dir {
+        config.state_directory.clone_from(directory);
+    }
+    Ok(config)
+}
+
+/// The token that flags give, or name a file with.
+fn given_token(token: Option<&String>, file: Option<&Path>) -> Result<Option<String>, Failure> {
+    let Some(file) = file else { return Ok(token.cloned()) };
+    let text = std::fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+    Ok(Some(text.trim().to_owned()))
 }
 
 pub(crate) async fn standalone(common: &Common, args: &StandaloneArgs) -> Result<(), Failure> {

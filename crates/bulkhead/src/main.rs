@@ -60,6 +60,7 @@ async fn run(cli: Cli) -> Result<(), Failure> {
     match command {
         Command::Controller(args) => daemons::controller(&args).await,
         Command::Agent(args) => daemons::agent(&common, &args).await,
+        Command::Relay(args) => daemons::relay(&args).await,
         Command::Standalone(args) => daemons::standalone(&common, &args).await,
         Command::Init(args) => commands::identities::init(&common, &args),
         Command::Token(args) => commands::identities::token(&common, &args.command).await,

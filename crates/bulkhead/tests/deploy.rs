@@ -49,6 +49,7 @@ fn the_files_of_settings_name_every_setting_with_its_default() {
     has_every_default::<bulkhead_controller::Config>("controller.yaml", &[]);
     // The machine's own name.
     has_every_default::<bulkhead_agent::Config>("agent.yaml", &[".host"]);
+    has_every_default::<bulkhead_controller::relay::Config>("relay.yaml", &[".name"]);
 }
 
 #[test]
@@ -65,7 +66,7 @@ fn an_unknown_setting_is_refused() {
 #[test]
 fn systemd_understands_the_units() {
     let directory = tempfile::tempdir().unwrap();
-    for unit in ["bulkhead-controller.service", "bulkhead-agent.service"] {
+    for unit in ["bulkhead-controller.service", "bulkhead-agent.service", "bulkhead-relay.service"] {
         let text = std::fs::read_to_string(deploy().join("systemd").join(unit)).unwrap();
         let installed = text.replace("/usr/local/bin/bulkhead", BINARY);
         assert_ne!(text, installed);
@@ -113,4 +114,92 @@ fn a_supervisor_hears_when_a_controller_is_ready_and_when_it_stops() {
     let ended = controller.wait().unwrap();
     assert_eq!((ready.as_str(), stopping.as_str()), ("READY=1", "STOPPING=1"));
     assert!(asked.status.success() && signalled.success() && ended.success());
+}
+
+/// Ends a daemon however the test ends.
+struct Daemon(std::process::Child);
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // It may have ended.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[test]
+fn a_relay_joins_with_a_token_says_when_it_is_ready_and_is_probed() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    let free = || std::net::TcpListener::bind(("127.0.77.1", 0)).unwrap().local_addr().unwrap().to_string();
+    let (agents, probes) = (free(), free());
+    let notified = |name: &str| {
+        let socket = UnixDatagram::bind(path(name)).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        move || {
+            let mut bytes = [0; 64];
+            let length = socket.recv(&mut bytes).unwrap_or_default();
+            String::from_utf8_lossy(&bytes[..length]).into_owned()
+        }
+    };
+    let of_controller = notified("notify-controller");
+    let controller = Command::new(BINARY)
+        .args(["controller", "--listen", "127.0.0.1:0", "--listen-agents", &agents, "--data-dir"])
+        .arg(path("data"))
+        .arg("--socket")
+        .arg(path("controller.sock"))
+        .env("NOTIFY_SOCKET", path("notify-controller"))
+        .stderr(std::process::Stdio::null())
+        .spawn();
+    let _controller = Daemon(controller.unwrap());
+    assert_eq!(of_controller(), "READY=1");
+    let server = format!("unix://{}", path("controller.sock").display());
+    let ask = |arguments: &[&str]| {
+        let output = Command::new(BINARY).args(arguments).args(["--server", &server]).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let made = ask(&["token", "create", "--relay", "site1", "--hosts", "s1-*,gate"]);
+    assert!(made.contains("may speak for s1-*, gate"), "{made}");
+    std::fs::write(path("token"), made.lines().next().unwrap()).unwrap();
+    assert!(ask(&["token", "list"]).contains("joins as relay/site1"));
+
+    let of_relay = notified("notify-relay");
+    let upstream = format!("https://{agents}");
+    let relay = Command::new(BINARY)
+        .args(["relay", "--name", "site1", "--upstream", &upstream, "--listen-agents", "127.0.0.1:0"])
+        .args(["--listen-probes", &probes, "--advertise-agents", "relay.example.org:7441"])
+        .args(["--log-format", "json", "--join-token-file"])
+        .arg(path("token"))
+        .arg("--state-dir")
+        .arg(path("relay"))
+        .env("NOTIFY_SOCKET", path("notify-relay"))
+        .stderr(std::process::Stdio::null())
+        .spawn();
+    let mut relay = Daemon(relay.unwrap());
+    assert_eq!(of_relay(), "READY=1");
+    let probe = |page: &str| {
+        use std::io::{Read, Write};
+        let mut stream = std::net::TcpStream::connect(&probes).unwrap();
+        write!(stream, "GET {page} HTTP/1.1\r\nHost: relay\r\nConnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    };
+    assert!(probe("/healthz").ends_with("ok\n"));
+    let began = std::time::Instant::now();
+    while !probe("/readyz").ends_with("ok\n") {
+        assert!(began.elapsed() < Duration::from_secs(20), "{}", probe("/readyz"));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert!(probe("/metrics").contains("bulkhead_relay_upstream_connected 1\n"));
+    let status = ask(&["status"]);
+    assert!(status.contains("site1") && status.contains("relay.example.org:7441"), "{status}");
+
+    let signalled = Command::new("kill").args(["-TERM", &relay.0.id().to_string()]).status().unwrap();
+    assert_eq!(of_relay(), "STOPPING=1");
+    assert!(signalled.success() && relay.0.wait().unwrap().success());
+    ask(&["certificate", "revoke", "relay/site1"]);
+    let status = ask(&["status"]);
+    assert!(status.lines().any(|line| line.starts_with("site1") && line.contains("away")), "{status}");
 }

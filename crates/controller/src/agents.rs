@@ -1,5 +1,7 @@
 //! The agents' side: sessions, what they publish, and their flow reports.
 
+mod controller;
+mod desk;
 mod inventory;
 mod messages;
 mod pace;
@@ -7,10 +9,16 @@ mod pump;
 mod registry;
 mod server;
 mod session;
+mod source;
 
+pub(crate) use desk::{Begin, Caller, Desk, FlowStreams, Part, Speaker};
 pub(crate) use inventory::published_by;
 pub(crate) use messages::packed;
 pub(crate) use pace::Pace;
+#[cfg(test)]
+pub(crate) use pump::Pump;
+pub(crate) use pump::RELAY_SUBSCRIPTIONS_MAX;
 pub(crate) use registry::Registry;
 pub(crate) use server::serve;
 pub(crate) use session::DRAIN_TIME_MAX;
+pub(crate) use source::{Answers, Source};

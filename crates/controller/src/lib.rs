@@ -38,6 +38,7 @@ mod flows;
 mod guard;
 mod members;
 mod metrics;
+pub mod relay;
 mod repository;
 
 use std::net::SocketAddr;

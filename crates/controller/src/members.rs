@@ -12,21 +12,51 @@ use bulkhead_model::ports::NamedPort;
 use bulkhead_model::{Entity, Prefix, Selector};
 use tokio::sync::Notify;
 
+use crate::access::HostPatterns;
 use crate::repository::ChangeLog;
 
 /// Changes that each selector remembers.
-const SELECTOR_LOG_LEN_MAX: usize = 10_000;
+pub(crate) const SELECTOR_LOG_LEN_MAX: usize = 10_000;
 
 /// Number of a session, never used again.
 pub(crate) type SessionId = u64;
 
-/// An agent's session as the repository knows it.
+/// Who is told: what he hears of and what he does not.
+#[derive(Debug, Clone)]
+pub(crate) enum Audience {
+    /// The agent of a host: changes of its own workloads do not concern it.
+    Host(Arc<str>),
+    /// A relay, which leaves out of what its agents hear what is their own.
+    Relay(HostPatterns),
+}
+
+impl Audience {
+    /// Whether it is not told of members on a host.
+    pub(crate) fn leaves_out(&self, host: &str) -> bool {
+        matches!(self, Self::Host(own) if **own == *host)
+    }
+
+    /// Whether it is told what is for a host alone.
+    pub(crate) fn hears_for(&self, host: &str) -> bool {
+        match self {
+            Self::Host(own) => **own == *host,
+            Self::Relay(hosts) => hosts.covers(host),
+        }
+    }
+
+    /// Whether an entity that is gone was on a host that is left out, by its name: `NAME.HOST`.
+    pub(crate) fn left_out(&self, name: &str) -> bool {
+        let Self::Host(own) = self else { return false };
+        name.strip_suffix(&**own).is_some_and(|name| name.ends_with('.'))
+    }
+}
+
+/// A session as the repository knows it.
 #[derive(Debug)]
 pub(crate) struct Subscriber {
     /// Which.
     pub(crate) id: SessionId,
-    /// Host of the agent: changes of its own workloads do not concern it.
-    pub(crate) host: Arc<str>,
+    pub(crate) audience: Audience,
     /// To be rung when something concerns it.
     pub(crate) wake: Notify,
     /// Selectors of its own whose members have changed since it was last told. Never more than it has subscribed to.
@@ -34,12 +64,18 @@ pub(crate) struct Subscriber {
 }
 
 impl Subscriber {
+    /// Of a host's agent.
+    #[cfg(test)]
     pub(crate) fn new(id: SessionId, host: Arc<str>) -> Self {
-        Self { id, host, wake: Notify::new(), changed: Mutex::default() }
+        Self::of(id, Audience::Host(host))
+    }
+
+    pub(crate) fn of(id: SessionId, audience: Audience) -> Self {
+        Self { id, audience, wake: Notify::new(), changed: Mutex::default() }
     }
 
     /// Notes that a selector's members have changed, and rings unless that is done already.
-    fn note(&self, selector: SelectorId) {
+    pub(crate) fn note(&self, selector: SelectorId) {
         let mut changed = self.changed.lock().unwrap_or_else(PoisonError::into_inner);
         if changed.insert(selector) {
             self.wake.notify_one();
@@ -89,9 +125,9 @@ struct Hosts<'a> {
 
 impl Hosts<'_> {
     /// Whether the change is one of a host's own workload, which its agent knows better.
-    fn only(self, host: &str) -> bool {
+    fn only(self, audience: &Audience) -> bool {
         let mut hosts = [self.before, self.after].into_iter().flatten().peekable();
-        hosts.peek().is_some() && hosts.all(|one| one == host)
+        hosts.peek().is_some() && hosts.all(|one| audience.leaves_out(one))
     }
 }
 
@@ -107,11 +143,11 @@ pub(crate) struct Became {
 
 impl Became {
     /// Its name, for those whom it concerns: a host's own workloads its agent knows better.
-    fn name_elsewhere_than(&self, host: &str) -> Option<&Arc<str>> {
+    fn name_for(&self, audience: &Audience) -> Option<&Arc<str>> {
         let is_own = match &self.host {
-            Some(on) => on.as_deref() == Some(host),
-            // The host's own, gone: named `NAME.HOST`, and never told to it.
-            None => self.name.strip_suffix(host).is_some_and(|name| name.ends_with('.')),
+            Some(on) => on.as_ref().is_some_and(|on| audience.leaves_out(on)),
+            // The host's own, gone: never told to it.
+            None => audience.left_out(&self.name),
         };
         (!is_own).then_some(&self.name)
     }
@@ -127,12 +163,12 @@ pub(crate) struct Difference {
 }
 
 impl Difference {
-    /// What there is to tell a host about these entities. Of those that match no more it is not known whether they ever
+    /// What there is to tell somebody about these entities. Of those that match no more it is not known whether they ever
     /// did: that they left is no harm to say.
-    pub(crate) fn of(host: &str, changed: &[Became]) -> Self {
+    pub(crate) fn of(to: &Audience, changed: &[Became]) -> Self {
         let mut difference = Self::default();
         for became in changed {
-            match (became.name_elsewhere_than(host), &became.member) {
+            match (became.name_for(to), &became.member) {
                 (None, _) => {}
                 (Some(_), Some(member)) => difference.joins.push(member.clone()),
                 (Some(name), None) => difference.leaves.push(Arc::clone(name)),
@@ -185,7 +221,8 @@ impl Members {
     fn note(&mut self, id: SelectorId, revision: u64, name: &Arc<str>, hosts: Hosts<'_>) {
         let Some(in_force) = self.in_force.get_mut(&id) else { return };
         in_force.log.push(revision, Arc::clone(name));
-        for subscriber in in_force.subscribers.values().filter(|subscriber| !hosts.only(&subscriber.host)) {
+        for subscriber in in_force.subscribers.values().filter(|subscriber| !hosts.only(&subscriber.audience))
+        {
             subscriber.note(id);
         }
     }
@@ -222,12 +259,12 @@ impl Members {
         }
     }
 
-    /// All members that run elsewhere than on `host`, by name.
-    pub(crate) fn all(&self, id: SelectorId, host: &str) -> Vec<Member> {
+    /// All members that somebody hears of, by name.
+    pub(crate) fn all(&self, id: SelectorId, to: &Audience) -> Vec<Member> {
         let mut members: Vec<_> = self
             .index
             .members(id)
-            .filter(|member| member.host.map(|on| &**on) != Some(host))
+            .filter(|member| member.host.is_none_or(|on| !to.leaves_out(on)))
             .map(Member::from)
             .collect();
         members.sort_unstable_by(|a, b| a.entity.cmp(&b.entity));

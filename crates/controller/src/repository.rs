@@ -7,6 +7,7 @@
 //! publish does neither, and is committed beside them.
 
 mod confirm;
+mod decoded;
 mod feed;
 mod herald;
 mod history;
@@ -32,7 +33,9 @@ use crate::clock;
 use crate::fields::Entry;
 
 pub(crate) use confirm::{CONFIRM_WITHIN, Record as Confirmation, Standing};
+pub(crate) use decoded::Decoded;
 pub(crate) use feed::feed;
+pub(crate) use herald::Hearers;
 use history::History;
 pub(crate) use history::{Author, Record};
 pub(crate) use keys::prefix as store_prefix;
@@ -223,9 +226,9 @@ impl Repository {
             if commits.is_empty() {
                 return;
             }
-            let changes = view::decode(&commits, keys::decode);
+            let changes = decoded::decode(&commits, keys::decode);
             // Whoever asks for this looks at the sessions by himself.
-            let _audience = self.view_mut().commit(changes, watch.position().0, 1);
+            let _hearers = self.view_mut().commit(changes, watch.position().0, 1);
         }
     }
 }

@@ -23,7 +23,7 @@ pub const LIFETIME: Duration = Duration::from_secs(30 * 24 * 3600);
 pub const LIFETIME_MAX: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 /// Of the authority itself.
 const AUTHORITY_LIFETIME: Duration = Duration::from_secs(20 * 365 * 24 * 3600);
-/// A controller's certificate begins so much earlier, for clients whose clocks are behind. Those of agents and operators do
+/// A controller's certificate begins so much earlier, for clients whose clocks are behind. Those of agents, relays and operators do
 /// not: when they begin is what a revocation of their holder compares with.
 const CLOCK_TOLERANCE: Duration = Duration::from_secs(3600);
 /// 16 random bytes, the first of them without its highest bit (RFC 5280, 4.1.2.2: positive, at most 20).
@@ -185,8 +185,11 @@ impl Authority {
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         params.not_before = now.into();
         if matches!(identity, Identity::Controller(_)) {
-            params.extended_key_usages.push(ExtendedKeyUsagePurpose::ServerAuth);
             params.not_before = (now - CLOCK_TOLERANCE).into();
+        }
+        // To the agents of its site a relay is a controller.
+        if matches!(identity, Identity::Controller(_) | Identity::Relay(_)) {
+            params.extended_key_usages.push(ExtendedKeyUsagePurpose::ServerAuth);
             for name in std::iter::once(CONTROLLER_NAME).chain(known_as.iter().map(String::as_str)) {
                 params.subject_alt_names.push(match name.parse::<IpAddr>() {
                     Ok(address) => SanType::IpAddress(address),

@@ -16,7 +16,7 @@ pub enum CertificateError {
     Unreadable,
     /// Its URI names nobody.
     #[error(
-        "the certificate names nobody: expected one URI spiffe://bulkhead/agent|controller|operator/NAME"
+        "the certificate names nobody: expected one URI spiffe://bulkhead/agent|controller|relay|operator/NAME"
     )]
     Nameless,
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::SystemTime;
 
-use rcgen::{CertificateParams, KeyPair};
+use rcgen::{CertificateParams, KeyPair, SigningKey};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
@@ -146,6 +146,15 @@ impl Credentials {
         Ok(now >= holder.not_before && now < holder.not_after)
     }
 
+    /// Proves to whoever knows the certificate that its holder said something: [`crate::proves`].
+    ///
+    /// # Errors
+    /// If the key cannot be used.
+    pub fn sign(&self, said: &[u8]) -> Result<Vec<u8>, CredentialsError> {
+        let pair = KeyPair::from_pem(&self.key).map_err(|error| wrong("key", &error))?;
+        pair.sign(&signed(said)).map_err(|error| wrong("signature", &error))
+    }
+
     fn check(&self) -> Result<(), CredentialsError> {
         self.holder()?;
         self.private_key()?;
@@ -162,6 +171,21 @@ impl Credentials {
     }
 }
 
+/// What is signed never is anything that TLS or an authority signs.
+fn signed(said: &[u8]) -> Vec<u8> {
+    [b"bulkhead renewal\n", said].concat()
+}
+
+/// Whether the holder of a certificate (DER, verified before) said something: inverse of [`Credentials::sign`].
+pub fn proves(certificate: &[u8], said: &[u8], signature: &[u8]) -> bool {
+    let Ok((_rest, parsed)) = x509_parser::parse_x509_certificate(certificate) else { return false };
+    let key = &parsed.public_key().subject_public_key.data;
+    let said = signed(said);
+    // One that is for another kind of key refuses it.
+    let all = rustls::crypto::ring::default_provider().signature_verification_algorithms.all;
+    all.iter().any(|algorithm| algorithm.verify_signature(key, &said, signature).is_ok())
+}
+
 /// All certificates of a PEM text: at least one.
 pub(crate) fn certificates(
     what: &'static str,
@@ -174,4 +198,28 @@ pub(crate) fn certificates(
 
 pub(crate) fn wrong(what: &'static str, why: &dyn std::fmt::Display) -> CredentialsError {
     CredentialsError::Pem { what, why: why.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, SystemTime};
+
+    use super::*;
+    use crate::{Authority, Identity};
+
+    #[test]
+    fn only_the_holder_of_a_key_proves_what_he_says() {
+        let authority = Authority::generate("test", SystemTime::now()).unwrap();
+        let issue = || {
+            let identity = Identity::agent("h1").unwrap();
+            authority.issue(&identity, Duration::from_secs(600), SystemTime::now(), &[]).unwrap()
+        };
+        let (one, other) = (issue(), issue());
+        let der = |own: &Credentials| own.chain().unwrap()[0].to_vec();
+        let proof = one.sign(b"request").unwrap();
+        assert!(proves(&der(&one), b"request", &proof));
+        assert!(!proves(&der(&other), b"request", &proof), "another key of the same host");
+        assert!(!proves(&der(&one), b"another", &proof) && !proves(&der(&one), b"request", b""));
+        assert!(!proves(b"", b"request", &proof));
+    }
 }

@@ -1,4 +1,5 @@
-//! Names in certificates: `spiffe://bulkhead/agent/HOST`, `…/controller/NAME`, `…/operator/NAME`.
+//! Names in certificates: `spiffe://bulkhead/agent/HOST`, `…/controller/NAME`, `…/relay/NAME`,
+//! `…/operator/NAME`.
 //!
 //! SPIFFE's form (<https://spiffe.io/docs/latest/spiffe-about/spiffe-concepts/>) in the certificate's URI, so that other tools
 //! can read it. An operator's groups are the organisations of the subject as in Kubernetes, or one with commas between.
@@ -18,6 +19,8 @@ pub enum Identity {
     Agent(String),
     /// A controller.
     Controller(String),
+    /// A relay, which is a controller to the agents of its site and speaks for their hosts to a controller.
+    Relay(String),
     /// A person or a program that uses the API.
     Operator {
         /// Name.
@@ -49,6 +52,14 @@ impl Identity {
         checked(name).map(Self::Controller)
     }
 
+    /// A relay.
+    ///
+    /// # Errors
+    /// If it cannot be a name.
+    pub fn relay(name: &str) -> Result<Self, NameError> {
+        checked(name).map(Self::Relay)
+    }
+
     /// An operator.
     ///
     /// # Errors
@@ -64,7 +75,10 @@ impl Identity {
     /// The name without what it is a name of.
     pub fn name(&self) -> &str {
         match self {
-            Self::Agent(name) | Self::Controller(name) | Self::Operator { name, groups: _ } => name,
+            Self::Agent(name)
+            | Self::Controller(name)
+            | Self::Relay(name)
+            | Self::Operator { name, groups: _ } => name,
         }
     }
 
@@ -72,7 +86,7 @@ impl Identity {
     pub fn groups(&self) -> &[String] {
         match self {
             Self::Operator { name: _, groups } => groups,
-            Self::Agent(_) | Self::Controller(_) => &[],
+            Self::Agent(_) | Self::Controller(_) | Self::Relay(_) => &[],
         }
     }
 
@@ -87,18 +101,20 @@ impl Identity {
         match what {
             "agent" => Self::agent(name).ok(),
             "controller" => Self::controller(name).ok(),
+            "relay" => Self::relay(name).ok(),
             "operator" => Self::operator(name, groups).ok(),
             _ => None,
         }
     }
 }
 
-/// `agent/HOST`, `controller/NAME` or `operator/NAME`: how people and files name somebody.
+/// `agent/HOST`, `controller/NAME`, `relay/NAME` or `operator/NAME`: how people and files name somebody.
 impl fmt::Display for Identity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let what = match self {
             Self::Agent(_) => "agent",
             Self::Controller(_) => "controller",
+            Self::Relay(_) => "relay",
             Self::Operator { .. } => "operator",
         };
         write!(f, "{what}/{}", self.name())
@@ -121,6 +137,7 @@ mod tests {
         for identity in [
             Identity::agent("h1.example").unwrap(),
             Identity::controller("c1").unwrap(),
+            Identity::relay("site1").unwrap(),
             Identity::operator("ann@example.org", &groups).unwrap(),
         ] {
             assert_eq!(Identity::from_uri(&identity.uri(), &groups), Some(identity));

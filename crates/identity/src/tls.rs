@@ -22,11 +22,16 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use crate::certificate::Holder;
 use crate::credentials::{Credentials, CredentialsError, certificates, wrong};
+use crate::name::Identity;
 use crate::token::authority_digest;
 
 /// What every controller's certificate is for, besides its addresses: clients ask for this name, whatever address they
-/// reached it by, and no authority of a fleet gives it to anybody but controllers.
+/// reached it by, and no authority of a fleet gives it to anybody but controllers, and to relays, which are told apart by
+/// the URI in their certificate: [`connect`] refuses them, [`connect_as_agent`] does not.
 pub const CONTROLLER_NAME: &str = "controller.bulkhead";
+
+/// Most certificates of a chain that are looked at.
+const CHAIN_LEN_MAX: usize = 8;
 
 /// Longest that a handshake may take.
 pub const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(10);
@@ -47,6 +52,8 @@ pub struct Peer {
     pub local: SocketAddr,
     /// Who holds its certificate; `None` if it showed none.
     pub holder: Option<Arc<Holder>>,
+    /// What it showed, DER, its own certificate first.
+    pub chain: Vec<Vec<u8>>,
 }
 
 /// A connection that came in.
@@ -221,7 +228,42 @@ pub async fn connect(
     address: &str,
     config: &Arc<ClientConfig>,
 ) -> io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
+    let stream = connect_as_agent(address, config).await?;
+    let shown = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+    let holder = shown.and_then(|certificate| Holder::of(certificate).ok());
+    if let Some(Identity::Relay(name)) = holder.map(|holder| holder.identity) {
+        return Err(io::Error::other(format!(
+            "{address} is relay {name:?}, which is a controller for agents only"
+        )));
+    }
+    Ok(stream)
+}
+
+/// The same for an agent, whose controller may be a relay.
+///
+/// # Errors
+/// If nobody answers there, or somebody who is neither controller nor relay.
+pub async fn connect_as_agent(
+    address: &str,
+    config: &Arc<ClientConfig>,
+) -> io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
     connect_to(address, CONTROLLER_NAME, config).await
+}
+
+/// Whose a certificate is that somebody else was shown: `chain` as DER, the certificate first. That it was made by one of
+/// the authorities and is valid now is checked; that whoever shows it has its key is not.
+///
+/// # Errors
+/// If it is none of theirs, has ended, or names nobody.
+pub fn verify(authorities: &str, chain: &[impl AsRef<[u8]>]) -> Result<Holder, CredentialsError> {
+    let mut chain = chain.iter().map(|one| CertificateDer::from(one.as_ref()));
+    let first = chain.next().ok_or_else(|| wrong("certificate", &"none found"))?;
+    let others: Vec<_> = chain.take(CHAIN_LEN_MAX).collect();
+    let verifier = WebPkiClientVerifier::builder_with_provider(roots(authorities)?, provider()).build();
+    let verifier = verifier.map_err(|error| wrong("authority", &error))?;
+    let verified = verifier.verify_client_cert(&first, &others, UnixTime::now());
+    verified.map_err(|error| wrong("certificate", &error))?;
+    Ok(Holder::of(&first)?)
 }
 
 /// The same to any server, which must have a certificate for `name` (a DNS name or an address).
@@ -285,10 +327,11 @@ async fn accept(acceptor: &TlsAcceptor, stream: TcpStream, remote: SocketAddr) -
     stream.set_nodelay(true)?;
     let local = stream.local_addr()?;
     let stream = acceptor.accept(stream).await?;
-    let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+    let shown = stream.get_ref().1.peer_certificates().unwrap_or_default();
     let holder =
-        certificate.map(|certificate| Holder::of(certificate).map_err(io::Error::other)).transpose()?;
-    Ok((stream, Peer { remote, local, holder: holder.map(Arc::new) }))
+        shown.first().map(|certificate| Holder::of(certificate).map_err(io::Error::other)).transpose()?;
+    let chain = shown.iter().take(CHAIN_LEN_MAX).map(|certificate| certificate.to_vec()).collect();
+    Ok((stream, Peer { remote, local, holder: holder.map(Arc::new), chain }))
 }
 
 #[cfg(test)]

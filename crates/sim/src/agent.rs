@@ -178,6 +178,8 @@ impl Agent {
                 link.buffer.push(heard);
                 Ok(Vec::new())
             }
+            // For relays.
+            In::Revocations(_) => Ok(Vec::new()),
         }
     }
 
@@ -218,7 +220,7 @@ impl Agent {
                         unconcerned += bytes;
                     }
                 }
-                In::Welcome(_) | In::Synced(_) | In::InventoryAck(_) => {}
+                In::Welcome(_) | In::Synced(_) | In::InventoryAck(_) | In::Revocations(_) => {}
             }
         }
         if !resources.is_empty() {

@@ -53,6 +53,8 @@ const CONNECTING_MAX: usize = 200;
 const SYNC_TIME_MAX: Duration = Duration::from_secs(300);
 /// So long nobody may hear anything before all is said to be done.
 const QUIET: Duration = Duration::from_millis(500);
+/// If no agent has computed anything for so long, nothing that is waited for will come.
+const STUCK_TIME: Duration = Duration::from_secs(30);
 /// Objects in one request.
 const APPLIED_TOGETHER: usize = 2000;
 /// Engines made to measure the memory of one.
@@ -309,7 +311,7 @@ impl Simulation {
     async fn until(&self, otherwise: &str, holds: impl Fn(&World) -> bool) -> anyhow::Result<()> {
         let begun = Instant::now();
         while !holds(&self.world) {
-            if begun.elapsed() > SYNC_TIME_MAX {
+            if begun.elapsed() > SYNC_TIME_MAX || self.world.quiet_for().min(begun.elapsed()) > STUCK_TIME {
                 let (settled, open) = (*self.world.settled.borrow(), self.world.tracker.open());
                 let (complaints, which) = (self.world.complaints(), self.world.tracker.describe());
                 bail!(

@@ -48,7 +48,7 @@ async fn open(controller: &str, config: &Arc<ClientConfig>) -> Result<Channel, S
     let (address, config) = (controller.to_owned(), Arc::clone(config));
     let connector = tower::service_fn(move |_uri| {
         let (address, config) = (address.clone(), Arc::clone(&config));
-        async move { tls::connect(&address, &config).await.map(TokioIo::new) }
+        async move { tls::connect_as_agent(&address, &config).await.map(TokioIo::new) }
     });
     let endpoint = Endpoint::from_static("http://controller").connect_timeout(CONNECT_TIMEOUT);
     let connected = endpoint.connect_with_connector(connector).await;

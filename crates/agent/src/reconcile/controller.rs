@@ -99,8 +99,8 @@ impl Agent {
                         link.buffer.push(heard);
                     }
                 }
-                // A newer controller's words that an older agent need not know.
-                None => {}
+                // For relays, or a newer controller's words that an older agent need not know.
+                Some(In::Revocations(_)) | None => {}
             },
         }
     }
@@ -133,7 +133,7 @@ impl Agent {
             match heard {
                 In::Resources(resources) => self.resources_heard(&resources),
                 In::Members(members) => self.members_heard(&members),
-                In::Welcome(_) | In::Synced(_) | In::InventoryAck(_) => {}
+                In::Welcome(_) | In::Synced(_) | In::InventoryAck(_) | In::Revocations(_) => {}
             }
         }
         // The barrier speaks of what had been subscribed to when it was sent. Members that are remembered, but not
@@ -378,6 +378,7 @@ impl Agent {
                 .collect(),
             dataplane: self.dataplane.name().into(),
             entries: self.entries_written,
+            told: None,
         };
         let Some(link) = &mut self.link else { return };
         link.status_owed = false;
@@ -452,7 +453,6 @@ mod tests {
     use bulkhead_model::Facts;
 
     use super::*;
-    use crate::membership::Membership;
     use crate::session::Conversation;
     use crate::{Config, disk, flows};
 
@@ -469,7 +469,7 @@ mod tests {
         remembered.progress = Progress { epoch: "e".into(), revision: 5, members: 5 };
         remembered.members.insert(selector, KnownMembers::new());
         let config = Arc::new(Config { state_directory: directory.path().into(), ..Config::default() });
-        let membership = Arc::new(Membership::open(&config).unwrap());
+        let membership = Arc::new(crate::membership::open(&config).unwrap());
         let flows = flows::spawn(&membership);
         let progress = watch::channel(Progress::default()).0;
         let session = Conversation { progress, membership, task: tokio::spawn(async {}) };

@@ -146,6 +146,40 @@ pub(crate) enum Posture {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct RelayArgs {
+    /// Settings as YAML; flags win over it
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Name of this relay, which no other has [default: the host's name]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<String>,
+    /// Agent ports of the controllers; several with commas between, or given several times
+    /// [default: https://127.0.0.1:7441]
+    #[arg(long, value_name = "URL", value_delimiter = ',')]
+    pub(crate) upstream: Vec<String>,
+    /// What it joins the fleet with, from "bulkhead token create --relay"; not needed once it has joined
+    #[arg(long, env = "BULKHEAD_JOIN_TOKEN", value_name = "TOKEN", hide_env_values = true)]
+    pub(crate) join_token: Option<String>,
+    /// File that holds the join token
+    #[arg(long, value_name = "FILE", conflicts_with = "join_token")]
+    pub(crate) join_token_file: Option<PathBuf>,
+    /// Address for agents [default: 127.0.0.1:7441]
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) listen_agents: Option<std::net::SocketAddr>,
+    /// Where this one says that agents reach it, as the status shows it [default: where it listens]
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) advertise_agents: Option<String>,
+    /// Address of /metrics, /healthz and /readyz, without TLS, or "none" [default: 127.0.0.1:7442]
+    #[arg(long, value_name = "ADDRESS")]
+    pub(crate) listen_probes: Option<String>,
+    /// Directory of its certificate [default: /var/lib/bulkhead/relay]
+    #[arg(long, value_name = "DIRECTORY")]
+    pub(crate) state_dir: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) log: LogArgs,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct StandaloneArgs {
     /// Settings as YAML, with the keys controller and agent; flags win over it
     #[arg(long, value_name = "FILE")]

@@ -43,6 +43,12 @@ pub(crate) enum TokenCommand {
         /// Make a token for a program that uses the API instead, with this name
         #[arg(long, value_name = "NAME")]
         operator: Option<String>,
+        /// Make a token for the relay of this name instead
+        #[arg(long, value_name = "NAME", conflicts_with_all = ["operator", "host", "uses"])]
+        relay: Option<String>,
+        /// Hosts for which that relay may speak, names or patterns like site1-*, with commas between [default: as before]
+        #[arg(long, value_name = "PATTERN", value_delimiter = ',', requires = "relay")]
+        hosts: Vec<String>,
         /// A group that the program is in; may be given several times
         #[arg(long, value_name = "NAME", requires = "operator")]
         group: Vec<String>,
@@ -89,7 +95,7 @@ pub(crate) enum CertificateCommand {
     },
     /// Refuse a certificate, or all that somebody has, from now on
     Revoke {
-        /// operator/NAME, agent/HOST, or a serial number
+        /// operator/NAME, agent/HOST, relay/NAME, or a serial number
         what: String,
         /// Why, for the record
         #[arg(long, default_value = "", value_name = "TEXT")]

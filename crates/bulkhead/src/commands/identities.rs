@@ -42,12 +42,15 @@ pub(crate) fn init(common: &Common, args: &InitArgs) -> Result<(), Failure> {
 pub(crate) async fn token(common: &Common, command: &TokenCommand) -> Result<(), Failure> {
     let path = format!("{API}/tokens");
     match command {
-        TokenCommand::Create { host, uses, operator, group, ttl } => {
+        TokenCommand::Create { host, uses, operator, group, relay, hosts, ttl } => {
+            let hosts = (!hosts.is_empty()).then_some(hosts);
             let operator = operator.as_ref().map(|name| json!({ "name": name, "groups": group }));
             let body = given([
                 ("host", json!(host)),
                 ("uses", json!(uses)),
                 ("operator", json!(operator)),
+                ("relay", json!(relay)),
+                ("hosts", json!(hosts)),
                 ("ttl", json!(ttl)),
             ]);
             let made = call(common.controller(), Method::POST, &path, Some(body.to_string())).await?;
@@ -84,6 +87,14 @@ fn created(made: &Value) -> String {
              this command takes it from BULKHEAD_TOKEN.\n"
         );
     }
+    if let Some(relay) = made["relay"].as_str() {
+        let hosts = made["hosts"].as_array().into_iter().flatten().filter_map(Value::as_str);
+        return format!(
+            "{token}\n\nGood until {until}, and not shown again. With it relay {relay} joins, which may speak for {}:\n  \
+             bulkhead relay --name {relay} --upstream https://CONTROLLER:7441 --join-token {token}\n",
+            hosts.collect::<Vec<_>>().join(", ")
+        );
+    }
     let who = made["host"].as_str().map_or_else(|| "a machine".into(), |host| format!("host {host}"));
     format!(
         "{token}\n\nGood until {until}, and not shown again. With it {who} joins:\n  \
@@ -97,7 +108,9 @@ fn tokens(list: &Value) -> String {
             Some(name) => format!("operator/{name}"),
             None => match item["host"].as_str() {
                 Some(host) => format!("joins as {host}"),
-                None => "joins".into(),
+                None => item["relay"]
+                    .as_str()
+                    .map_or_else(|| "joins".into(), |relay| format!("joins as relay/{relay}")),
             },
         };
         let uses = item["usesLeft"].as_u64().map_or_else(|| "-".into(), |uses| uses.to_string());
@@ -186,7 +199,9 @@ async fn signed_there(
     let key = Key::generate().map_err(other)?;
     let (operator, agent) = match identity {
         Identity::Operator { name, groups } => (Some(json!({ "name": name, "groups": groups })), None),
-        Identity::Agent(host) | Identity::Controller(host) => (None, Some(host.as_str())),
+        Identity::Agent(host) | Identity::Controller(host) | Identity::Relay(host) => {
+            (None, Some(host.as_str()))
+        }
     };
     let body = given([
         ("signingRequest", json!(key.request().map_err(other)?)),

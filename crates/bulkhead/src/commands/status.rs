@@ -62,6 +62,27 @@ fn controllers(page: &mut String, fleet: &Value) {
     page.push('\n');
 }
 
+/// The relays, if there are any.
+fn relays(page: &mut String, fleet: &Value) {
+    let all = fleet["relays"].as_array().cloned().unwrap_or_default();
+    if all.is_empty() {
+        return;
+    }
+    let row = |one: &Value| {
+        let state = connection(one["connected"] == true);
+        let hosts = one["hosts"].as_array().into_iter().flatten().filter_map(Value::as_str);
+        let hosts = hosts.collect::<Vec<_>>().join(",");
+        vec![text(one, "/name"), state, text(one, "/agentsAt"), text(one, "/version"), hosts]
+    };
+    let headings = ["RELAY", "STATE", "AGENTS AT", "VERSION", "MAY SPEAK FOR"];
+    page.push_str(&table(&headings, &all.iter().map(row).collect::<Vec<_>>()));
+    page.push('\n');
+}
+
+fn connection(connected: bool) -> String {
+    if connected { paint(Style::Good, "connected") } else { paint(Style::Bad, "away") }
+}
+
 fn fleet_page(page: &mut String, common: &Common, fleet: &Value) {
     if fleet.is_null() {
         let _ = writeln!(page, "{} at {}", paint(Style::Bad, "no controller"), common.server_name());
@@ -83,6 +104,7 @@ fn fleet_page(page: &mut String, common: &Common, fleet: &Value) {
         let _ =
             writeln!(page, "{head}: {id}, rolled back at {deadline} unless you say: bulkhead confirm {id}");
     }
+    relays(page, fleet);
     let agents = fleet["agents"].as_array().cloned().unwrap_or_default();
     if agents.is_empty() {
         page.push_str("no agent has connected yet\n");
@@ -91,12 +113,12 @@ fn fleet_page(page: &mut String, common: &Common, fleet: &Value) {
     let rows: Vec<_> = agents
         .iter()
         .map(|agent| {
-            let connected = agent["connected"] == true;
-            let state = if connected { paint(Style::Good, "connected") } else { paint(Style::Bad, "away") };
+            let state = connection(agent["connected"] == true);
             let not_enforced = agent["notEnforced"].as_array().map_or(0, Vec::len);
             vec![
                 text(agent, "/host"),
                 state,
+                agent["relay"].as_str().unwrap_or("-").to_owned(),
                 text(agent, "/version"),
                 text(agent, "/dataplane"),
                 text(agent, "/enforcedRevision"),
@@ -110,6 +132,7 @@ fn fleet_page(page: &mut String, common: &Common, fleet: &Value) {
     let headings = [
         "HOST",
         "STATE",
+        "RELAY",
         "VERSION",
         "DATAPLANE",
         "REVISION",

@@ -26,6 +26,8 @@ pub(crate) enum Who {
     Agent(String),
     /// Another controller.
     Controller(String),
+    /// A relay: it has sessions for agents, and nothing to ask here.
+    Relay(String),
 }
 
 /// Who makes a request, and from where.
@@ -46,6 +48,7 @@ impl Caller {
             None => (Who::Nobody, Vec::new()),
             Some(Identity::Agent(host)) => (Who::Agent(host.clone()), Vec::new()),
             Some(Identity::Controller(name)) => (Who::Controller(name.clone()), Vec::new()),
+            Some(Identity::Relay(name)) => (Who::Relay(name.clone()), Vec::new()),
             Some(Identity::Operator { name, groups }) => (Who::Operator(name.clone()), groups.clone()),
         };
         Self { who, groups: groups.into(), ends: Some(ends), certificate }
@@ -65,6 +68,7 @@ impl Caller {
             Who::Operator(name) => format!("operator/{name}"),
             Who::Agent(host) => format!("agent/{host}"),
             Who::Controller(name) => format!("controller/{name}"),
+            Who::Relay(name) => format!("relay/{name}"),
         }
     }
 

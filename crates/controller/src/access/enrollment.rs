@@ -32,22 +32,35 @@ fn authority(context: &Context) -> Result<&Authority, EnrollmentError> {
     context.trust.authority.as_ref().ok_or(EnrollmentError::NotOurs)
 }
 
+/// Longest that the certificate of a relay lasts: its agents trust it for as long, also once it is revoked.
+const RELAY_LIFETIME_MAX: Duration = Duration::from_secs(7 * 24 * 3600);
+
+fn lifetime(context: &Context, identity: &Identity) -> Duration {
+    let lifetime = context.config.certificate_lifetime();
+    if matches!(identity, Identity::Relay(_)) { lifetime.min(RELAY_LIFETIME_MAX) } else { lifetime }
+}
+
 /// A machine joins with a token.
 pub(crate) async fn enroll(
     context: &Context,
     request: &EnrollRequest,
 ) -> Result<Enrollment, EnrollmentError> {
-    let EnrollRequest { token_id, token_secret, host, signing_request } = request;
+    let EnrollRequest { token_id, token_secret, host, signing_request, relay } = request;
     if !is_name(host) {
         return Err(EnrollmentError::Host(host.clone()));
     }
-    let identity = Identity::agent(host)?;
+    let identity = if *relay { Identity::relay(host)? } else { Identity::agent(host)? };
     // What cannot be signed must not use a token up.
-    let lifetime = context.config.certificate_lifetime();
+    let lifetime = lifetime(context, &identity);
     authority(context)?.sign(signing_request, &identity, lifetime, SystemTime::now())?;
     let key = Authority::key_digest(signing_request)?;
-    context.grants.use_join_token((token_id, token_secret), host, &key).await??;
-    tracing::info!(%host, token = %token_id, "a host has joined");
+    let token = (token_id.as_str(), token_secret.as_str());
+    if *relay {
+        context.grants.use_relay_token(token, host, &key).await??;
+    } else {
+        context.grants.use_join_token(token, host, &key).await??;
+    }
+    tracing::info!(who = %identity, token = %token_id, "a host or relay has joined");
     context.metrics.hosts_joined.add(1);
     certify(context, signing_request, &identity, lifetime).await
 }
@@ -58,8 +71,8 @@ pub(crate) async fn renew(
     holder: &Holder,
     signing_request: &str,
 ) -> Result<Enrollment, EnrollmentError> {
-    let enrollment =
-        certify(context, signing_request, &holder.identity, context.config.certificate_lifetime()).await?;
+    let lifetime = lifetime(context, &holder.identity);
+    let enrollment = certify(context, signing_request, &holder.identity, lifetime).await?;
     tracing::info!(who = %holder.identity, "a certificate was renewed");
     context.metrics.certificates_renewed.add(1);
     Ok(enrollment)

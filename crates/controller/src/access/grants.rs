@@ -3,14 +3,15 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
-use bulkhead_identity::{Holder, JoinToken, Secret, SecretDigest};
+use bulkhead_identity::{Holder, Identity, JoinToken, Secret, SecretDigest};
 use bulkhead_store::{Change, Precondition, Revision, Store, StoreError, Transaction};
 use tokio::sync::watch;
 use tonic::Status;
 
 use super::caller::{Caller, Who};
 use super::records::{
-    Grant, Joined, Key, PREFIX, Revocation, Revoked, Token, joined_key, read_key, revocation_key, token_key,
+    Grant, Joined, Key, PREFIX, Relay, Revocation, Revoked, Token, joined_key, read_key, relay_key,
+    revocation_key, token_key,
 };
 use crate::clock;
 use crate::context::{Context, stopped};
@@ -19,6 +20,8 @@ use crate::context::{Context, stopped};
 pub(crate) const TOKENS_MAX: usize = 10_000;
 /// Most revocations.
 pub(crate) const REVOCATIONS_MAX: usize = 100_000;
+/// Most relays.
+pub(crate) const RELAYS_MAX: usize = 10_000;
 /// What an operator's token begins with.
 const OPERATOR_PREFIX: &str = "bho1";
 /// How long a machine whose answer was lost may ask again, in milliseconds.
@@ -31,6 +34,7 @@ const ATTEMPTS_MAX: usize = 5;
 struct State {
     tokens: BTreeMap<String, (Token, Revision)>,
     revocations: BTreeMap<Revoked, Revocation>,
+    relays: BTreeMap<String, (Relay, Revision)>,
 }
 
 /// Tokens and revocations.
@@ -46,7 +50,7 @@ pub(crate) struct Grants {
 pub(crate) enum NotGranted {
     #[error("the token is unknown, used up, or expired: make another with bulkhead token create")]
     Token,
-    #[error("the token is for another host")]
+    #[error("the token is for another host or relay")]
     Host,
     #[error(
         "a host of this name has joined before: make a token for it with bulkhead token create --host NAME"
@@ -60,6 +64,14 @@ impl State {
         let value = change.object.as_ref().map(|stored| (&stored.value, stored.modified));
         match (key, value) {
             (Key::Token(id), None) => drop(self.tokens.remove(id)),
+            (Key::Relay(name), None) => drop(self.relays.remove(name)),
+            (Key::Relay(name), Some((value, revision))) => match serde_json::from_slice(value) {
+                Ok(relay) => drop(self.relays.insert(name.to_owned(), (relay, revision))),
+                Err(error) => {
+                    tracing::error!(key = %change.key, %error, "what a relay may do cannot be read: nothing, then");
+                    self.relays.remove(name);
+                }
+            },
             (Key::Revocation(of), None) => drop(self.revocations.remove(&of)),
             (Key::Token(id), Some((value, revision))) => match serde_json::from_slice(value) {
                 Ok(token) => drop(self.tokens.insert(id.to_owned(), (token, revision))),
@@ -122,8 +134,8 @@ impl Grants {
         self.tokens().len() < TOKENS_MAX
     }
 
-    /// Writes a token, and removes those that have expired.
-    pub(crate) async fn add_token(&self, token: &Token) -> Result<(), StoreError> {
+    /// Writes a token, with what a relay may do if it is for one, and removes those that have expired.
+    pub(crate) async fn add_token(&self, token: &Token, relay: Option<&Relay>) -> Result<(), StoreError> {
         let now = clock::now_ms();
         let expired: Vec<_> = {
             let state = self.state();
@@ -132,6 +144,10 @@ impl Grants {
         };
         let text = serde_json::to_vec(token).unwrap_or_default();
         let mut transaction = Transaction::new().put(token_key(&token.id), text, Precondition::Absent);
+        if let Some(relay) = relay {
+            let text = serde_json::to_vec(relay).unwrap_or_default();
+            transaction = transaction.put(relay_key(&relay.name), text, Precondition::Any);
+        }
         for id in expired {
             transaction = transaction.delete(token_key(&id), Precondition::Any);
         }
@@ -147,16 +163,58 @@ impl Grants {
         Ok(known)
     }
 
-    /// Takes one use of a join token for a host and the key that it joins with. The store decides, so that no two controllers
-    /// give the last use away.
+    /// All relays.
+    pub(crate) fn relays(&self) -> Vec<Relay> {
+        self.state().relays.values().map(|(relay, _)| relay.clone()).collect()
+    }
+
+    /// What a relay may do, and since which revision.
+    pub(crate) fn relay(&self, name: &str) -> Option<(Relay, Revision)> {
+        self.state().relays.get(name).cloned()
+    }
+
+    /// Takes one use of a relay's token for the key that it joins with.
+    pub(super) async fn use_relay_token(
+        &self,
+        token: (&str, &str),
+        name: &str,
+        key: &str,
+    ) -> Result<Result<(), NotGranted>, StoreError> {
+        self.use_token(token, &format!("relay/{name}"), key, |grant| match grant {
+            Grant::Relay { name: only } if only == name => Ok(true),
+            Grant::Relay { .. } => Err(NotGranted::Host),
+            Grant::Join { .. } | Grant::Operator { .. } => Err(NotGranted::Token),
+        })
+        .await
+    }
+
+    /// Takes one use of a join token for a host and the key that it joins with.
     pub(super) async fn use_join_token(
         &self,
-        (id, secret): (&str, &str),
+        token: (&str, &str),
         host: &str,
         key: &str,
     ) -> Result<Result<(), NotGranted>, StoreError> {
+        self.use_token(token, host, key, |grant| match grant {
+            Grant::Join { host: Some(only) } if only == host => Ok(true),
+            Grant::Join { host: Some(_) } => Err(NotGranted::Host),
+            Grant::Join { host: None } => Ok(false),
+            Grant::Relay { .. } | Grant::Operator { .. } => Err(NotGranted::Token),
+        })
+        .await
+    }
+
+    /// Takes one use of a token for somebody and the key that it joins with; `is_his` says whether the token is for nobody
+    /// else. The store decides, so that no two controllers give the last use away.
+    async fn use_token(
+        &self,
+        (id, secret): (&str, &str),
+        who: &str,
+        key: &str,
+        is_his: impl Fn(&Grant) -> Result<bool, NotGranted>,
+    ) -> Result<Result<(), NotGranted>, StoreError> {
         for _ in 0..ATTEMPTS_MAX {
-            let joined = self.store.get(&joined_key(host)).await?;
+            let joined = self.store.get(&joined_key(who)).await?;
             let before =
                 joined.as_ref().and_then(|stored| serde_json::from_slice::<Joined>(&stored.value).ok());
             let now = clock::now_ms();
@@ -170,16 +228,15 @@ impl Grants {
             let Some((token, revision)) = self.valid_token(id, secret).await? else {
                 return Ok(Err(NotGranted::Token));
             };
-            let Grant::Join { host: only } = &token.grant else { return Ok(Err(NotGranted::Token)) };
-            let unchanged = match (only, &joined) {
-                (Some(only), _) if only != host => return Ok(Err(NotGranted::Host)),
-                (None, Some(_)) => return Ok(Err(NotGranted::Joined)),
-                (Some(_), Some(joined)) => Precondition::AtRevision(joined.modified),
-                (_, None) => Precondition::Absent,
+            let unchanged = match (is_his(&token.grant), &joined) {
+                (Err(refused), _) => return Ok(Err(refused)),
+                (Ok(false), Some(_)) => return Ok(Err(NotGranted::Joined)),
+                (Ok(true), Some(joined)) => Precondition::AtRevision(joined.modified),
+                (Ok(_), None) => Precondition::Absent,
             };
             let record = Joined { token: id.into(), key: key.into(), joined_ms: now };
             let text = serde_json::to_vec(&record).unwrap_or_default();
-            let mut transaction = Transaction::new().put(joined_key(host), text, unchanged);
+            let mut transaction = Transaction::new().put(joined_key(who), text, unchanged);
             let unchanged = Precondition::AtRevision(revision);
             transaction = if token.uses_left > 1 {
                 let token = Token { uses_left: token.uses_left - 1, ..token };
@@ -272,12 +329,26 @@ pub(crate) async fn follow(
             changes().for_each(|change| state.take_in(change));
         }
         grants.revision.send_replace(watch.position());
+        // What a relay may do is asked anew when it comes back.
+        let changed: Vec<_> = changes()
+            .filter_map(|change| match read_key(&change.key)? {
+                Key::Relay(name) => Some(Identity::Relay(name.to_owned())),
+                Key::Token(_) | Key::Revocation(_) => None,
+            })
+            .collect();
+        if !changed.is_empty() {
+            context.registry.close_where(
+                |holder| changed.contains(&holder.identity),
+                || Status::unavailable("the hosts of this relay have changed"),
+            );
+        }
         // Most of what is written there is about sessions.
         if !changes().any(|change| matches!(read_key(&change.key), Some(Key::Revocation(_)))) {
             continue;
         }
         let revoked = |holder: &Holder| grants.revoked(holder).is_some();
         context.registry.close_where(revoked, || Status::unauthenticated("the certificate is revoked"));
+        context.repository.view().wake_relays();
     }
 }
 

@@ -4,10 +4,13 @@ use bulkhead_identity::{Holder, Identity};
 use serde::{Deserialize, Serialize};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use super::hosts::HostPatterns;
+
 /// What all their keys begin with. No resource is there.
 pub(super) const PREFIX: &str = "/bulkhead.dev/system/";
 const TOKENS: &str = "/bulkhead.dev/system/tokens/";
 const JOINED: &str = "/bulkhead.dev/system/joined/";
+const RELAYS: &str = "/bulkhead.dev/system/relays/";
 const REVOCATIONS: &str = "/bulkhead.dev/system/revocations/";
 
 /// What a token is good for.
@@ -18,6 +21,11 @@ pub(crate) enum Grant {
     Join {
         /// Only of this host, also if it has joined before; `None`: of any that never has.
         host: Option<String>,
+    },
+    /// A relay gets a certificate.
+    Relay {
+        /// Its name.
+        name: String,
     },
     /// Requests are this operator's.
     Operator {
@@ -44,6 +52,18 @@ pub(crate) struct Token {
     pub(crate) by: String,
 }
 
+/// A relay: what it may do stands here, whatever it joined with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(crate) struct Relay {
+    pub(crate) name: String,
+    /// For which hosts it may speak.
+    pub(crate) hosts: HostPatterns,
+    pub(crate) since_ms: u64,
+    /// Who said so.
+    pub(crate) by: String,
+}
+
 /// A host that has joined: nobody else joins under its name by a token that is not for it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -56,12 +76,12 @@ pub(crate) struct Joined {
 }
 
 /// Whose certificates are refused.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(crate) enum Revoked {
     /// One certificate.
     Serial(String),
-    /// All that somebody (`agent/HOST`, `operator/NAME`) had until then; operators' tokens too.
+    /// All that somebody (`agent/HOST`, `relay/NAME`, `operator/NAME`) had until then; operators' tokens too.
     Holder(String),
 }
 
@@ -79,7 +99,7 @@ pub(crate) struct Revocation {
 
 impl Revocation {
     /// Whether it is about a certificate.
-    pub(super) fn covers(&self, holder: &Holder) -> bool {
+    pub(crate) fn covers(&self, holder: &Holder) -> bool {
         match &self.of {
             Revoked::Serial(serial) => *serial == holder.serial,
             Revoked::Holder(name) => {
@@ -106,6 +126,11 @@ pub(super) fn token_key(id: &str) -> String {
     format!("{TOKENS}{id}")
 }
 
+/// Where a relay stands.
+pub(super) fn relay_key(name: &str) -> String {
+    format!("{RELAYS}{name}")
+}
+
 /// Where it stands that a host has joined.
 pub(super) fn joined_key(host: &str) -> String {
     format!("{JOINED}{host}")
@@ -128,6 +153,7 @@ pub(super) fn of_holder(identity: &Identity) -> Revoked {
 #[derive(Debug)]
 pub(super) enum Key<'a> {
     Token(&'a str),
+    Relay(&'a str),
     Revocation(Revoked),
 }
 
@@ -135,6 +161,9 @@ pub(super) enum Key<'a> {
 pub(super) fn read_key(key: &str) -> Option<Key<'_>> {
     if let Some(id) = key.strip_prefix(TOKENS) {
         return Some(Key::Token(id));
+    }
+    if let Some(name) = key.strip_prefix(RELAYS) {
+        return Some(Key::Relay(name));
     }
     let rest = key.strip_prefix(REVOCATIONS)?;
     let (what, name) = rest.split_once('/')?;

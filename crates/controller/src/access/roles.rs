@@ -34,7 +34,7 @@ impl Permissions {
             Who::Local { .. } => caller.name(),
             // They ask each other what only one of them knows.
             Who::Controller(_) => return Self { role: Some(Role::Viewer), scopes: Vec::new() },
-            Who::Agent(_) | Who::Nobody => return Self::default(),
+            Who::Agent(_) | Who::Relay(_) | Who::Nobody => return Self::default(),
         };
         let mut permissions = Self::default();
         for object in view.of_kind(Kind::RoleBinding) {

@@ -10,11 +10,14 @@ use bulkhead_wire::proto::controller_message::Body;
 use tonic::Status;
 
 use super::messages;
-use crate::members::Subscriber;
+use super::source::{Answers, Source};
+use crate::members::{Audience, Subscriber};
 use crate::repository::View;
 
 /// Most subscriptions of one agent.
 const SUBSCRIPTIONS_MAX: usize = 20_000;
+/// Most subscriptions of a relay: of a site's agents together.
+pub(crate) const RELAY_SUBSCRIPTIONS_MAX: usize = 100_000;
 
 #[derive(Debug)]
 struct Subscription {
@@ -26,7 +29,7 @@ struct Subscription {
 
 /// How far an agent has been told.
 #[derive(Debug)]
-pub(super) struct Pump {
+pub(crate) struct Pump {
     subscriber: Arc<Subscriber>,
     /// It knows tiers and policies as of this revision; `None`: nothing.
     resources_known: Option<u64>,
@@ -43,7 +46,7 @@ pub(super) struct Pump {
 
 impl Pump {
     /// For an agent that says it knows everything up to `resources_known`.
-    pub(super) fn new(subscriber: Arc<Subscriber>, resources_known: Option<u64>, unpacks: bool) -> Self {
+    pub(crate) fn new(subscriber: Arc<Subscriber>, resources_known: Option<u64>, unpacks: bool) -> Self {
         Self {
             subscriber,
             resources_known,
@@ -55,30 +58,31 @@ impl Pump {
         }
     }
 
-    pub(super) fn subscriptions(&self) -> usize {
+    pub(crate) fn subscriptions(&self) -> usize {
         self.subscriptions.len()
     }
 
     /// Takes in a subscription; `known` is the revision that the agent says it knows the members as of.
-    pub(super) fn subscribe(
+    pub(crate) fn subscribe(
         &mut self,
-        view: &mut View,
+        source: &mut impl Source,
         subscribe: &proto::Subscribe,
         known: Option<u64>,
     ) -> Result<(), Status> {
         let proto::Subscribe { handle, selector, .. } = subscribe;
-        if self.subscriptions.len() >= SUBSCRIPTIONS_MAX {
-            return Err(Status::resource_exhausted(format!(
-                "an agent may have {SUBSCRIPTIONS_MAX} subscriptions"
-            )));
+        let most = match self.subscriber.audience {
+            Audience::Host(_) => SUBSCRIPTIONS_MAX,
+            Audience::Relay(_) => RELAY_SUBSCRIPTIONS_MAX,
+        };
+        if self.subscriptions.len() >= most {
+            return Err(Status::resource_exhausted(format!("there may be {most} subscriptions")));
         }
         if self.subscriptions.contains_key(handle) {
             return Err(Status::invalid_argument(format!("handle {handle} is in use")));
         }
         let selector = Selector::parse_canonical(selector)
             .map_err(|error| Status::invalid_argument(format!("subscription {handle}: {error}")))?;
-        let revision = view.revision;
-        let selector = view.members.subscribe(&selector, &self.subscriber, revision);
+        let selector = source.subscribe(&selector, &self.subscriber)?;
         self.subscriptions.insert(*handle, Subscription { selector, known });
         self.by_selector.entry(selector).or_default().push(*handle);
         self.new.insert(*handle);
@@ -86,7 +90,7 @@ impl Pump {
     }
 
     /// Ends a subscription.
-    pub(super) fn unsubscribe(&mut self, view: &mut View, handle: u32) {
+    pub(crate) fn unsubscribe(&mut self, source: &mut impl Source, handle: u32) {
         let Some(gone) = self.subscriptions.remove(&handle) else { return };
         self.new.remove(&handle);
         let handles = self.by_selector.entry(gone.selector).or_default();
@@ -95,30 +99,41 @@ impl Pump {
         if !still_read {
             self.by_selector.remove(&gone.selector);
         }
-        view.members.unsubscribe(gone.selector, self.subscriber.id, still_read);
+        source.unsubscribe(gone.selector, self.subscriber.id, still_read);
     }
 
     /// Everything ends.
-    pub(super) fn close(&mut self, view: &mut View) {
+    pub(crate) fn close(&mut self, source: &mut impl Source) {
         for (_, gone) in self.subscriptions.drain() {
-            view.members.unsubscribe(gone.selector, self.subscriber.id, false);
+            source.unsubscribe(gone.selector, self.subscriber.id, false);
         }
-        view.remove_session(self.subscriber.id);
+        source.view_mut().remove_session(self.subscriber.id);
     }
 
-    /// What there is to tell now, with the barrier last; empty if there is nothing.
-    pub(super) fn messages(&mut self, view: &View) -> Vec<Body> {
+    /// What there is to tell now, with the barrier last; empty if there is nothing, or a subscription is about to be answered
+    /// for which the barrier waits.
+    pub(crate) fn messages(&mut self, source: &impl Source) -> Vec<Body> {
+        let answers = |handle: &u32| {
+            let subscription = self.subscriptions.get(handle);
+            subscription.map_or(Answers::Now, |one| source.answers(one.selector))
+        };
+        if self.new.iter().any(|handle| answers(handle) == Answers::Soon) {
+            return Vec::new();
+        }
+        let later: BTreeSet<u32> =
+            self.new.iter().filter(|handle| answers(handle) == Answers::Later).copied().collect();
+        let view = source.view();
         let mut messages = self.resources(view);
-        let host = &self.subscriber.host;
+        let to = &self.subscriber.audience;
         // Of the others nothing has changed, but perhaps for workloads of its own host, of which it does not hear.
         let changed = self.subscriber.take_changed();
         let changed = changed.iter().filter_map(|selector| self.by_selector.get(selector)).flatten();
         let changed: BTreeSet<u32> = changed.chain(&self.new).copied().collect();
-        for handle in changed {
+        for handle in changed.difference(&later).copied() {
             let Some(subscription) = self.subscriptions.get_mut(&handle) else { continue };
-            messages.extend(subscription.messages(view, handle, host, self.new.contains(&handle)));
+            messages.extend(subscription.messages(source, handle, to, self.new.contains(&handle)));
         }
-        self.new.clear();
+        self.new = later;
         if messages.is_empty() && !self.unanswered {
             return messages;
         }
@@ -132,7 +147,7 @@ impl Pump {
         if known.is_some_and(|known| known <= view.revision && known >= view.resources_newest()) {
             return Vec::new();
         }
-        match known.and_then(|known| view.resources_since(known, &self.subscriber.host)) {
+        match known.and_then(|known| view.resources_since(known, &self.subscriber.audience)) {
             Some(changes) if changes.is_empty() => Vec::new(),
             Some(changes) => {
                 let (mut upserts, mut removes) = (Vec::new(), Vec::new());
@@ -146,7 +161,7 @@ impl Pump {
             }
             None => {
                 // Predefined tiers that nobody has written are known to every agent.
-                let own = view.resources_of_host(&self.subscriber.host);
+                let own = view.resources_of_host(&self.subscriber.audience);
                 let own = own.map(|object| object.json().clone());
                 if self.unpacks {
                     return messages::packed_resources(
@@ -164,18 +179,19 @@ impl Pump {
 
 impl Subscription {
     /// Also if nothing changed, where it must be answered.
-    fn messages(&mut self, view: &View, handle: u32, host: &str, unanswered: bool) -> Vec<Body> {
-        let known = self.known.replace(view.revision);
-        match known.and_then(|known| view.members_since(self.selector, host, known)) {
+    fn messages(&mut self, source: &impl Source, handle: u32, to: &Audience, unanswered: bool) -> Vec<Body> {
+        let revision = source.view().revision;
+        let known = self.known.replace(revision);
+        match known.and_then(|known| source.members_since(self.selector, to, known)) {
             Some(difference) => {
                 if !unanswered && difference.joins.is_empty() && difference.leaves.is_empty() {
                     return Vec::new();
                 }
-                messages::members(handle, false, view.revision, &difference.joins, &difference.leaves)
+                messages::members(handle, false, revision, &difference.joins, &difference.leaves)
             }
             None => {
-                let joins = view.members.all(self.selector, host);
-                messages::members(handle, true, view.revision, &joins, &[])
+                let joins = source.members(self.selector, to);
+                messages::members(handle, true, revision, &joins, &[])
             }
         }
     }

@@ -3,12 +3,13 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use bulkhead_identity::Holder;
+use bulkhead_identity::{Holder, Identity};
 use bulkhead_wire::proto;
 use serde::Serialize;
 use tokio::sync::oneshot;
 use tonic::Status;
 
+use super::desk::Speaker;
 use crate::clock;
 use crate::guard::{Ends, Known, Who};
 use crate::members::SessionId;
@@ -25,6 +26,9 @@ const NOT_ENFORCED_LEN_MAX: usize = 1000;
 pub(crate) struct AgentReport {
     pub(crate) host: String,
     pub(crate) connected: bool,
+    /// The relay that speaks for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) relay: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) connected_since: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -56,6 +60,8 @@ pub(crate) struct NotEnforced {
 struct Live {
     id: SessionId,
     holder: Arc<Holder>,
+    /// The relay that speaks for it.
+    via: Option<Arc<Holder>>,
     ends: Option<Ends>,
     close: oneshot::Sender<Status>,
 }
@@ -67,6 +73,8 @@ struct Record {
     last_seen_ms: u64,
     seen: bool,
     version: String,
+    /// Of a relay.
+    agents_at: String,
     status: proto::AgentStatus,
     sent_revision: u64,
     subscriptions: usize,
@@ -103,13 +111,9 @@ impl Registry {
 
     /// A session of a host begins. A session that the host still has is closed: its agent has come back
     /// before we noticed that it was gone.
-    pub(crate) fn admit(
-        &self,
-        host: &Arc<str>,
-        version: &str,
-        holder: Arc<Holder>,
-        ends: Option<Ends>,
-    ) -> Result<Admission, Status> {
+    pub(crate) fn admit(&self, speaker: &Speaker, hello: &proto::Hello) -> Result<Admission, Status> {
+        let Speaker { part: _, key: host, holder, via, ends } = speaker.clone();
+        let host = &host;
         let mut hosts = self.hosts();
         if hosts.by_name.len() >= HOSTS_MAX && !hosts.by_name.contains_key(host) {
             return Err(Status::resource_exhausted(format!("{HOSTS_MAX} hosts are known already")));
@@ -118,20 +122,21 @@ impl Registry {
         let id = hosts.last_session;
         let record = hosts.by_name.entry(Arc::clone(host)).or_default();
         let (close, closed) = oneshot::channel();
-        let before = record.live.replace(Live { id, holder, ends, close });
+        let before = record.live.replace(Live { id, holder, via, ends, close });
         let replaced = before.is_some();
         if let Some(before) = before {
             let reason = format!("another session of host {host:?} has taken the place of this one");
             // An error means that it has ended by itself meanwhile.
             let _ = before.close.send(Status::aborted(reason));
         }
-        let (now_ms, version) = (clock::now_ms(), version.to_owned());
+        let (now_ms, version) = (clock::now_ms(), hello.version.clone());
         *record = Record {
             live: record.live.take(),
             connected_since_ms: now_ms,
             last_seen_ms: now_ms,
             seen: true,
             version,
+            agents_at: hello.agents_at.clone(),
             ..Record::default()
         };
         Ok(Admission { id, closed, replaced })
@@ -156,7 +161,16 @@ impl Registry {
     /// The agent said how it is.
     pub(crate) fn status(&self, host: &str, id: SessionId, mut status: proto::AgentStatus) {
         status.not_enforced.truncate(NOT_ENFORCED_LEN_MAX);
-        self.update(host, id, |record| record.status = status);
+        self.update(host, id, |record| {
+            // Of an agent that is connected here it is known better.
+            let via = record.live.as_ref().is_some_and(|live| live.via.is_some());
+            if let Some(told) = status.told.take().filter(|_| via) {
+                record.sent_revision = told.revision;
+                record.subscriptions = usize::try_from(told.subscriptions).unwrap_or(usize::MAX);
+                (record.messages_sent, record.bytes_sent) = (told.messages, told.bytes);
+            }
+            record.status = status;
+        });
     }
 
     /// The agent has been told everything up to a revision, by so many messages and bytes since the last time.
@@ -174,6 +188,19 @@ impl Registry {
             record.messages_sent += messages;
             record.bytes_sent += bytes;
         });
+    }
+
+    /// What the agent of a host has been told, by this session.
+    pub(crate) fn told(&self, host: &str, id: SessionId) -> Option<proto::Told> {
+        let hosts = self.hosts();
+        let record = hosts.by_name.get(host)?;
+        record.live.as_ref().filter(|live| live.id == id)?;
+        Some(proto::Told {
+            revision: record.sent_revision,
+            subscriptions: u32::try_from(record.subscriptions).unwrap_or(u32::MAX),
+            messages: record.messages_sent,
+            bytes: record.bytes_sent,
+        })
     }
 
     /// The session has ended.
@@ -196,10 +223,13 @@ impl Registry {
         }
     }
 
-    /// Ends the sessions of holders that are no longer welcome.
+    /// Ends the sessions of holders that are no longer welcome, and of hosts for which such a relay speaks.
     pub(crate) fn close_where(&self, unwelcome: impl Fn(&Holder) -> bool, status: impl Fn() -> Status) {
         for record in self.hosts().by_name.values_mut() {
-            if let Some(live) = record.live.take_if(|live| unwelcome(&live.holder)) {
+            if let Some(live) = record
+                .live
+                .take_if(|live| unwelcome(&live.holder) || live.via.as_deref().is_some_and(&unwelcome))
+            {
                 // An error means that it has ended by itself meanwhile.
                 let _ = live.close.send(status());
             }
@@ -225,10 +255,19 @@ impl Registry {
         self.hosts().by_name.values().filter(|record| record.live.is_some()).count()
     }
 
+    /// Where a relay's agents reach it, and its version; `None`: it is not connected here.
+    pub(crate) fn relay(&self, name: &str) -> Option<(String, String)> {
+        let hosts = self.hosts();
+        let record = hosts.by_name.get(&*Identity::Relay(name.to_owned()).to_string())?;
+        record.live.as_ref().map(|_| (record.agents_at.clone(), record.version.clone()))
+    }
+
     /// All agents, by host.
     pub(crate) fn report(&self) -> Vec<AgentReport> {
         let hosts = self.hosts();
-        let mut reports: Vec<_> = hosts.by_name.iter().map(|(host, record)| record.report(host)).collect();
+        // Hosts have no slash in their names.
+        let agents = hosts.by_name.iter().filter(|(host, _)| !host.contains('/'));
+        let mut reports: Vec<_> = agents.map(|(host, record)| record.report(host)).collect();
         reports.sort_unstable_by(|a, b| a.host.cmp(&b.host));
         reports
     }
@@ -244,6 +283,11 @@ impl Record {
         AgentReport {
             host: host.to_owned(),
             connected: self.live.is_some(),
+            relay: self
+                .live
+                .as_ref()
+                .and_then(|live| live.via.as_ref())
+                .map(|relay| relay.identity.name().to_owned()),
             connected_since: self.live.as_ref().map(|_| clock::rfc3339(self.connected_since_ms)),
             last_seen: self.seen.then(|| clock::rfc3339(self.last_seen_ms)),
             version: self.version.clone(),

@@ -5,8 +5,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use bulkhead_identity::Identity;
 use bulkhead_identity::tls::{Incoming, Peer};
-use bulkhead_identity::{Holder, Identity};
 use bulkhead_wire::MESSAGE_BYTES_MAX;
 use bulkhead_wire::proto::distribution_server::{Distribution, DistributionServer};
 use bulkhead_wire::proto::{
@@ -18,9 +18,10 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::desk::{Caller, Desk};
 use super::session;
-use crate::access::{self, AgentConnection, EnrollmentError};
-use crate::context::{Context, stopped};
+use crate::access::AgentConnection;
+use crate::context::stopped;
 use crate::guard::Ends;
 
 /// Messages that wait for an agent's connection.
@@ -32,14 +33,14 @@ const KEEPALIVE_EVERY: Duration = Duration::from_secs(20);
 /// How long the answer to that may take.
 const KEEPALIVE_TIME_MAX: Duration = Duration::from_secs(10);
 
-struct Service {
-    context: Arc<Context>,
+struct Service<D> {
+    desk: Arc<D>,
 }
 
 type Outgoing<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 #[async_trait::async_trait]
-impl Distribution for Service {
+impl<D: Desk> Distribution for Service<D> {
     type SyncStream = Outgoing<ControllerMessage>;
     type ReportFlowsStream = Outgoing<FlowReceipt>;
 
@@ -47,10 +48,10 @@ impl Distribution for Service {
         &self,
         request: Request<Streaming<AgentMessage>>,
     ) -> Result<Response<Self::SyncStream>, Status> {
-        let of = self.agent(&request)?;
+        let caller = self.caller(&request)?;
         let (outgoing, messages) = mpsc::channel(OUTGOING_LEN);
-        let context = Arc::clone(&self.context);
-        tokio::spawn(session::run(context, of, request.into_inner(), outgoing));
+        let desk = Arc::clone(&self.desk);
+        tokio::spawn(session::run(desk, caller, request.into_inner(), outgoing));
         Ok(Response::new(Box::pin(ReceiverStream::new(messages))))
     }
 
@@ -58,30 +59,31 @@ impl Distribution for Service {
         &self,
         request: Request<Streaming<FlowBatch>>,
     ) -> Result<Response<Self::ReportFlowsStream>, Status> {
-        self.agent(&request)?;
+        let caller = self.caller(&request)?;
         let (outgoing, receipts) = mpsc::channel(RECEIPTS_LEN);
-        let context = Arc::clone(&self.context);
-        tokio::spawn(take_flows(context, request.into_inner(), outgoing));
+        let desk = Arc::clone(&self.desk);
+        tokio::spawn(async move { desk.flows(caller, (request.into_inner(), outgoing)).await });
         Ok(Response::new(Box::pin(ReceiverStream::new(receipts))))
     }
 
     async fn enroll(&self, request: Request<EnrollRequest>) -> Result<Response<Enrollment>, Status> {
-        let enrolled = access::enroll(&self.context, request.get_ref()).await;
-        enrolled.map(Response::new).map_err(|error| self.refused(&error))
+        let has_certificate =
+            request.extensions().get::<Arc<Peer>>().is_some_and(|peer| peer.holder.is_some());
+        let caller = if has_certificate { self.caller(&request).ok() } else { None };
+        self.desk.enroll(caller, request.into_inner()).await.map(Response::new)
     }
 
     async fn renew(&self, request: Request<RenewRequest>) -> Result<Response<Enrollment>, Status> {
-        let (holder, _) = self.agent(&request)?;
-        let renewed = access::renew(&self.context, &holder, &request.get_ref().signing_request).await;
-        renewed.map(Response::new).map_err(|error| self.refused(&error))
+        let caller = self.caller(&request)?;
+        self.desk.renew(caller, request.into_inner()).await.map(Response::new)
     }
 }
 
-impl Service {
-    /// The agent that calls, by its certificate.
-    fn agent<T>(&self, request: &Request<T>) -> Result<(Arc<Holder>, Ends), Status> {
+impl<D: Desk> Service<D> {
+    /// The agent or relay that calls, by its certificate.
+    fn caller<T>(&self, request: &Request<T>) -> Result<Caller, Status> {
         let refused = |status: Status| {
-            self.context.metrics.agents_refused.add(1);
+            self.desk.metrics().agents_refused.add(1);
             status
         };
         let peer = request.extensions().get::<Arc<Peer>>();
@@ -91,65 +93,27 @@ impl Service {
             let message = "agents need a certificate: join with a token of bulkhead token create";
             return Err(refused(Status::unauthenticated(message)));
         };
-        if !matches!(holder.identity, Identity::Agent(_)) {
+        if !matches!(holder.identity, Identity::Agent(_) | Identity::Relay(_)) {
             return Err(refused(Status::permission_denied(format!("{} is no agent", holder.identity))));
         }
         if holder.not_after <= SystemTime::now() {
             return Err(refused(Status::unauthenticated("the certificate has ended")));
         }
-        match self.context.grants.revoked(holder) {
-            Some(_) => Err(refused(Status::unauthenticated("the certificate is revoked"))),
-            None => Ok((Arc::clone(holder), ends)),
+        if self.desk.revoked(holder) {
+            return Err(refused(Status::unauthenticated("the certificate is revoked")));
         }
-    }
-
-    fn refused(&self, error: &EnrollmentError) -> Status {
-        self.context.metrics.agents_refused.add(1);
-        tracing::warn!(%error, "no certificate was given");
-        let message = error.to_string();
-        match error {
-            EnrollmentError::NotGranted(_) => Status::permission_denied(message),
-            EnrollmentError::NotOurs => Status::failed_precondition(message),
-            EnrollmentError::Host(_) | EnrollmentError::Name(_) | EnrollmentError::Authority(_) => {
-                Status::invalid_argument(message)
-            }
-            EnrollmentError::Store(_) => Status::unavailable(message),
-        }
-    }
-}
-
-/// Takes in batches until the agent ends the stream or the controller stops.
-async fn take_flows(
-    context: Arc<Context>,
-    mut batches: Streaming<FlowBatch>,
-    receipts: mpsc::Sender<Result<FlowReceipt, Status>>,
-) {
-    let mut shutdown = context.shutdown.clone();
-    loop {
-        let batch = tokio::select! {
-            batch = batches.message() => batch,
-            () = stopped(&mut shutdown) => {
-                // The agent may be gone already.
-                let _ = receipts.try_send(Err(Status::unavailable("the controller stops")));
-                return;
-            }
-        };
-        let Ok(Some(FlowBatch { sequence, records, lost })) = batch else { return };
-        context.flows.receive(&records, lost);
-        if receipts.send(Ok(FlowReceipt { sequence })).await.is_err() {
-            return;
-        }
+        Ok(Caller { holder: Arc::clone(holder), chain: Arc::new(peer.chain.clone()), ends })
     }
 }
 
 /// Serves until `shutdown`, and then until the sessions have ended.
-pub(crate) async fn serve(
+pub(crate) async fn serve<D: Desk>(
     incoming: mpsc::Receiver<Incoming>,
-    context: Arc<Context>,
+    desk: Arc<D>,
     mut shutdown: watch::Receiver<bool>,
 ) -> Result<(), tonic::transport::Error> {
     let stop = async move { stopped(&mut shutdown).await };
-    let service = DistributionServer::new(Service { context })
+    let service = DistributionServer::new(Service { desk })
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
     let incoming =

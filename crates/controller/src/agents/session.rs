@@ -6,31 +6,28 @@
 //! their way: whoever reads slowly gets several changes as one, and whoever reads nothing for
 //! [`SEND_TIME_MAX`] is cut off and resumes later.
 
+use std::collections::HashSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use bulkhead_identity::Holder;
-use bulkhead_model::entity::{ADDRESSES_MAX, HostSpec};
-use bulkhead_model::resource::{Host, Metadata, Resource, is_name};
-use bulkhead_model::{Facts, Labels};
 use bulkhead_wire::proto::agent_message::Body as Incoming;
 use bulkhead_wire::proto::controller_message::Body;
 use bulkhead_wire::proto::{AgentMessage, ControllerMessage, Hello, Welcome};
-use bulkhead_wire::{PACKING, PROTOCOL, address_from_wire, come_back, come_back_elsewhere, proto};
+use bulkhead_wire::{PACKING, PROTOCOL, come_back, come_back_elsewhere, proto};
 use futures::{FutureExt, StreamExt};
 use prost::Message;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tonic::{Status, Streaming};
 use tracing::Instrument;
 
-use super::inventory;
+use super::desk::{Begin, Caller, Desk, Part, Speaker};
 use super::pump::Pump;
 use super::registry::Admission;
-use crate::clock;
-use crate::context::{Context, stopped};
-use crate::guard::Ends;
-use crate::members::{SessionId, Subscriber};
+use super::source::Source;
+use crate::access::{Revocation, Revoked};
+use crate::context::stopped;
+use crate::members::{Audience, SessionId, Subscriber};
 
 /// Longest that an agent may take to say who it is.
 const HELLO_TIME_MAX: Duration = Duration::from_secs(10);
@@ -43,6 +40,9 @@ const AWAY_SPREAD: Duration = Duration::from_millis(1000);
 /// Messages of an agent that are taken in before it is answered, if they are there already.
 const BURST_LEN_MAX: usize = 1024;
 
+/// Acknowledgements that wait for an agent, of those that come later than at once.
+const ACKS_LEN: usize = 64;
+
 /// Agents of a controller that stops are sent to others over a time that is so long for each of them, and no longer than
 /// this together.
 const DRAIN_TIME_EACH: Duration = Duration::from_millis(2);
@@ -52,26 +52,26 @@ pub(crate) const DRAIN_TIME_MAX: Duration = Duration::from_secs(5);
 type Outgoing = mpsc::Sender<Result<ControllerMessage, Status>>;
 
 /// Holds the conversation until either side ends it.
-pub(super) async fn run(
-    context: Arc<Context>,
-    (holder, ends): (Arc<Holder>, Ends),
+pub(super) async fn run<D: Desk>(
+    desk: Arc<D>,
+    caller: Caller,
     mut incoming: Streaming<AgentMessage>,
     outgoing: Outgoing,
 ) {
-    if *context.draining.borrow() {
+    if *desk.draining().borrow() {
         // It may be gone already.
         let _ = outgoing.try_send(Err(elsewhere()));
         return;
     }
-    let Ok(syncing) = Arc::clone(&context.syncing).try_acquire_owned() else {
-        context.metrics.sessions_deferred.add(1);
+    let Ok(syncing) = Arc::clone(desk.syncing()).try_acquire_owned() else {
+        desk.metrics().sessions_deferred.add(1);
         let deferred =
-            come_back(away(context.metrics.sessions_deferred.value()), "other agents are being told first");
+            come_back(away(desk.metrics().sessions_deferred.value()), "other agents are being told first");
         // It may be gone already.
         let _ = outgoing.try_send(Err(deferred));
         return;
     };
-    let (hello, admission) = match admit(&context, (&holder, ends), &mut incoming).await {
+    let (hello, speaker, admission) = match admit(&*desk, &caller, &mut incoming).await {
         Ok(admitted) => admitted,
         Err(status) => {
             tracing::warn!(%status, "an agent was refused");
@@ -80,32 +80,43 @@ pub(super) async fn run(
             return;
         }
     };
-    let host: Arc<str> = hello.host.as_str().into();
+    let host = Arc::clone(&speaker.key);
     tracing::info!(%host, version = %hello.version, session = admission.id, "agent connected");
-    context.metrics.sessions_opened.add(1);
+    desk.metrics().sessions_opened.add(1);
     if admission.replaced {
-        context.metrics.sessions_replaced.add(1);
+        desk.metrics().sessions_replaced.add(1);
     }
     let Admission { id, closed, replaced: _ } = admission;
-    let subscriber = Arc::new(Subscriber::new(id, Arc::clone(&host)));
-    let epoch_is_ours = hello.epoch == context.repository.store().epoch();
+    let epoch_is_ours = hello.epoch == desk.epoch();
     let known = (epoch_is_ours && hello.revision > 0).then_some(hello.revision);
-    let began = {
-        let mut view = context.repository.view_mut();
-        view.add_session(&subscriber);
-        view.revision
+    let unpacks = hello.accepts.iter().any(|one| one == PACKING);
+    let (audience, known) = match &speaker.part {
+        Part::Agent => (Some(Audience::Host(Arc::clone(&host))), known),
+        Part::Relay { hosts, changed } => {
+            (Some(Audience::Relay(hosts.clone())), known.filter(|_known| !changed))
+        }
+        Part::Lane => (None, None),
     };
-    context.cluster.begin(&host, id, clock::now_ms(), Some(ends), began);
-    let pump = Pump::new(Arc::clone(&subscriber), known, hello.accepts.iter().any(|one| one == PACKING));
+    let subscriber = audience.map(|audience| Arc::new(Subscriber::of(id, audience)));
+    let began = {
+        let mut source = desk.source_mut();
+        if let Some(subscriber) = &subscriber {
+            source.view_mut().add_session(subscriber);
+        }
+        source.view().revision
+    };
+    let told = subscriber
+        .map(|subscriber| Told { pump: Pump::new(Arc::clone(&subscriber), known, unpacks), subscriber });
+    let valid = std::iter::once(&speaker.holder).chain(&speaker.via).map(|holder| holder.not_after).min();
+    let valid = valid.and_then(|until| until.duration_since(SystemTime::now()).ok()).unwrap_or_default();
     let mut session =
-        Session { context, id, host, subscriber, epoch_is_ours, pump, outgoing, unsaid: (0, 0) };
-    let valid = holder.not_after.duration_since(SystemTime::now()).unwrap_or_default();
+        Session { desk, id, host, epoch_is_ours, told, kept_out: HashSet::new(), outgoing, unsaid: (0, 0) };
     let ended = tokio::select! {
-        ended = session.converse(&hello, &mut incoming, syncing) => ended,
+        ended = session.converse((&hello, &speaker, &caller, began), &mut incoming, syncing) => ended,
         () = tokio::time::sleep(valid) => Err(Status::unauthenticated("the agent's certificate has ended")),
         status = closed => Err(status.unwrap_or_else(|_gone| Status::aborted("the session was ended"))),
     };
-    session.end(ended);
+    session.end(&speaker, ended);
 }
 
 /// How long an agent that cannot be told now stays away: they come back spread over a second.
@@ -130,11 +141,11 @@ fn leaves_after(host: &str, agents: usize) -> Duration {
 }
 
 /// Hears who the agent is, and gives it a place.
-async fn admit(
-    context: &Context,
-    (holder, ends): (&Arc<Holder>, Ends),
+async fn admit<D: Desk>(
+    desk: &D,
+    caller: &Caller,
     incoming: &mut Streaming<AgentMessage>,
-) -> Result<(Hello, Admission), Status> {
+) -> Result<(Hello, Speaker, Admission), Status> {
     let first = tokio::time::timeout(HELLO_TIME_MAX, incoming.message()).await;
     let first = first.map_err(|_elapsed| Status::deadline_exceeded("no Hello"))??;
     let Some(Incoming::Hello(hello)) = first.and_then(|message| message.body) else {
@@ -142,74 +153,87 @@ async fn admit(
     };
     if hello.protocol != PROTOCOL {
         return Err(Status::failed_precondition(format!(
-            "this controller speaks protocol {PROTOCOL}, the agent of {:?} speaks {}",
-            hello.host, hello.protocol
+            "protocol {PROTOCOL} is spoken here, and {} by the agent of {:?}",
+            hello.protocol, hello.host
         )));
     }
-    if !is_name(&hello.host) {
-        return Err(Status::invalid_argument(format!("{:?} cannot be the name of a host", hello.host)));
-    }
-    if holder.identity.name() != hello.host {
-        context.metrics.agents_refused.add(1);
-        return Err(Status::permission_denied(format!(
-            "the certificate is of {}, not of host {:?}",
-            holder.identity, hello.host
-        )));
-    }
-    let host = hello.host.as_str().into();
-    let admission = context.registry.admit(&host, &hello.version, Arc::clone(holder), Some(ends))?;
+    let speaker = desk.speaker(caller, &hello)?;
+    let admission = desk.registry().admit(&speaker, &hello)?;
     // It may have been revoked between the look at the certificate and the moment at which a revocation ends the session.
-    if context.grants.revoked(holder).is_some() {
-        context.registry.leave(&host, admission.id);
+    if std::iter::once(&speaker.holder).chain(&speaker.via).any(|holder| desk.revoked(holder)) {
+        desk.registry().leave(&speaker.key, admission.id);
         return Err(Status::unauthenticated("the certificate is revoked"));
     }
-    Ok((hello, admission))
+    Ok((hello, speaker, admission))
 }
 
-struct Session {
-    context: Arc<Context>,
-    id: SessionId,
-    host: Arc<str>,
+/// Completes when there may be something to tell, or never.
+async fn wake(subscriber: Option<&Subscriber>) {
+    match subscriber {
+        Some(subscriber) => subscriber.wake.notified().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Somebody who is told what there is.
+struct Told {
     subscriber: Arc<Subscriber>,
-    epoch_is_ours: bool,
     pump: Pump,
+}
+
+struct Session<D> {
+    desk: Arc<D>,
+    id: SessionId,
+    /// Or whoever it is else: its key in the registry.
+    host: Arc<str>,
+    epoch_is_ours: bool,
+    /// `None`: a host behind a relay, which tells it.
+    told: Option<Told>,
+    /// What a relay has been told not to let in, with the moment before which.
+    kept_out: HashSet<(Revoked, u64)>,
     outgoing: Outgoing,
     /// Messages and bytes that the registry has not been told of.
     unsaid: (u64, u64),
 }
 
-impl Session {
+impl<D: Desk> Session<D> {
     /// Ends well if the agent ends it.
     async fn converse(
         &mut self,
-        hello: &Hello,
+        (hello, speaker, caller, began): (&Hello, &Speaker, &Caller, u64),
         incoming: &mut Streaming<AgentMessage>,
         syncing: OwnedSemaphorePermit,
     ) -> Result<(), Status> {
-        self.publish_host(hello).await?;
+        let (acks, mut later) = mpsc::channel(ACKS_LEN);
+        self.desk.begin(Begin { id: self.id, speaker, caller, hello, began, acks: &acks }).await?;
         self.welcome().await?;
         self.tell().await?;
         drop(syncing);
-        let mut shutdown = self.context.shutdown.clone();
-        let mut draining = self.context.draining.clone();
-        let context = Arc::clone(&self.context);
+        let mut shutdown = self.desk.shutdown();
+        let mut draining = self.desk.draining();
+        let desk = Arc::clone(&self.desk);
         let host = Arc::clone(&self.host);
         let sent_away = async move {
             stopped(&mut draining).await;
-            tokio::time::sleep(leaves_after(&host, context.registry.connected())).await;
+            tokio::time::sleep(leaves_after(&host, desk.registry().connected())).await;
         };
         tokio::pin!(sent_away);
-        let lease = self.context.config.lease();
+        let lease = self.desk.lease();
+        let woken = self.told.as_ref().map(|told| Arc::clone(&told.subscriber));
         let silence = tokio::time::sleep(lease);
         tokio::pin!(silence);
         loop {
             let message = tokio::select! {
                 message = incoming.message() => message?,
-                () = self.subscriber.wake.notified() => {
-                    if let Some(moment) = self.context.pace.wait() {
+                () = wake(woken.as_deref()) => {
+                    if let Some(moment) = self.desk.pace().wait() {
                         tokio::time::sleep(moment).await;
                     }
                     self.tell().await?;
+                    continue;
+                }
+                Some(ack) = later.recv() => {
+                    self.send(Body::InventoryAck(ack)).await?;
                     continue;
                 }
                 () = &mut silence => {
@@ -222,7 +246,7 @@ impl Session {
             };
             let Some(message) = message else { return Ok(()) };
             silence.as_mut().reset(tokio::time::Instant::now() + lease);
-            self.context.registry.seen(&self.host, self.id);
+            self.desk.registry().seen(&self.host, self.id);
             self.take_in(message).await?;
             // Subscriptions come in bursts: what is there already is answered together.
             for _ in 1..BURST_LEN_MAX {
@@ -238,53 +262,40 @@ impl Session {
     async fn welcome(&mut self) -> Result<(), Status> {
         let welcome = Welcome {
             protocol: PROTOCOL,
-            epoch: self.context.repository.store().epoch().to_owned(),
-            revision: self.context.repository.view().revision,
-            controller: self.context.config.name.clone(),
-            heartbeat_ms: self.context.config.heartbeat_ms(),
+            epoch: self.desk.epoch(),
+            revision: self.desk.source().view().revision,
+            controller: self.desk.name(),
+            heartbeat_ms: self.desk.heartbeat_ms(),
         };
         self.send(Body::Welcome(welcome)).await
-    }
-
-    async fn publish_host(&self, hello: &Hello) -> Result<(), Status> {
-        let labels = hello.labels.iter().map(|(key, value)| (key.as_str(), value.as_str()));
-        let (labels, refused) = Labels::from_foreign(labels);
-        if refused > 0 {
-            tracing::warn!(host = %self.host, refused, "labels of a host cannot be used");
-        }
-        let facts = hello.facts.iter().map(|(key, value)| (key.as_str(), value.as_str()));
-        let (facts, refused) = Facts::from_observed(facts);
-        if let Some(first) = refused.first() {
-            tracing::warn!(host = %self.host, refused = refused.len(), %first, "facts of a host cannot be used");
-        }
-        let metadata = Metadata { name: hello.host.clone(), labels, ..Metadata::default() };
-        let agent_version = (!hello.version.is_empty()).then(|| hello.version.clone());
-        let addresses = hello.addresses.iter().take(ADDRESSES_MAX);
-        let addresses = addresses.filter_map(|bytes| address_from_wire(bytes)).collect();
-        let spec = HostSpec { agent_version, facts, addresses };
-        let host = Resource::Host(Host { metadata, spec });
-        self.context.repository.publish(vec![host], Vec::new()).await.map_err(unavailable)?;
-        Ok(())
     }
 
     async fn take_in(&mut self, message: AgentMessage) -> Result<(), Status> {
         match message.body {
             Some(Incoming::Subscribe(subscribe)) => {
+                let told = self.told.as_mut().ok_or_else(|| {
+                    Status::invalid_argument("a relay subscribes once for all hosts, in its own session")
+                })?;
                 let known = (self.epoch_is_ours && subscribe.revision > 0).then_some(subscribe.revision);
-                self.pump.subscribe(&mut self.context.repository.view_mut(), &subscribe, known)
+                told.pump.subscribe(&mut *self.desk.source_mut(), &subscribe, known)
             }
             Some(Incoming::Unsubscribe(proto::Unsubscribe { handle })) => {
-                self.pump.unsubscribe(&mut self.context.repository.view_mut(), handle);
+                if let Some(told) = &mut self.told {
+                    told.pump.unsubscribe(&mut *self.desk.source_mut(), handle);
+                }
                 Ok(())
             }
+            Some(Incoming::Inventory(_)) if self.is_relay() => {
+                Err(Status::invalid_argument("a relay publishes for its hosts, in a session of each"))
+            }
             Some(Incoming::Inventory(inventory)) => {
-                let span =
-                    tracing::debug_span!("publish", host = %self.host, workloads = inventory.upserts.len());
-                let ack = inventory::take_in(&self.context, &self.host, inventory).instrument(span).await;
-                self.send(Body::InventoryAck(ack.map_err(unavailable)?)).await
+                match self.desk.inventory(&self.host, self.id, inventory).await? {
+                    Some(ack) => self.send(Body::InventoryAck(ack)).await,
+                    None => Ok(()),
+                }
             }
             Some(Incoming::Status(status)) => {
-                self.context.registry.status(&self.host, self.id, status);
+                self.desk.status(&self.host, self.id, status).await;
                 Ok(())
             }
             Some(Incoming::Hello(_)) => Err(Status::invalid_argument("a second Hello")),
@@ -293,16 +304,45 @@ impl Session {
         }
     }
 
+    fn is_relay(&self) -> bool {
+        self.told.as_ref().is_some_and(|told| matches!(told.subscriber.audience, Audience::Relay(_)))
+    }
+
+    /// Tells a relay whom it must not let in.
+    async fn keep_out(&mut self) -> Result<(), Status> {
+        let Some(Audience::Relay(hosts)) = self.told.as_ref().map(|told| &told.subscriber.audience) else {
+            return Ok(());
+        };
+        let all = self.desk.revocations(hosts, &mut self.kept_out);
+        if all.is_empty() {
+            return Ok(());
+        }
+        let revocation = |one: Revocation| {
+            let (serial, host) = match one.of {
+                Revoked::Serial(serial) => (serial, String::new()),
+                Revoked::Holder(holder) => {
+                    (String::new(), holder.strip_prefix("agent/").unwrap_or_default().to_owned())
+                }
+            };
+            proto::Revocation { serial, host, since_ms: one.since_ms }
+        };
+        let revocations = all.into_iter().map(revocation).collect();
+        self.send(Body::Revocations(proto::Revocations { revocations })).await
+    }
+
     /// Tells everything that there is to tell.
     async fn tell(&mut self) -> Result<(), Status> {
+        self.keep_out().await?;
+        let Some(told) = &mut self.told else { return Ok(()) };
         let (messages, revision) = {
-            let view = self.context.repository.view();
-            (self.pump.messages(&view), view.revision)
+            let source = self.desk.source();
+            (told.pump.messages(&*source), source.view().revision)
         };
+        let subscriptions = told.pump.subscriptions();
         if messages.is_empty() {
             return Ok(());
         }
-        self.context.pace.told();
+        self.desk.pace().told();
         let span = tracing::debug_span!("tell", host = %self.host, revision, messages = messages.len());
         let send = async {
             for message in messages {
@@ -312,7 +352,7 @@ impl Session {
         };
         send.instrument(span).await?;
         let sent = std::mem::take(&mut self.unsaid);
-        self.context.registry.synced(&self.host, self.id, revision, self.pump.subscriptions(), sent);
+        self.desk.registry().synced(&self.host, self.id, revision, subscriptions, sent);
         Ok(())
     }
 
@@ -321,14 +361,14 @@ impl Session {
         let bytes = message.encoded_len() as u64;
         match tokio::time::timeout(SEND_TIME_MAX, self.outgoing.send(Ok(message))).await {
             Ok(Ok(())) => {
-                self.context.metrics.agent_messages_sent.add(1);
-                self.context.metrics.agent_bytes_sent.add(bytes);
+                self.desk.metrics().agent_messages_sent.add(1);
+                self.desk.metrics().agent_bytes_sent.add(bytes);
                 self.unsaid = (self.unsaid.0 + 1, self.unsaid.1 + bytes);
                 Ok(())
             }
             Ok(Err(_closed)) => Err(Status::cancelled("the agent is gone")),
             Err(_elapsed) => {
-                self.context.metrics.sessions_cut_off.add(1);
+                self.desk.metrics().sessions_cut_off.add(1);
                 Err(Status::resource_exhausted(format!(
                     "the agent has taken no message for {SEND_TIME_MAX:?}"
                 )))
@@ -336,10 +376,12 @@ impl Session {
         }
     }
 
-    fn end(mut self, ended: Result<(), Status>) {
-        self.pump.close(&mut self.context.repository.view_mut());
-        self.context.registry.leave(&self.host, self.id);
-        self.context.cluster.end(&self.host, self.id);
+    fn end(mut self, speaker: &Speaker, ended: Result<(), Status>) {
+        if let Some(told) = &mut self.told {
+            told.pump.close(&mut *self.desk.source_mut());
+        }
+        self.desk.registry().leave(&self.host, self.id);
+        self.desk.end(speaker, self.id);
         match ended {
             Ok(()) => tracing::info!(host = %self.host, session = self.id, "agent left"),
             Err(status) => {
@@ -349,8 +391,4 @@ impl Session {
             }
         }
     }
-}
-
-fn unavailable(error: impl std::fmt::Display) -> Status {
-    Status::unavailable(format!("the repository does not write: {error}"))
 }

@@ -20,18 +20,27 @@ const FLOWS: &str = "/apis/bulkhead.dev/v1/flows";
 /// Query parameter of a question that is not passed on.
 pub(super) const LOCAL: &str = "local";
 
+/// What all controllers know together.
+pub(super) struct Fleet {
+    pub(super) controllers: Vec<Value>,
+    pub(super) agents: Vec<Value>,
+    pub(super) relays: Value,
+}
+
 /// All controllers, with what the others say of themselves; and all agents, each as the controller says that has it.
-pub(super) async fn status(context: &Context, own: &Value) -> (Vec<Value>, Vec<Value>) {
+pub(super) async fn status(context: &Context, own: &Value) -> Fleet {
     let answers = ask_others(context, "/apis/bulkhead.dev/v1/status?local=true").await;
     let mut agents = BTreeMap::new();
     take_in(&mut agents, own);
     let mut revisions =
         BTreeMap::from([(context.config.name.clone(), own["controller"]["revision"].clone())]);
     let mut problems = BTreeMap::new();
+    let mut relays = own["relays"].clone();
     for Answer { of, said } in answers {
         match said {
             Ok(status) => {
                 take_in(&mut agents, &status);
+                connected_there(&mut relays, &status);
                 revisions.insert(of.name, status["controller"]["revision"].clone());
             }
             Err(problem) => drop(problems.insert(of.name, problem)),
@@ -59,7 +68,18 @@ pub(super) async fn status(context: &Context, own: &Value) -> (Vec<Value>, Vec<V
         }
         shown
     });
-    (controllers.collect(), agents.into_values().collect())
+    Fleet { controllers: controllers.collect(), agents: agents.into_values().collect(), relays }
+}
+
+/// A relay is connected if it is to any controller.
+fn connected_there(relays: &mut Value, status: &Value) {
+    let there = status["relays"].as_array();
+    for relay in relays.as_array_mut().into_iter().flatten() {
+        let same = |one: &&Value| one["name"] == relay["name"] && one["connected"] == true;
+        if let Some(connected) = there.and_then(|all| all.iter().find(same)) {
+            *relay = connected.clone();
+        }
+    }
 }
 
 /// Adds the agents of a controller's answer. Of two that know a host, the one that has it counts, else the later one.

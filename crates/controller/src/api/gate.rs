@@ -146,7 +146,7 @@ fn may_ask(whom: Whom, method: &Method, caller: &Caller, permissions: &Permissio
     }
     let least = match whom {
         Whom::Everybody => return Ok(()),
-        Whom::Known if !matches!(caller.who, Who::Agent(_)) => return Ok(()),
+        Whom::Known if !matches!(caller.who, Who::Agent(_) | Who::Relay(_)) => return Ok(()),
         Whom::Known | Whom::Roles if reads(method) => Role::Viewer,
         Whom::Known | Whom::Roles => Role::Editor,
         Whom::Admins => Role::Admin,

@@ -13,8 +13,12 @@ use std::time::Duration;
 use super::input::{self, Body, Parameters};
 use super::problem::Refusal;
 use super::{Shared, to_the_end};
-use crate::access::{self, Caller, EnrollmentError, Grant, REVOCATIONS_MAX, Revocation, Revoked, Token};
+use crate::access::{
+    self, Caller, EnrollmentError, Grant, HostPatterns, RELAYS_MAX, REVOCATIONS_MAX, Relay, Revocation,
+    Revoked, Token,
+};
 use crate::clock;
+use crate::context::Context;
 
 /// How long a join token is good unless told otherwise, and at most; an operator's: at most ten years.
 const JOIN_TTL_MS: u64 = 3_600_000;
@@ -41,6 +45,10 @@ struct TokenRequest {
     uses: Option<u32>,
     /// For an operator instead of a machine.
     operator: Option<Operator>,
+    /// For the relay of this name instead.
+    relay: Option<String>,
+    /// For which hosts that relay may speak, by names or patterns; absent: as before.
+    hosts: Option<Vec<String>>,
     /// How long.
     ttl: Option<String>,
 }
@@ -59,7 +67,7 @@ struct CertificateRequest {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct RevocationRequest {
     serial: Option<String>,
-    /// `agent/HOST` or `operator/NAME`.
+    /// `agent/HOST`, `relay/NAME` or `operator/NAME`.
     holder: Option<String>,
     #[serde(default)]
     reason: String,
@@ -102,6 +110,11 @@ fn described(token: &Token) -> Value {
                 described["host"] = json!(host);
             }
         }
+        Grant::Relay { name } => {
+            described["for"] = json!("relay");
+            described["relay"] = json!(name);
+            described["usesLeft"] = json!(token.uses_left);
+        }
         Grant::Operator { name, groups } => {
             described["for"] = json!("operator");
             described["operator"] = json!({ "name": name, "groups": groups });
@@ -118,7 +131,7 @@ pub(super) async fn create_token(
     body: Body,
 ) -> Result<(StatusCode, Json<Value>), Refusal> {
     parameters.only(&[])?;
-    let TokenRequest { host, uses, operator, ttl } = input::json(body)?;
+    let TokenRequest { host, uses, operator, relay, hosts, ttl } = input::json(body)?;
     let uses = uses.unwrap_or(1);
     if !(1..=USES_MAX).contains(&uses) {
         return Err(Refusal::bad_request(format!("uses: expected 1 to {USES_MAX}, found {uses}")));
@@ -127,15 +140,27 @@ pub(super) async fn create_token(
         return Err(Refusal::from(EnrollmentError::NotOurs));
     };
     let secret = JoinToken::generate(authority.certificate());
-    let (grant, uses_left, text, ttl) = match operator {
-        None => {
+    if relay.is_some() && (operator.is_some() || host.is_some() || uses != 1) {
+        return Err(Refusal::bad_request("a token is for machines, for a relay or for an operator"));
+    }
+    let made_relay =
+        relay.as_deref().map(|name| described_relay(&context, &caller, name, hosts.clone())).transpose()?;
+    if relay.is_none() && hosts.is_some() {
+        return Err(Refusal::bad_request("hosts: only a relay speaks for hosts"));
+    }
+    let (grant, uses_left, text, ttl) = match (operator, relay) {
+        (None, Some(name)) => {
+            let ttl = ttl_ms(ttl.as_deref(), JOIN_TTL_MS, JOIN_TTL_MS_MAX)?;
+            (Grant::Relay { name }, 1, secret.to_string(), ttl)
+        }
+        (None, None) => {
             if let Some(host) = host.as_ref().filter(|host| !is_name(host)) {
                 return Err(Refusal::bad_request(format!("{host:?} cannot be the name of a host")));
             }
             let ttl = ttl_ms(ttl.as_deref(), JOIN_TTL_MS, JOIN_TTL_MS_MAX)?;
             (Grant::Join { host }, uses, secret.to_string(), ttl)
         }
-        Some(operator) => {
+        (Some(operator), _) => {
             if host.is_some() || uses != 1 {
                 return Err(Refusal::bad_request("a token is for machines or for an operator, not both"));
             }
@@ -163,14 +188,48 @@ pub(super) async fn create_token(
         by: caller.to_string(),
     };
     let mut answer = described(&token);
+    if let Some(relay) = &made_relay {
+        answer["hosts"] = json!(relay.hosts);
+    }
     answer["token"] = json!(text);
     let add = async move {
-        context.grants.add_token(&token).await?;
-        context.audit.done(&caller.name(), &caller.from(), "token create", described(&token));
+        context.grants.add_token(&token, made_relay.as_ref()).await?;
+        let mut detail = described(&token);
+        if let Some(relay) = &made_relay {
+            detail["hosts"] = json!(relay.hosts);
+        }
+        context.audit.done(&caller.name(), &caller.from(), "token create", detail);
         Ok::<_, StoreError>(())
     };
     to_the_end(add).await??;
     Ok((StatusCode::CREATED, Json(answer)))
+}
+
+/// What a relay may do from now on.
+fn described_relay(
+    context: &Context,
+    caller: &Caller,
+    name: &str,
+    hosts: Option<Vec<String>>,
+) -> Result<Relay, Refusal> {
+    if !is_name(name) {
+        return Err(Refusal::bad_request(format!("{name:?} cannot be the name of a relay")));
+    }
+    let before = context.grants.relay(name);
+    if before.is_none() && context.grants.relays().len() >= RELAYS_MAX {
+        let message = format!("there are {RELAYS_MAX} relays already");
+        return Err(Refusal::new(StatusCode::CONFLICT, "TooManyRelays", message));
+    }
+    let hosts = match (hosts, before) {
+        (Some(hosts), _) => {
+            HostPatterns::new(hosts).map_err(|error| Refusal::bad_request(format!("hosts: {error}")))?
+        }
+        (None, Some((before, _))) => before.hosts,
+        (None, None) => {
+            return Err(Refusal::bad_request("hosts: for which hosts may the relay speak?"));
+        }
+    };
+    Ok(Relay { name: name.to_owned(), hosts, since_ms: clock::now_ms(), by: caller.to_string() })
 }
 
 /// `DELETE /apis/bulkhead.dev/v1/tokens/{id}`.
@@ -284,10 +343,13 @@ fn checked_holder(holder: &str) -> Result<String, Refusal> {
     let identity = match holder.split_once('/') {
         Some(("agent", host)) => Identity::agent(host).ok(),
         Some(("operator", name)) => Identity::operator(name, &[]).ok(),
+        Some(("relay", name)) => Identity::relay(name).ok(),
         _ => None,
     };
     identity.map(|identity| identity.to_string()).ok_or_else(|| {
-        Refusal::bad_request(format!("holder: expected agent/HOST or operator/NAME, found {holder:?}"))
+        Refusal::bad_request(format!(
+            "holder: expected agent/HOST, relay/NAME or operator/NAME, found {holder:?}"
+        ))
     })
 }
 

@@ -50,8 +50,10 @@ pub(super) async fn status(State(context): Shared, parameters: Parameters) -> Re
     parameters.only(&[elsewhere::LOCAL])?;
     let mut answer = own_status(&context);
     if !parameters.switch(elsewhere::LOCAL)? {
-        let (controllers, agents) = elsewhere::status(&context, &answer).await;
-        (answer["controllers"], answer["agents"]) = (controllers.into(), agents.into());
+        let elsewhere::Fleet { controllers, agents, relays } = elsewhere::status(&context, &answer).await;
+        answer["controllers"] = controllers.into();
+        answer["agents"] = agents.into();
+        answer["relays"] = relays;
     }
     Ok(Json(answer))
 }
@@ -76,8 +78,30 @@ fn own_status(context: &Context) -> Value {
             "flowsInMemory": context.flows.in_memory(),
         },
         "confirmations": context.repository.confirmations().iter().map(standing).collect::<Vec<_>>(),
+        "relays": relays(context),
         "agents": context.registry.report(),
     })
+}
+
+/// The relays that there may be.
+fn relays(context: &Context) -> Vec<Value> {
+    let all = context.grants.relays().into_iter();
+    let shown = all.map(|relay| {
+        let mut shown = json!({
+            "name": relay.name,
+            "hosts": relay.hosts,
+            "since": clock::rfc3339(relay.since_ms),
+            "by": relay.by,
+            "connected": false,
+        });
+        if let Some((agents_at, version)) = context.registry.relay(&relay.name) {
+            shown["connected"] = json!(true);
+            shown["agentsAt"] = json!(agents_at);
+            shown["version"] = json!(version);
+        }
+        shown
+    });
+    shown.collect()
 }
 
 /// `GET /metrics`.

@@ -7,8 +7,8 @@ use tokio::sync::watch;
 
 use super::herald::Herald;
 use super::keys::{OPERATORS, PREFIX};
-use super::view::{self, View};
-use super::{Repository, history, managed};
+use super::view::View;
+use super::{Repository, decoded, history, managed};
 use crate::clock;
 use crate::context::stopped;
 
@@ -60,10 +60,10 @@ pub(crate) async fn feed(
             () = stopped(&mut shutdown) => return Ok(()),
         };
         let newest = watch.position().0;
-        let changes = view::decode(&commits, |stored| repository.written.read(stored));
+        let changes = decoded::decode(&commits, |stored| repository.written.read(stored));
         remember(&repository, &commits);
         repository.take_in_confirmations(&commits);
-        let audience = {
+        let hearers = {
             let mut view = repository.view_mut();
             let all = commits.iter().flat_map(|commit| &commit.changes);
             if let Some(last) = all.filter(|change| *change.key == *OPERATORS).last() {
@@ -71,7 +71,7 @@ pub(crate) async fn feed(
             }
             view.commit(changes, newest, clock::now_ms())
         };
-        herald.add(audience);
+        herald.add(hearers);
         repository.revision.send_replace(newest);
     }
 }

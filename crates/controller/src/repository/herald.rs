@@ -11,7 +11,7 @@ use std::time::Duration;
 use bulkhead_model::{Meaning, Selector};
 use tokio::time::Instant;
 
-use crate::members::{Members, SessionId, Subscriber};
+use crate::members::{Audience, Members, SessionId, Subscriber};
 
 /// Agents that are woken together, for each core.
 const TOGETHER: usize = 32;
@@ -20,9 +20,9 @@ const PAUSE: Duration = Duration::from_millis(5);
 
 /// Agents that a change concerns, and all others.
 #[derive(Debug, Default)]
-pub(super) struct Audience {
-    pub(super) concerned: Vec<Arc<Subscriber>>,
-    pub(super) others: Vec<Arc<Subscriber>>,
+pub(crate) struct Hearers {
+    pub(crate) concerned: Vec<Arc<Subscriber>>,
+    pub(crate) others: Vec<Arc<Subscriber>>,
 }
 
 /// Whom a change of what all agents hear of is for.
@@ -53,20 +53,23 @@ impl Reach {
     }
 
     /// The sessions that it concerns, and the others.
-    pub(super) fn audience<'a>(
+    pub(super) fn hearers<'a>(
         &self,
         members: &mut Members,
         sessions: impl Iterator<Item = &'a Arc<Subscriber>>,
-    ) -> Audience {
+    ) -> Hearers {
         let hosts = match self {
-            Self::Nobody => return Audience::default(),
+            Self::Nobody => return Hearers::default(),
             Self::Selected(selectors) => members.hosts_of(selectors),
             Self::Everybody => None,
         };
-        let is_concerned =
-            |session: &Arc<Subscriber>| hosts.as_ref().is_none_or(|hosts| hosts.contains(&session.host));
+        let is_concerned = |session: &Arc<Subscriber>| match (&hosts, &session.audience) {
+            (Some(hosts), Audience::Host(host)) => hosts.contains(host),
+            // A relay has others to tell.
+            (None, _) | (_, Audience::Relay(_)) => true,
+        };
         let (concerned, others) = sessions.cloned().partition(is_concerned);
-        Audience { concerned, others }
+        Hearers { concerned, others }
     }
 }
 
@@ -108,10 +111,10 @@ impl Herald {
     }
 
     /// These are to be told; the first of them are woken now if nobody else waits.
-    pub(super) fn add(&mut self, audience: Audience) {
+    pub(super) fn add(&mut self, hearers: Hearers) {
         let idle = self.is_idle();
-        audience.concerned.into_iter().for_each(|session| self.concerned.push(session));
-        audience.others.into_iter().for_each(|session| self.others.push(session));
+        hearers.concerned.into_iter().for_each(|session| self.concerned.push(session));
+        hearers.others.into_iter().for_each(|session| self.others.push(session));
         if idle {
             self.wake_some();
         }
@@ -159,12 +162,11 @@ mod tests {
     fn whom_it_concerns_is_woken_first_and_everybody_in_the_end() {
         let (first, second, others) = (sessions(0..10), sessions(10..20), sessions(20..220));
         let mut herald = Herald::new(2);
-        herald.add(Audience { concerned: first.clone(), others: others.clone() });
+        herald.add(Hearers { concerned: first.clone(), others: others.clone() });
         assert_eq!((woken(&first), woken(&others)), (10, 54));
         // Somebody who waits as one of the others is concerned by the next change.
         let both = vec![Arc::clone(&others[199])];
-        herald
-            .add(Audience { concerned: [second.clone(), both].concat(), others: others[100..150].to_vec() });
+        herald.add(Hearers { concerned: [second.clone(), both].concat(), others: others[100..150].to_vec() });
         assert_eq!(woken(&second), 0);
         herald.wake_some();
         assert_eq!((woken(&second), woken(&others[199..])), (10, 1));

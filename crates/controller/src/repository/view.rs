@@ -12,11 +12,12 @@ use bulkhead_model::{Entity, Kind, Meaning, ObjectKey, Resource};
 use bulkhead_store::{Commit, Revision, Stored};
 use bytes::Bytes;
 
-use super::herald::{Audience, Reach};
+use super::decoded::Decoded;
+use super::herald::{Hearers, Reach};
 use super::keys;
 use super::log::ChangeLog;
 use crate::flows::AddressHistory;
-use crate::members::{Difference, Members, SessionId, Subscriber};
+use crate::members::{Audience, Difference, Members, SessionId, Subscriber};
 
 /// Changes of tiers and policies from which agents resume.
 const RESOURCE_LOG_LEN_MAX: usize = 20_000;
@@ -73,6 +74,11 @@ fn is_for_one_host(kind: Kind) -> bool {
     matches!(kind, Kind::HostEndpoint | Kind::CalicoHostEndpoint)
 }
 
+/// Whether somebody hears of what is for one host.
+fn is_for(resource: &Resource, to: &Audience) -> bool {
+    host_of_endpoint(resource).is_some_and(|host| to.hears_for(&host))
+}
+
 /// The host that a host endpoint is about.
 fn host_of_endpoint(resource: &Resource) -> Option<String> {
     let meaning = resource.meaning();
@@ -86,29 +92,6 @@ fn is_one_entity(kind: Kind) -> bool {
         kind,
         Kind::NetworkSet | Kind::HostEndpoint | Kind::Host | Kind::Workload | Kind::Node | Kind::Pod
     )
-}
-
-/// A change of an object, read from the store.
-#[derive(Debug)]
-pub(super) struct Decoded {
-    key: ObjectKey,
-    /// What it is now; `None`: gone; an error if it cannot be read.
-    object: Option<Result<Resource, keys::Undecodable>>,
-    revision: u64,
-}
-
-/// Reads commits: `read` each object. This is the work in taking them in, so it is done before the view is locked.
-pub(super) fn decode(
-    commits: &[Arc<Commit>],
-    read: impl Fn(&Stored) -> Result<Resource, keys::Undecodable>,
-) -> Vec<Decoded> {
-    let changes =
-        commits.iter().flat_map(|commit| commit.changes.iter().map(move |change| (commit.revision, change)));
-    let decoded = changes.filter_map(|(Revision(revision), change)| {
-        let key = keys::object_key(&change.key)?;
-        Some(Decoded { key, object: change.object.as_ref().map(&read), revision })
-    });
-    decoded.collect()
 }
 
 /// The state.
@@ -182,9 +165,14 @@ impl View {
         view
     }
 
+    /// Nothing yet, as of a revision: who knows what was before it hears everything.
+    pub(crate) fn beginning(revision: u64) -> Self {
+        Self::new(&[], revision, &[], revision)
+    }
+
     /// Takes in changes up to `revision`, and answers whom to tell of what all agents hear of. Whoever hears of something else
     /// that has changed is woken.
-    pub(super) fn commit(&mut self, changes: Vec<Decoded>, revision: u64, now_ms: u64) -> Audience {
+    pub(crate) fn commit(&mut self, changes: Vec<Decoded>, revision: u64, now_ms: u64) -> Hearers {
         let mut concerned: BTreeSet<String> = BTreeSet::new();
         let mut for_all = Reach::default();
         for Decoded { key, object, revision } in changes {
@@ -206,10 +194,10 @@ impl View {
         if !concerned.is_empty() {
             let sessions = self.sessions.values();
             sessions
-                .filter(|session| concerned.contains(&*session.host))
+                .filter(|session| concerned.iter().any(|host| session.audience.hears_for(host)))
                 .for_each(|one| one.wake.notify_one());
         }
-        for_all.audience(&mut self.members, self.sessions.values())
+        for_all.hearers(&mut self.members, self.sessions.values())
     }
 
     /// Notes that a host endpoint changes, for the host that it is about now.
@@ -358,23 +346,22 @@ impl View {
         self.resource_log.newest().max(self.host_log.newest())
     }
 
-    /// Keys of the objects told to a host that changed after a revision, with what they are now (`None`: gone, or about
+    /// Keys of the objects told to somebody that changed after a revision, with what they are now (`None`: gone, or about
     /// another host); `None` if it is no longer known.
     pub(crate) fn resources_since(
         &self,
         revision: u64,
-        host: &str,
+        to: &Audience,
     ) -> Option<Vec<(ObjectKey, Option<Arc<Object>>)>> {
         if revision > self.revision {
             return None;
         }
         let mut keys = self.resource_log.since(revision)?;
         let about_hosts = self.host_log.since(revision)?;
-        keys.extend(about_hosts.into_iter().filter(|(about, _)| about == host).map(|(_, key)| key));
+        keys.extend(about_hosts.into_iter().filter(|(about, _)| to.hears_for(about)).map(|(_, key)| key));
         let now = |key: &ObjectKey| {
             let object = self.objects.get(key)?;
-            let concerns =
-                !is_for_one_host(key.kind) || host_of_endpoint(&object.resource).as_deref() == Some(host);
+            let concerns = !is_for_one_host(key.kind) || is_for(&object.resource, to);
             concerns.then(|| Arc::clone(object))
         };
         Some(keys.into_iter().map(|key| (key.clone(), now(&key))).collect())
@@ -404,12 +391,10 @@ impl View {
         Kind::ALL.iter().filter(|kind| is_for_all_agents(**kind)).flat_map(|kind| self.of_kind(*kind))
     }
 
-    /// What the agent of one host hears of besides.
-    pub(crate) fn resources_of_host(&self, host: &str) -> impl Iterator<Item = &Arc<Object>> {
+    /// What is for single hosts, and this one hears of besides.
+    pub(crate) fn resources_of_host<'a>(&'a self, to: &'a Audience) -> impl Iterator<Item = &'a Arc<Object>> {
         let kinds = Kind::ALL.iter().filter(|kind| is_for_one_host(**kind));
-        kinds
-            .flat_map(|kind| self.of_kind(*kind))
-            .filter(move |object| host_of_endpoint(&object.resource).as_deref() == Some(host))
+        kinds.flat_map(|kind| self.of_kind(*kind)).filter(move |object| is_for(&object.resource, to))
     }
 
     /// What an object means, and all others.
@@ -425,14 +410,14 @@ impl View {
         entities
     }
 
-    /// What a host that knows a selector's members as of `revision` has to be told; `None` if it is no
+    /// What somebody that knows a selector's members as of `revision` has to be told; `None` if it is no
     /// longer known what changed since.
-    pub(crate) fn members_since(&self, id: SelectorId, host: &str, revision: u64) -> Option<Difference> {
+    pub(crate) fn members_since(&self, id: SelectorId, to: &Audience, revision: u64) -> Option<Difference> {
         if revision > self.revision {
             return None;
         }
         if let Some(changed) = self.members.changed_since(id, revision) {
-            return Some(Difference::of(host, &changed));
+            return Some(Difference::of(to, &changed));
         }
         // Nobody has read the selector since then. To ask about everything that has changed would cost more than to tell all
         // its members, once that is more than they are.
@@ -442,12 +427,18 @@ impl View {
         }
         let names = self.entity_log.since(revision)?;
         let changed: Vec<_> = names.into_iter().map(|name| self.members.became(id, name)).collect();
-        Some(Difference::of(host, &changed))
+        Some(Difference::of(to, &changed))
     }
 
     /// Makes a session known, so that it is woken when tiers or policies change.
     pub(crate) fn add_session(&mut self, session: &Arc<Subscriber>) {
         self.sessions.insert(session.id, Arc::clone(session));
+    }
+
+    /// Wakes the relays' sessions.
+    pub(crate) fn wake_relays(&self) {
+        let relays = self.sessions.values().filter(|one| matches!(one.audience, Audience::Relay(_)));
+        relays.for_each(|relay| relay.wake.notify_one());
     }
 
     /// Forgets a session, whose subscriptions have ended.

@@ -252,7 +252,7 @@ impl Player {
         let tls = Arc::clone(&self.tls);
         let connector = tower::service_fn(move |_uri| {
             let tls = Arc::clone(&tls);
-            async move { tls::connect(&address.to_string(), &tls).await.map(TokioIo::new) }
+            async move { tls::connect_as_agent(&address.to_string(), &tls).await.map(TokioIo::new) }
         });
         let channel = Endpoint::from_static("http://controller").connect_with_connector_lazy(connector);
         let mut client = DistributionClient::new(channel);
@@ -318,7 +318,7 @@ impl Known {
                 }
             }
             Down::InventoryAck(ack) => assert!(ack.refused.is_empty(), "{ack:?}"),
-            Down::Welcome(_) | Down::Synced(_) => {}
+            Down::Welcome(_) | Down::Synced(_) | Down::Revocations(_) => {}
         }
     }
 }

@@ -14,3 +14,4 @@ mod kills;
 mod partitions;
 mod process;
 mod proxy;
+mod relays;

@@ -170,8 +170,14 @@ async fn status_shows_what_agents_say() {
     let told = agent.subscribe("has(x)", 0).await.revision;
     let not_enforced =
         vec![bulkhead_wire::proto::NotEnforced { subject: "Policy/db".into(), reason: "too large".into() }];
-    let status =
-        AgentStatus { revision: told, endpoints: 3, not_enforced, dataplane: "ebpf".into(), entries: 12 };
+    let status = AgentStatus {
+        revision: told,
+        endpoints: 3,
+        not_enforced,
+        dataplane: "ebpf".into(),
+        entries: 12,
+        told: None,
+    };
     agent.say(Up::Status(status)).await;
     agent.publish(true, &[], &[]).await;
     let status = fixture.get("/apis/bulkhead.dev/v1/status").await;

@@ -27,7 +27,7 @@ pub(crate) fn record(time_ms: u64, source: &str, destination: &str, verdict: &st
 pub(crate) async fn report(fixture: &Fixture, records: &[Value]) {
     let (sender, batches) = mpsc::channel(4);
     let records = records.iter().map(|record| record.to_string().into()).collect();
-    sender.send(FlowBatch { sequence: 9, records, lost: 3 }).await.unwrap();
+    sender.send(FlowBatch { sequence: 9, records, lost: 3, ..FlowBatch::default() }).await.unwrap();
     let mut receipts =
         fixture.client("h1").report_flows(ReceiverStream::new(batches)).await.unwrap().into_inner();
     assert_eq!(receipts.message().await.unwrap().unwrap().sequence, 9);

@@ -91,7 +91,7 @@ pub(crate) struct Fixture {
 pub(crate) struct Site {
     pub(crate) api: SocketAddr,
     pub(crate) agents: SocketAddr,
-    authority: Authority,
+    authority: Arc<Authority>,
     admin: Arc<ClientConfig>,
 }
 
@@ -126,7 +126,23 @@ impl Site {
     pub(crate) fn at(api: SocketAddr, agents: SocketAddr, directory: &Path) -> Self {
         let authority = Authority::load(directory).unwrap().unwrap();
         let admin = tls_of(&authority, &operator("root", &["bulkhead:admins"]));
-        Self { api, agents, authority, admin }
+        Self { api, agents, authority: Arc::new(authority), admin }
+    }
+
+    /// The same with agents somewhere else: behind a relay.
+    pub(crate) fn behind(&self, agents: SocketAddr) -> Self {
+        let (authority, admin) = (Arc::clone(&self.authority), Arc::clone(&self.admin));
+        Self { api: self.api, agents, authority, admin }
+    }
+
+    /// A session that begins with a Hello, by whoever has this.
+    pub(crate) async fn session_of(&self, own: &Credentials, hello: Hello) -> Agent {
+        let (up, messages) = mpsc::channel(64);
+        let hello = Hello { protocol: bulkhead_wire::PROTOCOL, ..hello };
+        let agent = Agent { up, down: None, next_handle: 0 };
+        agent.say(Up::Hello(hello)).await;
+        let down = self.client_with(own).sync(ReceiverStream::new(messages)).await.unwrap().into_inner();
+        Agent { down: Some(down), ..agent }
     }
 
     /// A request by an administrator.
@@ -223,7 +239,7 @@ impl Site {
         let address = self.agents.to_string();
         let connector = tower::service_fn(move |_uri| {
             let (address, config) = (address.clone(), Arc::clone(&config));
-            async move { tls::connect(&address, &config).await.map(TokioIo::new) }
+            async move { tls::connect_as_agent(&address, &config).await.map(TokioIo::new) }
         });
         let endpoint = Endpoint::from_static("http://controller");
         DistributionClient::new(endpoint.connect_with_connector_lazy(connector))
@@ -377,6 +393,7 @@ impl Agent {
                     batch.revision = synced.revision;
                     return batch;
                 }
+                Down::Revocations(_) => {}
                 Down::Welcome(welcome) => panic!("{welcome:?}"),
             }
         }

@@ -15,11 +15,11 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
-use crate::harness::{Fixture, config, credentials};
+use crate::harness::{Fixture, Site, config, credentials};
 
 const V1: &str = "/apis/bulkhead.dev/v1";
 
-impl Fixture {
+impl Site {
     async fn make(&self, path: &str, body: Value) -> (StatusCode, Value) {
         self.call(Method::POST, &format!("{V1}/{path}"), body.to_string()).await
     }
@@ -31,7 +31,7 @@ impl Fixture {
     }
 
     /// A machine that has nothing but a token.
-    fn stranger(&self, token: &JoinToken) -> DistributionClient<Channel> {
+    pub(crate) fn stranger(&self, token: &JoinToken) -> DistributionClient<Channel> {
         self.client_over(tls::joining_client_config(&token.authority, "h2").unwrap())
     }
 
@@ -41,12 +41,13 @@ impl Fixture {
             token_secret: token.secret.reveal(),
             host: host.into(),
             signing_request: key.request().unwrap(),
+            relay: false,
         };
         self.stranger(token).enroll(request).await.map(tonic::Response::into_inner)
     }
 }
 
-fn own(key: &Key, enrollment: Enrollment) -> Credentials {
+pub(crate) fn own(key: &Key, enrollment: Enrollment) -> Credentials {
     Credentials { certificate: enrollment.certificate, key: key.pem(), authorities: enrollment.authorities }
 }
 
@@ -145,6 +146,7 @@ async fn what_is_sent_to_join_must_be_a_request() {
         token_secret: token.secret.reveal(),
         host: host.into(),
         signing_request: signing_request.into(),
+        relay: false,
     };
     let good = Key::generate().unwrap().request().unwrap();
     for (host, signing_request) in
@@ -170,7 +172,8 @@ async fn strangers_reach_nothing_of_the_agents_port() {
     let refused =
         fixture.client_over(nobody.clone()).report_flows(ReceiverStream::new(flows)).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unauthenticated);
-    let renew = RenewRequest { signing_request: Key::generate().unwrap().request().unwrap() };
+    let renew =
+        RenewRequest { signing_request: Key::generate().unwrap().request().unwrap(), ..Default::default() };
     assert_eq!(
         fixture.client_over(nobody).renew(renew.clone()).await.unwrap_err().code(),
         Code::Unauthenticated
@@ -195,7 +198,7 @@ async fn a_certificate_is_renewed_by_its_holder_and_ends_its_session_when_it_end
     let key = Key::generate().unwrap();
     let first = own(&key, fixture.join(&token, "h1", &key).await.unwrap());
     let next = Key::generate().unwrap();
-    let renew = RenewRequest { signing_request: next.request().unwrap() };
+    let renew = RenewRequest { signing_request: next.request().unwrap(), ..Default::default() };
     let second = own(&next, fixture.client_with(&first).renew(renew).await.unwrap().into_inner());
     assert_eq!(second.holder().unwrap().identity, first.holder().unwrap().identity);
     assert_ne!(second.holder().unwrap().serial, first.holder().unwrap().serial);
@@ -243,7 +246,8 @@ async fn a_revocation_counts_at_once_and_over_a_restart() {
     assert_eq!(ended.code(), Code::Unauthenticated, "{ended}");
     assert_eq!(session(&fixture, &h1, "h1").await, Some(Code::Unauthenticated));
     assert_eq!(asks(ann).await, StatusCode::UNAUTHORIZED);
-    let renew = RenewRequest { signing_request: Key::generate().unwrap().request().unwrap() };
+    let renew =
+        RenewRequest { signing_request: Key::generate().unwrap().request().unwrap(), ..Default::default() };
     assert_eq!(fixture.client_with(&h1).renew(renew).await.unwrap_err().code(), Code::Unauthenticated);
     assert_eq!(session(&fixture, &h2, "h2").await, None, "nobody else");
     let serial = h2.holder().unwrap().serial;

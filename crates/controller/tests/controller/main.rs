@@ -17,5 +17,6 @@ mod leases;
 mod objects;
 mod oidc;
 mod operators;
+mod relay;
 mod resume;
 mod several;

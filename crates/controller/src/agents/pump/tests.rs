@@ -90,7 +90,7 @@ impl Agent {
                     }
                 }
                 Body::Synced(synced) => self.revision = synced.revision,
-                Body::Welcome(_) | Body::InventoryAck(_) => {}
+                Body::Welcome(_) | Body::InventoryAck(_) | Body::Revocations(_) => {}
             }
         }
     }
@@ -187,23 +187,23 @@ async fn play(steps: Vec<Step>) {
                     vacant.insert(Known::new());
                     let selector = SELECTORS[selector].to_owned();
                     let subscribe = proto::Subscribe { handle, selector, revision: 0 };
-                    agent.pump.subscribe(&mut repository.view_mut(), &subscribe, None).unwrap();
+                    agent.pump.subscribe(&mut *repository.view_mut(), &subscribe, None).unwrap();
                 }
             }
             Step::Unsubscribe(agent, selector) => {
                 let handle = u32::try_from(selector).unwrap();
                 agents[agent].members.remove(&handle);
-                agents[agent].pump.unsubscribe(&mut repository.view_mut(), handle);
+                agents[agent].pump.unsubscribe(&mut *repository.view_mut(), handle);
             }
             Step::Tell(agent) => {
-                let messages = agents[agent].pump.messages(&repository.view());
+                let messages = agents[agent].pump.messages(&*repository.view());
                 agents[agent].hear(messages);
                 agents[agent].check(&repository.view());
-                assert!(agents[agent].pump.messages(&repository.view()).is_empty(), "all was told");
+                assert!(agents[agent].pump.messages(&*repository.view()).is_empty(), "all was told");
             }
             Step::Reconnect(agent) => {
                 let agent = &mut agents[agent];
-                agent.pump.close(&mut repository.view_mut());
+                agent.pump.close(&mut *repository.view_mut());
                 let known = (agent.revision > 0).then_some(agent.revision);
                 agent.pump = connect(agent.host, known);
                 // What was subscribed to since the last barrier is not known as of it.
@@ -211,13 +211,13 @@ async fn play(steps: Vec<Step>) {
                     let selector = SELECTORS[*handle as usize].to_owned();
                     let subscribe = proto::Subscribe { handle: *handle, selector, revision: 0 };
                     let known = known.filter(|_| !members.is_empty());
-                    agent.pump.subscribe(&mut repository.view_mut(), &subscribe, known).unwrap();
+                    agent.pump.subscribe(&mut *repository.view_mut(), &subscribe, known).unwrap();
                 }
             }
         }
     }
     for agent in &mut agents {
-        let messages = agent.pump.messages(&repository.view());
+        let messages = agent.pump.messages(&*repository.view());
         agent.hear(messages);
         agent.check(&repository.view());
     }

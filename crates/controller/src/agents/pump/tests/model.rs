@@ -123,7 +123,9 @@ fn heard(body: &Body) -> Heard {
             leaves: members.leaves.clone(),
         },
         Body::Synced(synced) => Heard::Synced(synced.revision),
-        Body::Welcome(_) | Body::InventoryAck(_) => unreachable!("the pump says neither"),
+        Body::Welcome(_) | Body::InventoryAck(_) | Body::Revocations(_) => {
+            unreachable!("the pump says none of these")
+        }
     }
 }
 
@@ -274,7 +276,7 @@ impl World {
 
     fn disconnect(&mut self) {
         if let Some(mut pump) = self.session.take() {
-            pump.close(&mut self.repository.view_mut());
+            pump.close(&mut *self.repository.view_mut());
         }
         self.up.clear();
         self.down.clear();
@@ -312,14 +314,14 @@ impl World {
                     Ok(subscribe) => {
                         let same = self.agent.epoch == self.epoch && subscribe.revision > 0;
                         let known = same.then_some(subscribe.revision);
-                        pump.subscribe(&mut view, &subscribe, known).unwrap();
+                        pump.subscribe(&mut *view, &subscribe, known).unwrap();
                     }
-                    Err(handle) => pump.unsubscribe(&mut view, handle),
+                    Err(handle) => pump.unsubscribe(&mut *view, handle),
                 }
             }
             Action::Tell => {
                 let Some(pump) = &mut self.session else { return };
-                self.down.extend(pump.messages(&self.repository.view()));
+                self.down.extend(pump.messages(&*self.repository.view()));
             }
             Action::Deliver => {
                 let Some(body) = self.down.pop_front() else { return };
@@ -395,7 +397,7 @@ impl World {
         let (up, down) = (format!("{:?}", self.up), self.down.iter().map(heard).collect::<Vec<_>>());
         let mut quiet = false;
         if let Some(pump) = &mut self.session {
-            let silent = pump.messages(&self.repository.view()).is_empty();
+            let silent = pump.messages(&*self.repository.view()).is_empty();
             quiet = silent && self.up.is_empty() && self.down.is_empty();
         }
         if quiet {
