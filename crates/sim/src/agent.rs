@@ -414,12 +414,10 @@ impl Agent {
             let revision = if known { self.members_revision } else { 0 };
             out.push(Out::Subscribe(Subscribe { handle, selector: selector.to_string(), revision }));
         }
-        for (selector, answered) in dropped {
-            // Nobody tells any more what becomes of them.
-            self.members.remove(&selector);
-            if answered {
-                self.ignores(&selector);
-            }
+        // Of the others nobody tells any more what becomes of them: not since a connection before, if they were wanted then.
+        self.members.retain(|selector, _| link.handles.contains_key(selector));
+        for (selector, _) in dropped.into_iter().filter(|(_, answered)| *answered) {
+            self.ignores(&selector);
         }
         out
     }
