@@ -27,10 +27,6 @@ mod yaml;
 use cli::{Cli, Command};
 use failure::Failure;
 
-/// A controller makes and forgets many small values on all its threads: see docs/benchmarks.md for what this saves.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {

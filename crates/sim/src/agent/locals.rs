@@ -100,7 +100,11 @@ impl Agent {
                 .extend(changed.map(|(number, instance)| text(&self.world.fleet.workload(number, instance))));
         }
         let mut out = self.compute();
-        let Some(link) = self.link.as_mut().filter(|link| link.epoch.is_some()) else { return out };
+        let Some(link) = self.link.as_mut().filter(|link| link.epoch.is_some()) else {
+            // It will be told with everything else. Whoever has not heard of what was before may never do.
+            [first, last].into_iter().for_each(|one| self.world.tracker.overtake(slice.application(), one));
+            return out;
+        };
         link.generation += 1;
         let generation = link.generation;
         let at = (slice.application(), workload);
