@@ -6,7 +6,8 @@
 //!
 //! | task | fed from | when full |
 //! |---|---|---|
-//! | store writer (thread, one) | queue of transactions (4096) | writers wait |
+//! | store writer (thread, one) | queue of transactions (4096) | writers wait; on a full disk changes are refused |
+//! | audit log (blocking pool, one at a time) | lines of requests | the request waits; on a full disk changes are refused |
 //! | feeder (one) | the store's log (100 000 changes), at its own pace | it ends, and the controller with it |
 //! | etcd watches (one each for the feeder and REST watches) | etcd, 16 messages waiting | etcd keeps what comes after, until it is compacted |
 //! | API connections (one each) | the client | the client waits; bodies end at 16 MiB |

@@ -6,6 +6,7 @@
 //! their way: whoever reads slowly gets several changes as one, and whoever reads nothing for
 //! [`SEND_TIME_MAX`] is cut off and resumes later.
 
+use std::collections::VecDeque;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -14,9 +15,10 @@ use bulkhead_identity::Holder;
 use bulkhead_model::entity::{ADDRESSES_MAX, HostSpec};
 use bulkhead_model::resource::{Host, Metadata, Resource, is_name};
 use bulkhead_model::{Facts, Labels};
+use bulkhead_store::StoreError;
 use bulkhead_wire::proto::agent_message::Body as Incoming;
 use bulkhead_wire::proto::controller_message::Body;
-use bulkhead_wire::proto::{AgentMessage, ControllerMessage, Hello, Welcome};
+use bulkhead_wire::proto::{AgentMessage, ControllerMessage, Hello, Inventory, Welcome};
 use bulkhead_wire::{PACKING, PROTOCOL, address_from_wire, come_back, come_back_elsewhere, proto};
 use futures::{FutureExt, StreamExt};
 use prost::Message;
@@ -40,6 +42,10 @@ const SEND_TIME_MAX: Duration = Duration::from_secs(10);
 /// another for each: in a second they all have been told.
 const AWAY_MIN: Duration = Duration::from_millis(200);
 const AWAY_SPREAD: Duration = Duration::from_millis(1000);
+/// How often what a store without room has not taken is tried again.
+const PUBLISHED_AGAIN_AFTER: Duration = Duration::from_secs(2);
+/// Messages of an agent that wait for room; then its session ends, and it publishes everything when it comes back.
+const UNPUBLISHED_MAX: usize = 64;
 /// Messages of an agent that are taken in before it is answered, if they are there already.
 const BURST_LEN_MAX: usize = 1024;
 
@@ -97,8 +103,17 @@ pub(super) async fn run(
     };
     context.cluster.begin(&host, id, clock::now_ms(), Some(ends), began);
     let pump = Pump::new(Arc::clone(&subscriber), known, hello.accepts.iter().any(|one| one == PACKING));
-    let mut session =
-        Session { context, id, host, subscriber, epoch_is_ours, pump, outgoing, unsaid: (0, 0) };
+    let mut session = Session {
+        context,
+        id,
+        host,
+        subscriber,
+        epoch_is_ours,
+        pump,
+        outgoing,
+        unsaid: (0, 0),
+        unpublished: VecDeque::new(),
+    };
     let valid = holder.not_after.duration_since(SystemTime::now()).unwrap_or_default();
     let ended = tokio::select! {
         ended = session.converse(&hello, &mut incoming, syncing) => ended,
@@ -176,6 +191,15 @@ struct Session {
     outgoing: Outgoing,
     /// Messages and bytes that the registry has not been told of.
     unsaid: (u64, u64),
+    /// What the store had no room for, oldest first. The agent is told everything all the same.
+    unpublished: VecDeque<Publication>,
+}
+
+/// What an agent says of its host, to be stored.
+#[derive(Debug)]
+enum Publication {
+    Host(Box<Host>),
+    Inventory(Inventory),
 }
 
 impl Session {
@@ -202,6 +226,8 @@ impl Session {
         let lease = self.context.config.lease();
         let silence = tokio::time::sleep(lease);
         tokio::pin!(silence);
+        let mut again = tokio::time::interval(PUBLISHED_AGAIN_AFTER);
+        again.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let message = tokio::select! {
                 message = incoming.message() => message?,
@@ -209,6 +235,11 @@ impl Session {
                     if let Some(moment) = self.context.pace.wait() {
                         tokio::time::sleep(moment).await;
                     }
+                    self.tell().await?;
+                    continue;
+                }
+                _ = again.tick(), if !self.unpublished.is_empty() => {
+                    self.publish_waiting().await?;
                     self.tell().await?;
                     continue;
                 }
@@ -246,7 +277,7 @@ impl Session {
         self.send(Body::Welcome(welcome)).await
     }
 
-    async fn publish_host(&self, hello: &Hello) -> Result<(), Status> {
+    async fn publish_host(&mut self, hello: &Hello) -> Result<(), Status> {
         let labels = hello.labels.iter().map(|(key, value)| (key.as_str(), value.as_str()));
         let (labels, refused) = Labels::from_foreign(labels);
         if refused > 0 {
@@ -262,8 +293,42 @@ impl Session {
         let addresses = hello.addresses.iter().take(ADDRESSES_MAX);
         let addresses = addresses.filter_map(|bytes| address_from_wire(bytes)).collect();
         let spec = HostSpec { agent_version, facts, addresses };
-        let host = Resource::Host(Host { metadata, spec });
-        self.context.repository.publish(vec![host], Vec::new()).await.map_err(unavailable)?;
+        self.publish(Publication::Host(Box::new(Host { metadata, spec }))).await
+    }
+
+    /// Has it stored and answers, in turn; keeps it for later if the store has no room.
+    async fn publish(&mut self, publication: Publication) -> Result<(), Status> {
+        if self.unpublished.len() >= UNPUBLISHED_MAX {
+            return Err(Status::resource_exhausted("the repository's disk is full"));
+        }
+        let first = self.unpublished.is_empty();
+        self.unpublished.push_back(publication);
+        if first { self.publish_waiting().await } else { Ok(()) }
+    }
+
+    async fn publish_waiting(&mut self) -> Result<(), Status> {
+        while let Some(next) = self.unpublished.pop_front() {
+            let stored = match &next {
+                Publication::Host(host) => {
+                    let host = Resource::Host(Host::clone(host));
+                    self.context.repository.publish(vec![host], Vec::new()).await.map(|_applied| None)
+                }
+                Publication::Inventory(inventory) => {
+                    let workloads = inventory.upserts.len();
+                    let span = tracing::debug_span!("publish", host = %self.host, workloads);
+                    inventory::take_in(&self.context, &self.host, inventory).instrument(span).await.map(Some)
+                }
+            };
+            match stored {
+                Ok(Some(ack)) => self.send(Body::InventoryAck(ack)).await?,
+                Ok(None) => {}
+                Err(StoreError::Full { .. }) => {
+                    self.unpublished.push_front(next);
+                    return Ok(());
+                }
+                Err(error) => return Err(unavailable(error)),
+            }
+        }
         Ok(())
     }
 
@@ -277,12 +342,7 @@ impl Session {
                 self.pump.unsubscribe(&mut self.context.repository.view_mut(), handle);
                 Ok(())
             }
-            Some(Incoming::Inventory(inventory)) => {
-                let span =
-                    tracing::debug_span!("publish", host = %self.host, workloads = inventory.upserts.len());
-                let ack = inventory::take_in(&self.context, &self.host, inventory).instrument(span).await;
-                self.send(Body::InventoryAck(ack.map_err(unavailable)?)).await
-            }
+            Some(Incoming::Inventory(inventory)) => self.publish(Publication::Inventory(inventory)).await,
             Some(Incoming::Status(status)) => {
                 self.context.registry.status(&self.host, self.id, status);
                 Ok(())

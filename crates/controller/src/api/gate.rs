@@ -82,7 +82,8 @@ pub(super) async fn admit(State(context): Shared, mut request: Request, next: Ne
     let permissions = Permissions::of(&context.repository.view(), &caller);
     if let Err(refusal) = may_ask(whom, request.method(), &caller, &permissions) {
         if caller.who != Who::Nobody && !reads(request.method()) {
-            context.audit.refused(&caller, request.method(), request.uri().path(), &refusal.message);
+            let (method, path) = (request.method(), request.uri().path());
+            context.audit.refused(&caller, method, path, &refusal.message).await;
         }
         return refuse(&context, refusal);
     }

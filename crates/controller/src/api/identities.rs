@@ -164,9 +164,10 @@ pub(super) async fn create_token(
     };
     let mut answer = described(&token);
     answer["token"] = json!(text);
+    context.audit.ready().await?;
     let add = async move {
         context.grants.add_token(&token).await?;
-        context.audit.done(&caller.name(), &caller.from(), "token create", described(&token));
+        context.audit.done(&caller.name(), &caller.from(), "token create", described(&token)).await;
         Ok::<_, StoreError>(())
     };
     to_the_end(add).await??;
@@ -182,9 +183,10 @@ pub(super) async fn delete_token(
 ) -> Result<Json<Value>, Refusal> {
     parameters.only(&[])?;
     let name = id.clone();
+    context.audit.ready().await?;
     let remove = async move {
         let removed = context.grants.remove_token(&name).await?;
-        context.audit.done(&caller.name(), &caller.from(), "token delete", json!({ "id": name }));
+        context.audit.done(&caller.name(), &caller.from(), "token delete", json!({ "id": name })).await;
         Ok::<_, StoreError>(removed)
     };
     if to_the_end(remove).await?? {
@@ -218,8 +220,9 @@ pub(super) async fn create_certificate(
     let default_ms = context.config.certificate_lifetime_s.saturating_mul(1000);
     let ttl = Duration::from_millis(ttl_ms(ttl.as_deref(), default_ms, OPERATOR_TTL_MS_MAX)?);
     let detail = json!({ "holder": identity.to_string(), "groups": identity.groups() });
+    context.audit.ready().await?;
     let made = access::certify(&context, &signing_request, &identity, ttl).await?;
-    context.audit.done(&caller.name(), &caller.from(), "certificate create", detail);
+    context.audit.done(&caller.name(), &caller.from(), "certificate create", detail).await;
     let answer = json!({
         "holder": identity.to_string(),
         "certificate": made.certificate,
@@ -267,13 +270,14 @@ pub(super) async fn revoke(
         let message = "too many revocations: make a new authority instead";
         return Err(Refusal::new(StatusCode::CONFLICT, "TooManyRevocations", message));
     }
+    context.audit.ready().await?;
     let made = Revocation { of, since_ms: clock::now_ms(), by: caller.to_string(), reason };
     tracing::warn!(of = ?made.of, by = %made.by, "a certificate was revoked");
     let answer = revocation(&made);
     let detail = answer.clone();
     let revoke = async move {
         context.grants.revoke(&made).await?;
-        context.audit.done(&caller.name(), &caller.from(), "certificate revoke", detail);
+        context.audit.done(&caller.name(), &caller.from(), "certificate revoke", detail).await;
         Ok::<_, StoreError>(())
     };
     to_the_end(revoke).await??;

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 
 use super::codec;
+use super::room::{Noted, Troubles};
 use crate::random_id;
 use crate::state::State;
 use crate::types::{Commit, Revision, StoreError};
@@ -109,6 +110,7 @@ pub(super) struct StoreFile {
     database: Database,
     /// Log rows to remove with the next write.
     forgotten: Vec<RangeInclusive<u64>>,
+    troubles: Arc<Troubles>,
 }
 
 impl StoreFile {
@@ -121,13 +123,19 @@ impl StoreFile {
         if !path.exists() {
             Self::make(path)?;
         }
-        Self::open_with(path, log_changes_max, || {
+        let troubles = Arc::default();
+        let (file, loaded) = Self::open_with(path, log_changes_max, || {
             let database = Database::builder()
                 .set_cache_size(CACHE_BYTES)
                 .set_check_integrity_on_open(check)
-                .open(path)?;
+                .create_with_backend(Noted::open(path, &troubles)?)?;
             Ok(database)
         })
+        .map_err(|error| match error {
+            StoreError::Io { path, .. } if troubles.only_full() => StoreError::Full { path },
+            error => error,
+        })?;
+        Ok((Self { troubles, ..file }, loaded))
     }
 
     /// Makes an empty one, whole or not at all: redb does not open a file whose making was cut short.
@@ -171,7 +179,8 @@ impl StoreFile {
             Ok(Ok((database, loaded))) => {
                 // Rows that were due to be forgotten when the store stopped, or that a smaller bound drops.
                 let forgotten = vec![0..=loaded.state.compacted().0];
-                Ok((Self { path: path.to_owned(), database, forgotten }, loaded))
+                let troubles = Arc::default();
+                Ok((Self { path: path.to_owned(), database, forgotten, troubles }, loaded))
             }
             Ok(Err(redb::Error::DatabaseAlreadyOpen)) => Err(StoreError::Locked {
                 path: path.to_owned(),
@@ -186,8 +195,13 @@ impl StoreFile {
     /// Writes commits durably, all or none.
     pub(super) fn write(&mut self, commits: &[Commit]) -> Result<(), StoreError> {
         let forgotten = std::mem::take(&mut self.forgotten);
-        self.write_inner(commits, forgotten)
-            .map_err(|error| StoreError::Io { path: self.path.clone(), reason: error.to_string() })
+        self.write_inner(commits, forgotten).map_err(|error| {
+            let path = self.path.clone();
+            if self.troubles.only_full() {
+                return StoreError::Full { path };
+            }
+            StoreError::Io { path, reason: error.to_string() }
+        })
     }
 
     fn write_inner(
