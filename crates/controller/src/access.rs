@@ -17,7 +17,7 @@ mod trust;
 pub(crate) use caller::{Caller, Who};
 pub(crate) use connections::{AgentConnection, agents, operators, unix_listener};
 pub(crate) use enrollment::{EnrollmentError, certify, enroll, renew};
-pub(crate) use grants::{Grants, REVOCATIONS_MAX, follow, operator_token};
+pub(crate) use grants::{Grants, follow, operator_token};
 pub(crate) use oidc::Oidc;
 pub use oidc::OidcConfig;
 pub(crate) use records::{Grant, Revocation, Revoked, Token};

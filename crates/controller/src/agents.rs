@@ -1,5 +1,6 @@
 //! The agents' side: sessions, what they publish, and their flow reports.
 
+mod gate;
 mod inventory;
 mod messages;
 mod pace;
@@ -8,6 +9,7 @@ mod registry;
 mod server;
 mod session;
 
+pub(crate) use gate::Enrolling;
 pub(crate) use inventory::published_by;
 pub(crate) use messages::packed;
 pub(crate) use pace::Pace;

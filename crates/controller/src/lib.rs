@@ -46,6 +46,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use bulkhead_identity::door::Door;
 use bulkhead_identity::{Credentials, Identity};
 use bulkhead_store::StoreError;
 use tokio::net::{TcpListener, TcpSocket};
@@ -57,7 +58,7 @@ pub use audit::{AuditError, verify as verify_audit};
 pub use config::{Config, EtcdConfig, StoreKind};
 
 use access::{Grants, Oidc, Trust};
-use agents::{Pace, Registry};
+use agents::{Enrolling, Pace, Registry};
 use api::Rates;
 use audit::Audit;
 use cluster::{Cluster, ControllerRecord};
@@ -156,14 +157,15 @@ pub async fn start(config: Config) -> Result<Controller, Error> {
     let api_address = bound(&api, config.listen_api);
     let agents_address = bound(&agents, config.listen_agents);
     let trust = Trust::open(&config, &[api_address, agents_address])?;
-    let operators = access::operators(api, &trust)?;
-    let sessions = access::agents(agents, &trust)?;
+    let (operators, operators_door) = access::operators(api, &trust)?;
+    let (sessions, agents_door) = access::agents(agents, &trust)?;
+    let doors = [("operators", operators_door), ("agents", agents_door)];
     let socket = config.socket.as_deref().map(|path| {
         access::unix_listener(path).map_err(|source| Error::Socket { path: path.to_owned(), source })
     });
     let socket = socket.transpose()?;
     let served = [api_address, agents_address];
-    let context = Arc::new(open(config, trust, served, (draining, shutdown.clone())).await?);
+    let context = Arc::new(open(config, trust, (served, doors), (draining, shutdown.clone())).await?);
 
     let mut parts = JoinSet::new();
     let feed = repository::feed(Arc::clone(&context.repository), shutdown.clone());
@@ -283,7 +285,7 @@ fn panicked(error: &JoinError) -> Error {
 async fn open(
     config: Config,
     trust: Trust,
-    served: [SocketAddr; 2],
+    (served, doors): ([SocketAddr; 2], [(&'static str, Arc<Door>); 2]),
     (draining, shutdown): (watch::Receiver<bool>, watch::Receiver<bool>),
 ) -> Result<Context, Error> {
     let store = config.location().open().await?;
@@ -325,6 +327,8 @@ async fn open(
         config,
         audit,
         rates: Rates::default(),
+        enrolling: Enrolling::default(),
+        doors,
         registry: Registry::default(),
         flows,
         metrics,

@@ -33,6 +33,8 @@ pub(crate) struct Metrics {
     pub(crate) certificates_renewed: Counter,
     /// Calls of agents without a certificate, with a revoked one, or for another's host.
     pub(crate) agents_refused: Counter,
+    /// Attempts to join from addresses that try too often.
+    pub(crate) enrolls_too_many: Counter,
     pub(crate) agent_messages_sent: Counter,
     pub(crate) agent_bytes_sent: Counter,
     pub(crate) sessions_opened: Counter,

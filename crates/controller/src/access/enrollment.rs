@@ -8,7 +8,7 @@ use bulkhead_store::StoreError;
 use bulkhead_wire::proto::{EnrollRequest, Enrollment};
 
 use super::grants::NotGranted;
-use super::records::{milliseconds, of_holder};
+use super::records::milliseconds;
 use crate::context::Context;
 
 /// Why nobody gets a certificate.
@@ -73,12 +73,11 @@ pub(crate) async fn certify(
     lifetime: Duration,
 ) -> Result<Enrollment, EnrollmentError> {
     // A certificate begins at a full second. One that began before the holder's last revocation would be refused.
-    let revoked = context.grants.revocations().into_iter().find(|one| one.of == of_holder(identity));
+    let revoked_ms = context.grants.revoked_since(identity).unwrap_or(0);
     let mut now = SystemTime::now();
-    while revoked.as_ref().is_some_and(|revoked| milliseconds(now) / 1000 * 1000 < revoked.since_ms) {
-        let ahead = revoked.as_ref().map_or(0, |revoked| revoked.since_ms.saturating_sub(milliseconds(now)));
+    while milliseconds(now) / 1000 * 1000 < revoked_ms {
         // Another controller's clock may be ahead, by more than anybody should wait for.
-        if ahead > 5_000 {
+        if revoked_ms.saturating_sub(milliseconds(now)) > 5_000 {
             break;
         }
         tokio::time::sleep(Duration::from_millis(100)).await;

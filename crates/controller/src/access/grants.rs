@@ -3,22 +3,23 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 
-use bulkhead_identity::{Holder, JoinToken, Secret, SecretDigest};
+use bulkhead_identity::{Holder, Identity, JoinToken, Secret, SecretDigest};
 use bulkhead_store::{Change, Precondition, Revision, Store, StoreError, Transaction};
 use tokio::sync::watch;
 use tonic::Status;
 
 use super::caller::{Caller, Who};
 use super::records::{
-    Grant, Joined, Key, PREFIX, Revocation, Revoked, Token, joined_key, read_key, revocation_key, token_key,
+    Grant, Joined, Key, PREFIX, Revocation, Revoked, Token, joined_key, of_holder, of_operator, read_key,
+    revocation_key, token_key,
 };
 use crate::clock;
 use crate::context::{Context, stopped};
 
 /// Most tokens that are valid at once.
-pub(crate) const TOKENS_MAX: usize = 10_000;
+const TOKENS_MAX: usize = 10_000;
 /// Most revocations.
-pub(crate) const REVOCATIONS_MAX: usize = 100_000;
+const REVOCATIONS_MAX: usize = 100_000;
 /// What an operator's token begins with.
 const OPERATOR_PREFIX: &str = "bho1";
 /// How long a machine whose answer was lost may ask again, in milliseconds.
@@ -55,6 +56,11 @@ pub(crate) enum NotGranted {
 }
 
 impl State {
+    fn valid_tokens(&self) -> impl Iterator<Item = &Token> {
+        let now = clock::now_ms();
+        self.tokens.values().map(|(token, _)| token).filter(move |token| token.expires_ms > now)
+    }
+
     fn take_in(&mut self, change: &Change) {
         let Some(key) = read_key(&change.key) else { return };
         let value = change.object.as_ref().map(|stored| (&stored.value, stored.modified));
@@ -107,19 +113,12 @@ impl Grants {
 
     /// Tokens that are still good for something.
     pub(crate) fn tokens(&self) -> Vec<Token> {
-        let now = clock::now_ms();
-        self.state()
-            .tokens
-            .values()
-            .map(|(token, _)| token)
-            .filter(|token| token.expires_ms > now)
-            .cloned()
-            .collect()
+        self.state().valid_tokens().cloned().collect()
     }
 
     /// Whether another token may be made.
     pub(crate) fn has_room(&self) -> bool {
-        self.tokens().len() < TOKENS_MAX
+        self.state().valid_tokens().count() < TOKENS_MAX
     }
 
     /// Writes a token, and removes those that have expired.
@@ -220,7 +219,8 @@ impl Grants {
         let state = self.state();
         let (token, _) = state.tokens.get(id)?;
         let Grant::Operator { name, groups } = &token.grant else { return None };
-        let revoked = state.revocations.values().any(|revoked| revoked.covers_token(name, token.created_ms));
+        let revoked = state.revocations.get(&of_operator(name));
+        let revoked = revoked.is_some_and(|revoked| revoked.covers_token(name, token.created_ms));
         let good = secret.digest() == SecretDigest::from_text(token.digest.as_str())
             && token.expires_ms > clock::now_ms()
             && !revoked;
@@ -238,13 +238,21 @@ impl Grants {
         self.state().revocations.values().cloned().collect()
     }
 
-    /// The revocation that covers a certificate.
-    pub(crate) fn revoked(&self, holder: &Holder) -> Option<Revocation> {
+    /// Whether another revocation may be made.
+    pub(crate) fn has_room_for_revocation(&self) -> bool {
+        self.state().revocations.len() < REVOCATIONS_MAX
+    }
+
+    /// The moment as of which somebody's certificates are revoked, if they are, in milliseconds since 1970.
+    pub(super) fn revoked_since(&self, identity: &Identity) -> Option<u64> {
+        self.state().revocations.get(&of_holder(identity)).map(|revocation| revocation.since_ms)
+    }
+
+    /// Whether a certificate is revoked.
+    pub(crate) fn is_revoked(&self, holder: &Holder) -> bool {
         let state = self.state();
-        let serial = Revoked::Serial(holder.serial.clone());
-        let holders = super::records::of_holder(&holder.identity);
-        let found = [serial, holders].into_iter().filter_map(|of| state.revocations.get(&of));
-        found.into_iter().find(|revocation| revocation.covers(holder)).cloned()
+        let of = [Revoked::Serial(holder.serial.clone()), of_holder(&holder.identity)];
+        of.iter().filter_map(|of| state.revocations.get(of)).any(|revocation| revocation.covers(holder))
     }
 }
 
@@ -276,7 +284,7 @@ pub(crate) async fn follow(
         if !changes().any(|change| matches!(read_key(&change.key), Some(Key::Revocation(_)))) {
             continue;
         }
-        let revoked = |holder: &Holder| grants.revoked(holder).is_some();
+        let revoked = |holder: &Holder| grants.is_revoked(holder);
         context.registry.close_where(revoked, || Status::unauthenticated("the certificate is revoked"));
     }
 }

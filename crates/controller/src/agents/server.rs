@@ -7,8 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use bulkhead_identity::tls::{Incoming, Peer};
 use bulkhead_identity::{Holder, Identity};
-use bulkhead_wire::MESSAGE_BYTES_MAX;
-use bulkhead_wire::proto::distribution_server::{Distribution, DistributionServer};
+use bulkhead_wire::proto::distribution_server::Distribution;
 use bulkhead_wire::proto::{
     AgentMessage, ControllerMessage, EnrollRequest, Enrollment, FlowBatch, FlowReceipt, RenewRequest,
 };
@@ -18,6 +17,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Server;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::gate::Gate;
 use super::session;
 use crate::access::{self, AgentConnection, EnrollmentError};
 use crate::context::{Context, stopped};
@@ -31,6 +31,13 @@ const RECEIPTS_LEN: usize = 16;
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(20);
 /// How long the answer to that may take.
 const KEEPALIVE_TIME_MAX: Duration = Duration::from_secs(10);
+
+/// Calls at once on one connection: an agent has a stream of each kind, and renews its certificate now and then.
+const STREAMS_MAX: u32 = 16;
+/// Largest head of a call.
+const HEADER_BYTES_MAX: u32 = 8 << 10;
+/// Calls that a caller may take back before they are looked at; more end its connection.
+const RESETS_MAX: usize = 32;
 
 struct Service {
     context: Arc<Context>,
@@ -66,6 +73,17 @@ impl Distribution for Service {
     }
 
     async fn enroll(&self, request: Request<EnrollRequest>) -> Result<Response<Enrollment>, Status> {
+        let peer = request.extensions().get::<Arc<Peer>>();
+        let from = peer.ok_or_else(|| Status::internal("a connection without ends"))?.remote.ip();
+        if !self.context.enrolling.may_try(from) {
+            self.context.metrics.enrolls_too_many.add(1);
+            if let Some(more) = self.context.enrolling.log.now() {
+                tracing::warn!(%from, more, "an address tries to join too often");
+            }
+            return Err(Status::resource_exhausted(
+                "too many have tried to join from this address: try again later",
+            ));
+        }
         let enrolled = access::enroll(&self.context, request.get_ref()).await;
         enrolled.map(Response::new).map_err(|error| self.refused(&error))
     }
@@ -97,15 +115,17 @@ impl Service {
         if holder.not_after <= SystemTime::now() {
             return Err(refused(Status::unauthenticated("the certificate has ended")));
         }
-        match self.context.grants.revoked(holder) {
-            Some(_) => Err(refused(Status::unauthenticated("the certificate is revoked"))),
-            None => Ok((Arc::clone(holder), ends)),
+        if self.context.grants.is_revoked(holder) {
+            return Err(refused(Status::unauthenticated("the certificate is revoked")));
         }
+        Ok((Arc::clone(holder), ends))
     }
 
     fn refused(&self, error: &EnrollmentError) -> Status {
         self.context.metrics.agents_refused.add(1);
-        tracing::warn!(%error, "no certificate was given");
+        if let Some(more) = self.context.enrolling.log.now() {
+            tracing::warn!(%error, more, "no certificate was given");
+        }
         let message = error.to_string();
         match error {
             EnrollmentError::NotGranted(_) => Status::permission_denied(message),
@@ -149,15 +169,15 @@ pub(crate) async fn serve(
     mut shutdown: watch::Receiver<bool>,
 ) -> Result<(), tonic::transport::Error> {
     let stop = async move { stopped(&mut shutdown).await };
-    let service = DistributionServer::new(Service { context })
-        .max_decoding_message_size(MESSAGE_BYTES_MAX)
-        .max_encoding_message_size(MESSAGE_BYTES_MAX);
     let incoming =
         ReceiverStream::new(incoming).map(|through| Ok::<_, Infallible>(AgentConnection::from(through)));
     Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE_EVERY))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIME_MAX))
-        .add_service(service)
+        .max_concurrent_streams(STREAMS_MAX)
+        .http2_max_header_list_size(HEADER_BYTES_MAX)
+        .http2_max_pending_accept_reset_streams(Some(RESETS_MAX))
+        .add_service(Gate::new(Service { context }))
         .serve_with_incoming_shutdown(incoming, stop)
         .await
 }

@@ -174,7 +174,7 @@ async fn admit(
     let host = hello.host.as_str().into();
     let admission = context.registry.admit(&host, &hello.version, Arc::clone(holder), Some(ends))?;
     // It may have been revoked between the look at the certificate and the moment at which a revocation ends the session.
-    if context.grants.revoked(holder).is_some() {
+    if context.grants.is_revoked(holder) {
         context.registry.leave(&host, admission.id);
         return Err(Status::unauthenticated("the certificate is revoked"));
     }

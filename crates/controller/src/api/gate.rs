@@ -107,10 +107,8 @@ async fn identify(
     let caller = caller
         .ok_or_else(|| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "InternalError", "nobody asks"))?;
     let Some(value) = shown else {
-        return match caller.certificate.as_ref().and_then(|holder| context.grants.revoked(holder)) {
-            Some(_) => Err(unauthenticated("the certificate is revoked")),
-            None => Ok(caller),
-        };
+        let revoked = caller.certificate.as_ref().is_some_and(|holder| context.grants.is_revoked(holder));
+        return if revoked { Err(unauthenticated("the certificate is revoked")) } else { Ok(caller) };
     };
     let token = value.to_str().ok().and_then(|value| value.strip_prefix("Bearer "));
     let token = token.ok_or_else(|| unauthenticated("expected Authorization: Bearer TOKEN"))?;

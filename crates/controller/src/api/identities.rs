@@ -13,7 +13,7 @@ use std::time::Duration;
 use super::input::{self, Body, Parameters};
 use super::problem::Refusal;
 use super::{Shared, to_the_end};
-use crate::access::{self, Caller, EnrollmentError, Grant, REVOCATIONS_MAX, Revocation, Revoked, Token};
+use crate::access::{self, Caller, EnrollmentError, Grant, Revocation, Revoked, Token};
 use crate::clock;
 
 /// How long a join token is good unless told otherwise, and at most; an operator's: at most ten years.
@@ -266,7 +266,7 @@ pub(super) async fn revoke(
         (None, Some(holder)) => Revoked::Holder(checked_holder(&holder)?),
         _ => return Err(Refusal::bad_request("expected a serial (hexadecimal) or a holder")),
     };
-    if context.grants.revocations().len() >= REVOCATIONS_MAX {
+    if !context.grants.has_room_for_revocation() {
         let message = "too many revocations: make a new authority instead";
         return Err(Refusal::new(StatusCode::CONFLICT, "TooManyRevocations", message));
     }

@@ -4,6 +4,7 @@ use axum::Json;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use bulkhead_identity::door::Door;
 use bulkhead_model::resource::API_VERSION;
 use bulkhead_store::free_bytes;
 use serde_json::{Value, json};
@@ -94,6 +95,7 @@ pub(super) async fn metrics(State(context): Shared) -> Response {
     repository_metrics(&mut page, &context);
     agent_metrics(&mut page, &context);
     flow_metrics(&mut page, &context);
+    door_metrics(&mut page, &context);
     let requests = &context.metrics;
     page.counter("api_requests_total", "Requests by operators.", requests.requests.value());
     let failed = requests.requests_failed.value();
@@ -180,6 +182,26 @@ fn agent_metrics(page: &mut Page, context: &Context) {
     for (name, help, counter) in counters {
         page.counter(name, help, counter.value());
     }
+}
+
+fn door_metrics(page: &mut Page, context: &Context) {
+    let doors = |value: fn(&Door) -> u64| context.doors.each_ref().map(|(name, door)| (*name, value(door)));
+    let of =
+        |which: usize| context.doors.each_ref().map(|(name, door)| (*name, door.connections()[which] as u64));
+    let gauges = [
+        ("connections_pending", "Connections before or in their handshake."),
+        ("connections_strangers", "Connections without a certificate."),
+        ("connections_known", "Connections with a certificate."),
+    ];
+    for (which, (name, help)) in gauges.into_iter().enumerate() {
+        page.family(name, help, "gauge", "port", of(which));
+    }
+    let help = "Connections closed since there are too many.";
+    page.family("connections_refused_total", help, "counter", "port", doors(Door::refused));
+    let help = "Handshakes that failed or took too long.";
+    page.family("handshakes_failed_total", help, "counter", "port", doors(Door::failed));
+    let too_many = context.metrics.enrolls_too_many.value();
+    page.counter("enrolls_refused_total", "Attempts to join of addresses that try too often.", too_many);
 }
 
 fn flow_metrics(page: &mut Page, context: &Context) {

@@ -18,7 +18,7 @@ use crate::small_disk::SmallDisk;
 
 const DISK_BYTES: u64 = 64 << 20;
 
-async fn metric(site: &Site, name: &str) -> u64 {
+pub(crate) async fn metric(site: &Site, name: &str) -> u64 {
     let page = site.get("/metrics").await;
     let line = page.as_str().unwrap().lines().find(|line| line.starts_with(&format!("bulkhead_{name} ")));
     line.unwrap_or_else(|| panic!("no {name}")).rsplit(' ').next().unwrap().parse().unwrap()

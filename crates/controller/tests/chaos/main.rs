@@ -15,6 +15,8 @@ mod kills;
 mod partitions;
 mod process;
 mod proxy;
+mod reconnects;
+mod slow;
 // The same as in the store's own tests.
 #[path = "../../../store/tests/store/small_disk.rs"]
 mod small_disk;
