@@ -3,7 +3,7 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -45,6 +45,8 @@ pub(crate) struct Membership {
     /// Which of them is in use.
     in_use: AtomicUsize,
     current: Mutex<Option<Arc<Credentials>>>,
+    /// The controller has said that the certificate is good for nothing: it is revoked, perhaps.
+    refused: AtomicBool,
     /// Of the session; what else is told to the controller takes the same connection.
     channel: Mutex<Option<Channel>>,
 }
@@ -68,7 +70,8 @@ impl Membership {
         let current = Mutex::new(credentials.filter(of_this_host).map(Arc::new));
         let (controllers, in_use) = (by_preference(&config.host, &config.controllers), AtomicUsize::new(0));
         let host = config.host.clone();
-        Ok(Self { host, directory, token, controllers, in_use, current, channel: Mutex::new(None) })
+        let refused = AtomicBool::new(false);
+        Ok(Self { host, directory, token, controllers, in_use, current, refused, channel: Mutex::new(None) })
     }
 
     /// The controller in use, `HOST:PORT`.
@@ -119,13 +122,33 @@ impl Membership {
     pub(crate) async fn connect(&self) -> Result<Channel, Status> {
         let valid = |own: &Arc<Credentials>| own.valid_at(SystemTime::now()).unwrap_or(false);
         let credentials = match self.credentials().filter(valid) {
-            Some(credentials) => credentials,
+            // The token may be an old one, and used up: then it is the certificate or nothing.
+            Some(own) if self.has_better(&own) => match self.join().await {
+                Ok(joined) => joined,
+                Err(status) => {
+                    tracing::warn!(reason = status.message(), "could not join again");
+                    own
+                }
+            },
+            Some(own) => own,
             None => self.join().await?,
         };
         let config = client_config(&credentials.authorities, Some(&credentials), PROTOCOL);
         let channel = self.open_channel(config.map_err(unusable)?)?;
         *lock(&self.channel) = Some(channel.clone());
         Ok(channel)
+    }
+
+    /// Whether there is a token that may be worth more than a certificate that has not ended: the controller has refused that,
+    /// or it is of another authority.
+    fn has_better(&self, own: &Credentials) -> bool {
+        let refused = self.refused.swap(false, Ordering::Relaxed);
+        self.token.as_ref().is_some_and(|token| refused || !token.is_of(&own.authorities))
+    }
+
+    /// The controller does not take the certificate.
+    pub(crate) fn refused(&self) {
+        self.refused.store(true, Ordering::Relaxed);
     }
 
     fn open_channel(&self, config: Arc<tls::ClientConfig>) -> Result<Channel, Status> {
