@@ -44,7 +44,7 @@ mod repository;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use bulkhead_identity::door::Door;
 use bulkhead_identity::{Credentials, Identity};
@@ -216,7 +216,7 @@ impl Controller {
             return Err(Error::Part { part: "authority", reason });
         };
         let lifetime = self.context.config.certificate_lifetime();
-        let issued = authority.issue(&identity, lifetime, SystemTime::now(), &[]);
+        let issued = authority.issue(&identity, lifetime, clock::system(), &[]);
         issued.map_err(|error| broken(&error))
     }
 

@@ -1,6 +1,6 @@
 //! Certificates for agents and operators.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use bulkhead_identity::{Authority, AuthorityError, Holder, Identity, NameError};
 use bulkhead_model::resource::is_name;
@@ -9,6 +9,7 @@ use bulkhead_wire::proto::{EnrollRequest, Enrollment};
 
 use super::grants::NotGranted;
 use super::records::milliseconds;
+use crate::clock;
 use crate::context::Context;
 
 /// Why nobody gets a certificate.
@@ -44,7 +45,7 @@ pub(crate) async fn enroll(
     let identity = Identity::agent(host)?;
     // What cannot be signed must not use a token up.
     let lifetime = context.config.certificate_lifetime();
-    authority(context)?.sign(signing_request, &identity, lifetime, SystemTime::now())?;
+    authority(context)?.sign(signing_request, &identity, lifetime, clock::system())?;
     let key = Authority::key_digest(signing_request)?;
     context.grants.use_join_token((token_id, token_secret), host, &key).await??;
     tracing::info!(%host, token = %token_id, "a host has joined");
@@ -74,14 +75,14 @@ pub(crate) async fn certify(
 ) -> Result<Enrollment, EnrollmentError> {
     // A certificate begins at a full second. One that began before the holder's last revocation would be refused.
     let revoked_ms = context.grants.revoked_since(identity).unwrap_or(0);
-    let mut now = SystemTime::now();
+    let mut now = clock::system();
     while milliseconds(now) / 1000 * 1000 < revoked_ms {
         // Another controller's clock may be ahead, by more than anybody should wait for.
         if revoked_ms.saturating_sub(milliseconds(now)) > 5_000 {
             break;
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
-        now = SystemTime::now();
+        now = clock::system();
     }
     let authority = authority(context)?;
     let certificate = authority.sign(signing_request, identity, lifetime, now)?;

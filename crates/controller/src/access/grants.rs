@@ -295,3 +295,63 @@ impl Caller {
         Self { who, groups, certificate: None, ..self }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, SystemTime};
+
+    use bulkhead_identity::Authority;
+    use bulkhead_store::Memory;
+
+    use super::*;
+    use crate::clock::jumps;
+
+    #[tokio::test]
+    async fn a_token_ends_by_the_time_of_day_and_a_revocation_does_not() {
+        let authority = Authority::generate("test", SystemTime::now()).unwrap();
+        let secret = JoinToken::generate(authority.certificate());
+        let hour_ms = 3_600_000;
+        let token = Token {
+            id: secret.id.clone(),
+            digest: secret.secret.digest().text().to_owned(),
+            grant: Grant::Operator { name: "ann".into(), groups: Vec::new() },
+            uses_left: 0,
+            created_ms: clock::now_ms(),
+            expires_ms: clock::now_ms() + 2 * hour_ms,
+            by: "root".into(),
+        };
+        let ann = Identity::operator("ann", &[]).unwrap();
+        let own = authority.issue(&ann, Duration::from_secs(86_400), SystemTime::now(), &[]).unwrap();
+        let (holder, text) = (own.holder().unwrap(), operator_token(&secret));
+        let store: Arc<dyn Store> = Arc::new(Memory::new());
+        let put = Transaction::new().put(
+            token_key(&token.id),
+            serde_json::to_vec(&token).unwrap(),
+            Precondition::Absent,
+        );
+        store.apply(put).await.unwrap();
+        let grants = Grants::open(Arc::clone(&store)).await.unwrap();
+        for (hours, good) in [(0, true), (1, true), (3, false), (-5, true), (0, true)] {
+            jumps::set(hours);
+            assert_eq!(grants.operator(&text).is_some(), good, "{hours} h");
+            assert_eq!(grants.tokens().len(), usize::from(good), "{hours} h");
+        }
+        let revocation = Revocation {
+            of: of_holder(&ann),
+            since_ms: clock::now_ms() + 1,
+            by: "root".into(),
+            reason: String::new(),
+        };
+        let put = Transaction::new().put(
+            revocation_key(&revocation.of),
+            serde_json::to_vec(&revocation).unwrap(),
+            Precondition::Absent,
+        );
+        store.apply(put).await.unwrap();
+        let grants = Grants::open(store).await.unwrap();
+        for hours in [0, 1, -5] {
+            jumps::set(hours);
+            assert!(grants.is_revoked(&holder) && grants.operator(&text).is_none(), "{hours} h");
+        }
+    }
+}

@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use bulkhead_identity::tls::{Incoming, Peer};
 use bulkhead_identity::{Holder, Identity};
@@ -20,6 +20,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::gate::Gate;
 use super::session;
 use crate::access::{self, AgentConnection, EnrollmentError};
+use crate::clock;
 use crate::context::{Context, stopped};
 use crate::guard::Ends;
 
@@ -112,7 +113,7 @@ impl Service {
         if !matches!(holder.identity, Identity::Agent(_)) {
             return Err(refused(Status::permission_denied(format!("{} is no agent", holder.identity))));
         }
-        if holder.not_after <= SystemTime::now() {
+        if holder.not_after <= clock::system() {
             return Err(refused(Status::unauthenticated("the certificate has ended")));
         }
         if self.context.grants.is_revoked(holder) {

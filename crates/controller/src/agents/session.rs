@@ -9,7 +9,7 @@
 use std::collections::VecDeque;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use bulkhead_identity::Holder;
 use bulkhead_model::entity::{ADDRESSES_MAX, HostSpec};
@@ -114,7 +114,7 @@ pub(super) async fn run(
         unsaid: (0, 0),
         unpublished: VecDeque::new(),
     };
-    let valid = holder.not_after.duration_since(SystemTime::now()).unwrap_or_default();
+    let valid = holder.not_after.duration_since(clock::system()).unwrap_or_default();
     let ended = tokio::select! {
         ended = session.converse(&hello, &mut incoming, syncing) => ended,
         () = tokio::time::sleep(valid) => Err(Status::unauthenticated("the agent's certificate has ended")),
