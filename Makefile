@@ -20,6 +20,9 @@ ORACLE_SEED ?= 1
 # Requests that Schemathesis makes for each operation of the API and each of its phases.
 API_EXAMPLES ?= 100
 
+# Agents that come back to a controller at once.
+CHAOS_AGENTS ?= 5000
+
 # Seconds that each fuzz target runs.
 FUZZ_SECONDS ?= 60
 # Seconds for which random histories go through both dataplanes, side by side, and the first one's number: others each time.
@@ -93,6 +96,10 @@ api-fuzz-short:
 .PHONY: model
 model: build-deps ## Try every way that the protocol between controller and agents can go, further than `make test` does
 	BULKHEAD_MODEL=whole $(CARGO) test --release --locked -p bulkhead-controller --lib model -- --nocapture
+
+.PHONY: chaos
+chaos: root build-deps test-deps ## Kill, cut off and fill what controllers depend on, as `make test` does, with 5000 agents (CHAOS_AGENTS=5000)
+	BULKHEAD_CHAOS_AGENTS=$(CHAOS_AGENTS) $(CARGO) test --locked -p bulkhead-controller --test chaos -- --nocapture
 
 .PHONY: bench
 bench: root build test-deps ## Measure side by side with the alternatives; writes target/bench.json

@@ -3,6 +3,9 @@
 //! One redb file. Every write is durable before it returns: an agent that is killed right after a
 //! permission was revoked must not come back with the permission. It is a cache all the same: a file that
 //! cannot be read is put aside and the agent starts empty (and thus closed) until the controller answers.
+//!
+//! A disk that is full is no damage: what is known stays in the file and in force, what is new waits in memory, and the file
+//! is opened again, since redb does nothing more with one that could not be written once.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -57,6 +60,8 @@ pub(crate) type KnownMembers = BTreeMap<Arc<str>, Member>;
 /// What an earlier process left.
 #[derive(Debug, Default)]
 pub(crate) struct Remembered {
+    /// What tells that run of the kernel from others.
+    boot_id: String,
     pub(crate) progress: Progress,
     pub(crate) resources: Vec<Resource>,
     pub(crate) members: BTreeMap<Selector, KnownMembers>,
@@ -92,7 +97,15 @@ impl Changes {
 /// The open file.
 #[derive(Debug)]
 pub(crate) struct Disk {
-    database: Database,
+    path: PathBuf,
+    /// `None`: it could not be written, and is opened again with the next write.
+    database: Option<Database>,
+    /// Why the last write failed.
+    failing: Option<String>,
+}
+
+fn is_full(error: &std::io::Error) -> bool {
+    matches!(error.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)
 }
 
 #[derive(Serialize, Deserialize)]
@@ -113,6 +126,10 @@ pub(crate) fn open(directory: &Path, boot_id: &str) -> Result<(Disk, Remembered)
     match try_open(&path, boot_id) {
         Ok(opened) => return Ok(opened),
         Err(redb::Error::DatabaseAlreadyOpen) => return Err(DiskError::InUse(path)),
+        // Later it may be read.
+        Err(redb::Error::Io(source)) if path.exists() && is_full(&source) => {
+            return Err(DiskError::Directory { path, source });
+        }
         Err(error) => {
             let aside = directory.join(format!("{FILE_NAME}.broken"));
             tracing::error!(path = %path.display(), aside = %aside.display(), %error,
@@ -129,6 +146,12 @@ fn try_open(path: &Path, boot_id: &str) -> Result<(Disk, Remembered), redb::Erro
     // redb panics on some damage (seen with garbage in mid-file on 4.5).
     let opened = catch_unwind(AssertUnwindSafe(|| -> Result<_, redb::Error> {
         let database = Database::create(path)?;
+        // Nothing is written where nothing has to be: the disk may be full.
+        if let Ok(remembered) = read(&database)
+            && remembered.boot_id == boot_id
+        {
+            return Ok((Disk { path: path.to_owned(), database: Some(database), failing: None }, remembered));
+        }
         let transaction = database.begin_write()?;
         let mut meta = transaction.open_table(META)?;
         let same_boot = meta.get("boot_id")?.is_some_and(|known| known.value() == boot_id);
@@ -145,7 +168,7 @@ fn try_open(path: &Path, boot_id: &str) -> Result<(Disk, Remembered), redb::Erro
         drop(found);
         transaction.commit()?;
         let remembered = read(&database)?;
-        Ok((Disk { database }, remembered))
+        Ok((Disk { path: path.to_owned(), database: Some(database), failing: None }, remembered))
     }));
     opened.unwrap_or_else(|_| Err(redb::Error::Corrupted("reading panicked".into())))
 }
@@ -158,6 +181,9 @@ fn read(database: &Database) -> Result<Remembered, redb::Error> {
     let transaction = database.begin_read()?;
     let mut remembered = Remembered::default();
     let meta = transaction.open_table(META)?;
+    if let Some(boot_id) = meta.get("boot_id")? {
+        remembered.boot_id = boot_id.value().into();
+    }
     if let Some(epoch) = meta.get("epoch")? {
         remembered.progress.epoch = epoch.value().into();
     }
@@ -201,67 +227,95 @@ fn read(database: &Database) -> Result<Remembered, redb::Error> {
 }
 
 impl Disk {
-    /// Writes what changed, durably, all or nothing.
-    pub(crate) fn write(&self, changes: &Changes) -> Result<(), DiskError> {
-        self.try_write(changes).map_err(|error| DiskError::Write(Box::new(error)))
+    /// Writes what changed, durably, all or nothing; whether it did. What it did not write is to be given again.
+    pub(crate) fn write(&mut self, changes: &Changes) -> bool {
+        let written = self.open_and_write(changes);
+        match (&written, &self.failing) {
+            (Err(error), None) => {
+                tracing::error!(%error, "what is enforced cannot be remembered: trying again")
+            }
+            (Ok(()), Some(_)) => tracing::warn!("what is enforced is remembered again"),
+            (Ok(()), None) | (Err(_), Some(_)) => {}
+        }
+        self.failing = written.err().map(|error| {
+            format!(
+                "what is new is in force, but a restart would lose it: it cannot be kept on disk: {error}"
+            )
+        });
+        self.failing.is_none()
     }
 
-    fn try_write(&self, changes: &Changes) -> Result<(), redb::Error> {
-        let Changes { progress, resources, selectors, members, rules, found } = changes;
-        let transaction = self.database.begin_write()?;
-        {
-            let mut table = transaction.open_table(META)?;
-            if let Some(Progress { epoch, revision, members }) = progress {
-                table.insert("epoch", epoch.as_str())?;
-                table.insert("revision", revision.to_string().as_str())?;
-                table.insert("members", members.to_string().as_str())?;
-            }
-            let mut table = transaction.open_table(RESOURCES)?;
-            for (key, resource) in resources {
-                let key = key.to_string();
-                match resource {
-                    Some(resource) => {
-                        table.insert(key.as_str(), resource.to_json().to_string().as_bytes())?;
-                    }
-                    None => {
-                        table.remove(key.as_str())?;
-                    }
-                }
-            }
-            let mut by_selector = transaction.open_table(SELECTORS)?;
-            let mut by_member = transaction.open_table(MEMBERS)?;
-            for (selector, state) in selectors {
-                let text: &str = selector.canonical();
-                // The smallest string that is greater than every entity name under this selector does not
-                // exist as a key, so the range is cut by the selector itself.
-                by_member.retain_in((text, "")..(format!("{text}\0").as_str(), ""), |_, _| false)?;
-                by_selector.remove(text)?;
-                if let Some(state) = state {
-                    by_selector.insert(text, ())?;
-                    for member in state.values() {
-                        by_member.insert((text, &*member.entity), stored(member)?.as_slice())?;
-                    }
-                }
-            }
-            for ((selector, entity), member) in members {
-                let key: (&str, &str) = (selector.canonical(), entity);
-                match member {
-                    Some(member) => by_member.insert(key, stored(member)?.as_slice())?,
-                    None => by_member.remove(key)?,
-                };
-            }
-            let mut table = transaction.open_table(RULES)?;
-            for (id, rule) in rules {
-                table.insert(id.0, json(rule)?.as_slice())?;
-            }
-            let mut table = transaction.open_table(FOUND)?;
-            for (source, found) in found {
-                table.insert(source.as_str(), json(found)?.as_slice())?;
-            }
-        }
-        transaction.commit()?;
+    /// Why what is new is not remembered, if that is so.
+    pub(crate) fn failing(&self) -> Option<&str> {
+        self.failing.as_deref()
+    }
+
+    fn open_and_write(&mut self, changes: &Changes) -> Result<(), redb::Error> {
+        let database = match self.database.take() {
+            Some(database) => database,
+            None => Database::open(&self.path)?,
+        };
+        try_write(&database, changes)?;
+        self.database = Some(database);
         Ok(())
     }
+}
+
+fn try_write(database: &Database, changes: &Changes) -> Result<(), redb::Error> {
+    let Changes { progress, resources, selectors, members, rules, found } = changes;
+    let transaction = database.begin_write()?;
+    {
+        let mut table = transaction.open_table(META)?;
+        if let Some(Progress { epoch, revision, members }) = progress {
+            table.insert("epoch", epoch.as_str())?;
+            table.insert("revision", revision.to_string().as_str())?;
+            table.insert("members", members.to_string().as_str())?;
+        }
+        let mut table = transaction.open_table(RESOURCES)?;
+        for (key, resource) in resources {
+            let key = key.to_string();
+            match resource {
+                Some(resource) => {
+                    table.insert(key.as_str(), resource.to_json().to_string().as_bytes())?;
+                }
+                None => {
+                    table.remove(key.as_str())?;
+                }
+            }
+        }
+        let mut by_selector = transaction.open_table(SELECTORS)?;
+        let mut by_member = transaction.open_table(MEMBERS)?;
+        for (selector, state) in selectors {
+            let text: &str = selector.canonical();
+            // The smallest string that is greater than every entity name under this selector does not
+            // exist as a key, so the range is cut by the selector itself.
+            by_member.retain_in((text, "")..(format!("{text}\0").as_str(), ""), |_, _| false)?;
+            by_selector.remove(text)?;
+            if let Some(state) = state {
+                by_selector.insert(text, ())?;
+                for member in state.values() {
+                    by_member.insert((text, &*member.entity), stored(member)?.as_slice())?;
+                }
+            }
+        }
+        for ((selector, entity), member) in members {
+            let key: (&str, &str) = (selector.canonical(), entity);
+            match member {
+                Some(member) => by_member.insert(key, stored(member)?.as_slice())?,
+                None => by_member.remove(key)?,
+            };
+        }
+        let mut table = transaction.open_table(RULES)?;
+        for (id, rule) in rules {
+            table.insert(id.0, json(rule)?.as_slice())?;
+        }
+        let mut table = transaction.open_table(FOUND)?;
+        for (source, found) in found {
+            table.insert(source.as_str(), json(found)?.as_slice())?;
+        }
+    }
+    transaction.commit()?;
+    Ok(())
 }
 
 fn stored(member: &Member) -> Result<Vec<u8>, redb::Error> {
@@ -293,17 +347,17 @@ mod tests {
         let progress = Progress { epoch: "e".into(), revision: 7, members: 5 };
         let longer = Selector::parse("role == 'a' || has(b)").unwrap();
         {
-            let (disk, remembered) = open(directory.path(), "boot").unwrap();
+            let (mut disk, remembered) = open(directory.path(), "boot").unwrap();
             assert!(remembered.progress.epoch.is_empty());
             let known = |name: &str| KnownMembers::from([(name.into(), member(name))]);
             let mut changes = Changes { progress: Some(progress.clone()), ..Changes::default() };
             changes.selectors.insert(selector.clone(), Some(known("Workload/x")));
             changes.selectors.insert(longer.clone(), Some(known("Workload/y")));
-            disk.write(&changes).unwrap();
+            assert!(disk.write(&changes));
             let mut changes = Changes::default();
             changes.members.insert((selector.clone(), "Workload/z".into()), Some(member("Workload/z")));
             changes.selectors.insert(longer, None);
-            disk.write(&changes).unwrap();
+            assert!(disk.write(&changes));
             assert!(matches!(open(directory.path(), "boot"), Err(DiskError::InUse(_))));
         }
         let (_, remembered) = open(directory.path(), "boot").unwrap();
@@ -315,10 +369,10 @@ mod tests {
     #[test]
     fn interfaces_of_another_boot_are_forgotten() {
         let directory = tempfile::tempdir().unwrap();
-        let (disk, _) = open(directory.path(), "first").unwrap();
+        let (mut disk, _) = open(directory.path(), "first").unwrap();
         let changes =
             Changes { found: BTreeMap::from([("docker".into(), Found::default())]), ..Changes::default() };
-        disk.write(&changes).unwrap();
+        assert!(disk.write(&changes));
         drop(disk);
         assert_eq!(open(directory.path(), "first").unwrap().1.found.len(), 1);
         assert!(open(directory.path(), "second").unwrap().1.found.is_empty());
@@ -331,5 +385,71 @@ mod tests {
         let (_, remembered) = open(directory.path(), "boot").unwrap();
         assert!(remembered.resources.is_empty());
         assert!(directory.path().join("agent.redb.broken").exists());
+    }
+
+    /// A small file system, mounted until dropped.
+    struct SmallDisk(tempfile::TempDir);
+
+    impl SmallDisk {
+        fn new() -> Self {
+            let disk = Self(tempfile::tempdir().unwrap());
+            let mount = std::process::Command::new("mount")
+                .args(["-t", "tmpfs", "-o", "size=4m", "bulkhead-small-disk"])
+                .arg(disk.0.path())
+                .status();
+            assert!(mount.unwrap().success(), "mounting takes root");
+            disk
+        }
+
+        fn fill(&self) {
+            use std::io::Write;
+            let mut ballast = fs::File::create(self.0.path().join("ballast")).unwrap();
+            while ballast.write_all(&[1; 4096]).is_ok() {}
+        }
+
+        fn make_room(&self) {
+            fs::remove_file(self.0.path().join("ballast")).unwrap();
+        }
+    }
+
+    impl Drop for SmallDisk {
+        fn drop(&mut self) {
+            // Lazily: what a test that failed has open must not keep it.
+            let _ = std::process::Command::new("umount").arg("-l").arg(self.0.path()).status();
+        }
+    }
+
+    #[test]
+    fn a_full_disk_is_waited_for_and_nothing_known_is_put_aside() {
+        let small = SmallDisk::new();
+        let directory = small.0.path().join("agent");
+        let selector = Selector::parse("role == 'a'").unwrap();
+        let members = |count: u32| {
+            let name = |number| format!("Workload/{number:0200}");
+            let known: KnownMembers =
+                (0..count).map(|number| (name(number).as_str().into(), member(&name(number)))).collect();
+            let mut changes = Changes::default();
+            changes.selectors.insert(selector.clone(), Some(known));
+            changes
+        };
+        let (mut disk, _) = open(&directory, "boot").unwrap();
+        assert!(disk.write(&members(2)) && disk.failing().is_none());
+        small.fill();
+        let more = members(2000);
+        for _ in 0..3 {
+            assert!(!disk.write(&more));
+            assert!(disk.failing().is_some());
+        }
+        // A restart finds what was known, with no more room than before.
+        drop(disk);
+        let (mut disk, remembered) = open(&directory, "boot").unwrap();
+        assert_eq!(remembered.members[&selector].len(), 2);
+        assert!(!directory.join("agent.redb.broken").exists());
+        assert!(!disk.write(&more));
+        small.make_room();
+        assert!(disk.write(&more), "{:?}", disk.failing());
+        assert!(disk.failing().is_none());
+        drop(disk);
+        assert_eq!(open(&directory, "boot").unwrap().1.members[&selector].len(), 2000);
     }
 }

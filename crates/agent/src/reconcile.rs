@@ -114,7 +114,7 @@ impl Agent {
         conversation: Conversation,
         flows: Flows,
     ) -> Self {
-        let Remembered { progress, resources, members, rules, found } = remembered;
+        let Remembered { progress, resources, members, rules, found, .. } = remembered;
         let mut engine = HostEngine::new(&config.host);
         engine.set_settings(own_settings(&config));
         engine.adopt_rules(&rules);
@@ -201,6 +201,7 @@ impl Agent {
                     self.dirty |= self.engine.needs_flush();
                     self.dirty |= self.failed.is_some() || !self.programmed;
                     self.look_around();
+                    self.save();
                     self.heartbeat();
                     self.reconcile()?;
                     beat();
@@ -350,10 +351,9 @@ impl Agent {
         if self.unsaved.is_empty() {
             return;
         }
-        match self.disk.write(&self.unsaved) {
-            Ok(()) => self.unsaved = Changes::default(),
-            // Kept, and tried again with the next change. Enforcement does not depend on it.
-            Err(error) => tracing::error!(%error, "what is enforced could not be remembered"),
+        // Kept, and tried again, if it fails. Enforcement does not depend on it.
+        if self.disk.write(&self.unsaved) {
+            self.unsaved = Changes::default();
         }
     }
 
@@ -461,6 +461,7 @@ impl Agent {
         if let Some((reason, _)) = &self.failed {
             add("dataplane", reason.clone());
         }
+        self.disk.failing().into_iter().for_each(|reason| add("agent", reason.to_owned()));
         if !self.silent.is_empty() {
             let silent: Vec<_> = self.silent.iter().map(String::as_str).collect();
             add("agent", format!("waiting for the first answer of {}", silent.join(", ")));

@@ -83,6 +83,9 @@ pub(crate) fn spawn(
                 }
                 Err(status) => {
                     let told = when_to_come_back(&status);
+                    if status.code() == tonic::Code::Unauthenticated {
+                        membership.refused();
+                    }
                     // Who is busy is asked again; who stops or is gone is not.
                     if told.is_some() && is_elsewhere(&status) {
                         membership.try_another();

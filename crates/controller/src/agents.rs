@@ -2,6 +2,7 @@
 
 mod controller;
 mod desk;
+mod gate;
 mod inventory;
 mod messages;
 mod pace;
@@ -11,7 +12,8 @@ mod server;
 mod session;
 mod source;
 
-pub(crate) use desk::{Begin, Caller, Desk, FlowStreams, Part, Speaker};
+pub(crate) use desk::{Begin, Caller, Desk, FlowStreams, Part, Publication, Published, Speaker};
+pub(crate) use gate::Enrolling;
 pub(crate) use inventory::published_by;
 pub(crate) use messages::packed;
 pub(crate) use pace::Pace;
@@ -19,6 +21,6 @@ pub(crate) use pace::Pace;
 pub(crate) use pump::Pump;
 pub(crate) use pump::RELAY_SUBSCRIPTIONS_MAX;
 pub(crate) use registry::Registry;
-pub(crate) use server::serve;
+pub(crate) use server::{RELAY_AGENTS_MAX, serve};
 pub(crate) use session::DRAIN_TIME_MAX;
 pub(crate) use source::{Answers, Source};

@@ -3,14 +3,19 @@
 //! Each line carries the digest of the line before, so that a line that was changed or taken out is noticed by
 //! [`verify`]. A full file is put aside under its number; nothing is ever deleted. The repository's own history has the same
 //! changes in their transactions; this file has the refused ones too, and outlives it.
+//!
+//! It fails closed: operators' changes are refused ([`Audit::ready`]) while a line cannot be written or there is hardly any room
+//! for one. Lines of what was under way when the disk failed wait in memory, [`WAITING_MAX`] at most, and are written first.
 
+use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use axum::http::Method;
+use bulkhead_store::free_bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -23,6 +28,11 @@ use crate::metrics::Metrics;
 const FILE: &str = "audit.jsonl";
 /// A file of this size is put aside.
 const FILE_BYTES_MAX: u64 = 256 << 20;
+/// Lines that wait for a disk that cannot be written; later ones are lost, and counted. Nobody's changes go on meanwhile, but
+/// refused ones have lines too.
+const WAITING_MAX: usize = 1000;
+/// Bytes that must be free for a change to begin: for its line, and those of changes under way.
+const FREE_BYTES_MIN: u64 = 1 << 20;
 /// What the first line of all has for a digest of the one before.
 const BEGINNING: &str = "";
 
@@ -53,8 +63,15 @@ struct Open {
 /// Where lines go; nowhere if the repository is in memory.
 #[derive(Debug)]
 pub(crate) struct Audit {
-    directory: Option<PathBuf>,
-    open: Mutex<Option<Open>>,
+    log: Option<Arc<Mutex<Log>>>,
+}
+
+#[derive(Debug)]
+struct Log {
+    directory: PathBuf,
+    open: Option<Open>,
+    /// Lines that could not be written yet, oldest first.
+    waiting: VecDeque<Line>,
     metrics: Arc<Metrics>,
 }
 
@@ -69,6 +86,9 @@ pub enum AuditError {
         /// Why.
         source: std::io::Error,
     },
+    /// There is hardly any room left for a line.
+    #[error("{0}: only {1} bytes are free: make room there")]
+    NoRoom(PathBuf, u64),
     /// A line is not what it was.
     #[error("{path}:{line}: {what}")]
     Altered {
@@ -88,33 +108,42 @@ fn digest(line: &str) -> String {
 impl Audit {
     /// Goes on with the file of a directory.
     pub(crate) fn open(directory: Option<PathBuf>, metrics: Arc<Metrics>) -> Result<Self, AuditError> {
-        let open = match &directory {
-            Some(directory) => Some(Open::at(directory)?),
-            None => None,
+        let log = |directory: PathBuf| {
+            let open = Some(Open::at(&directory)?);
+            let log = Log { directory, open, waiting: VecDeque::new(), metrics };
+            Ok::<_, AuditError>(Arc::new(Mutex::new(log)))
         };
-        Ok(Self { directory, open: Mutex::new(open), metrics })
+        Ok(Self { log: directory.map(log).transpose()? })
+    }
+
+    /// Whether a change may begin: there will be a line about it.
+    pub(crate) async fn ready(&self) -> Result<(), AuditError> {
+        self.with_log(Log::ready).await.unwrap_or(Ok(()))
+    }
+
+    /// Lines that wait for the disk.
+    pub(crate) fn waiting(&self) -> usize {
+        self.log.as_ref().map_or(0, |log| locked(log).waiting.len())
     }
 
     /// A change was made.
-    pub(crate) fn done(&self, by: &str, from: &str, what: &str, detail: Value) {
-        self.write(by, from, what, "done", detail);
+    pub(crate) async fn done(&self, by: &str, from: &str, what: &str, detail: Value) {
+        self.write(by, from, what, "done", detail).await;
     }
 
     /// A change was tried and refused.
-    pub(crate) fn refused(&self, caller: &Caller, method: &Method, path: &str, why: &str) {
+    pub(crate) async fn refused(&self, caller: &Caller, method: &Method, path: &str, why: &str) {
         let what = format!("{method} {path}");
-        self.write(&caller.name(), &caller.from(), &what, "refused", json!({ "why": why }));
+        self.write(&caller.name(), &caller.from(), &what, "refused", json!({ "why": why })).await;
     }
 
     /// What was asked for was not done.
-    pub(crate) fn not_done(&self, by: &str, from: &str, what: &str, objects: &[String], why: &str) {
-        self.write(by, from, what, "refused", json!({ "objects": objects, "why": why }));
+    pub(crate) async fn not_done(&self, by: &str, from: &str, what: &str, objects: &[String], why: &str) {
+        self.write(by, from, what, "refused", json!({ "objects": objects, "why": why })).await;
     }
 
-    /// Durable when this returns. What cannot be written is counted and said: the change itself stands in the repository.
-    fn write(&self, by: &str, from: &str, what: &str, outcome: &str, detail: Value) {
-        let Some(directory) = &self.directory else { return };
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Durable when this is done, unless the disk cannot be written: then it waits, and no change begins.
+    async fn write(&self, by: &str, from: &str, what: &str, outcome: &str, detail: Value) {
         let line = Line {
             time: clock::rfc3339(clock::now_ms()),
             by: by.into(),
@@ -124,34 +153,94 @@ impl Audit {
             detail,
             previous: String::new(),
         };
-        if let Err(error) = append(directory, &mut open, line) {
-            self.metrics.audit_lost.add(1);
-            tracing::error!(%error, by, from, what, outcome, "the audit log cannot be written");
+        self.with_log(move |log| log.add(line)).await;
+    }
+
+    /// On a thread that may wait for the disk. `None`: there is no log.
+    async fn with_log<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&mut Log) -> T + Send + 'static,
+    ) -> Option<T> {
+        let log = Arc::clone(self.log.as_ref()?);
+        match tokio::task::spawn_blocking(move || work(&mut locked(&log))).await {
+            Ok(done) => Some(done),
+            Err(error) => {
+                tracing::error!(%error, "writing the audit log failed");
+                None
+            }
         }
     }
 }
 
-fn append(directory: &Path, open: &mut Option<Open>, mut line: Line) -> Result<(), AuditError> {
-    let path = directory.join(FILE);
-    let fail = |source| AuditError::File { path: path.clone(), source };
-    let mut current = match open.take() {
-        Some(current) => current,
-        None => Open::at(directory)?,
-    };
-    if current.bytes > FILE_BYTES_MAX {
-        put_aside(directory).map_err(fail)?;
-        current = Open { previous: current.previous, ..Open::at(directory)? };
+fn locked(log: &Mutex<Log>) -> MutexGuard<'_, Log> {
+    log.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Log {
+    fn ready(&mut self) -> Result<(), AuditError> {
+        self.flush()?;
+        match free_bytes(&self.directory) {
+            Some(free) if free < FREE_BYTES_MIN => Err(AuditError::NoRoom(self.directory.clone(), free)),
+            Some(_) | None => Ok(()),
+        }
     }
-    line.previous.clone_from(&current.previous);
-    let text = serde_json::to_string(&line).map_err(|error| fail(error.into()))?;
-    // One write: after a crash there is a whole line, or a torn one at the end, which the next start cuts off.
-    let written =
-        current.file.write_all(format!("{text}\n").as_bytes()).and_then(|()| current.file.sync_data());
-    written.map_err(fail)?;
-    current.bytes += text.len() as u64 + 1;
-    current.previous = digest(&text);
-    *open = Some(current);
-    Ok(())
+
+    fn add(&mut self, line: Line) {
+        let was_waiting = !self.waiting.is_empty();
+        if self.waiting.len() >= WAITING_MAX {
+            self.metrics.audit_lost.add(1);
+            let Line { by, from, what, outcome, .. } = line;
+            tracing::error!(by, from, what, outcome, "a line of the audit log is lost");
+            return;
+        }
+        self.waiting.push_back(line);
+        match self.flush() {
+            Err(error) if !was_waiting => {
+                tracing::error!(%error, "the audit log cannot be written: changes are refused until it can");
+            }
+            Ok(()) if was_waiting => tracing::warn!("the audit log is written again"),
+            Ok(()) | Err(_) => {}
+        }
+    }
+
+    /// Writes what waits.
+    fn flush(&mut self) -> Result<(), AuditError> {
+        while let Some(mut line) = self.waiting.pop_front() {
+            if let Err(error) = self.append(&mut line) {
+                self.waiting.push_front(line);
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    fn append(&mut self, line: &mut Line) -> Result<(), AuditError> {
+        let path = self.directory.join(FILE);
+        let fail = |source| AuditError::File { path: path.clone(), source };
+        let mut current = match self.open.take() {
+            Some(current) => current,
+            None => Open::at(&self.directory)?,
+        };
+        if current.bytes > FILE_BYTES_MAX {
+            put_aside(&self.directory).map_err(fail)?;
+            current = Open { previous: current.previous, ..Open::at(&self.directory)? };
+        }
+        line.previous.clone_from(&current.previous);
+        let text = serde_json::to_string(line).map_err(|error| fail(error.into()))?;
+        // One write: after a crash there is a whole line, or a torn one at the end, which the next start cuts off.
+        let written = current.file.write_all(format!("{text}\n").as_bytes());
+        if let Err(error) = written.and_then(|()| current.file.sync_data()) {
+            // Part of it may be there. If that cannot be taken back, all of the file is read again to find its end.
+            if current.file.set_len(current.bytes).is_ok() {
+                self.open = Some(current);
+            }
+            return Err(fail(error));
+        }
+        current.bytes += text.len() as u64 + 1;
+        current.previous = digest(&text);
+        self.open = Some(current);
+        Ok(())
+    }
 }
 
 fn put_aside(directory: &Path) -> std::io::Result<()> {
@@ -229,13 +318,13 @@ mod tests {
         Audit::open(Some(directory.to_owned()), Arc::default()).unwrap()
     }
 
-    #[test]
-    fn lines_are_chained_over_restarts_and_a_torn_end() {
+    #[tokio::test]
+    async fn lines_are_chained_over_restarts_and_a_torn_end() {
         let directory = tempfile::tempdir().unwrap();
         for number in 0..3 {
             let audit = log(directory.path());
-            audit.done("ann", "socket", "apply", json!({ "number": number }));
-            audit.done("bob", "socket", "apply", Value::Null);
+            audit.done("ann", "socket", "apply", json!({ "number": number })).await;
+            audit.done("bob", "socket", "apply", Value::Null).await;
             let mut file = OpenOptions::new().append(true).open(directory.path().join(FILE)).unwrap();
             file.write_all(b"{\"time\": \"torn").unwrap();
         }
@@ -243,12 +332,12 @@ mod tests {
         assert_eq!(verify(directory.path()).unwrap(), 6);
     }
 
-    #[test]
-    fn a_line_that_is_changed_or_gone_is_noticed() {
+    #[tokio::test]
+    async fn a_line_that_is_changed_or_gone_is_noticed() {
         let directory = tempfile::tempdir().unwrap();
         let audit = log(directory.path());
         for number in 0..4 {
-            audit.done("ann", "socket", "apply", json!({ "number": number }));
+            audit.done("ann", "socket", "apply", json!({ "number": number })).await;
         }
         let path = directory.path().join(FILE);
         let good = std::fs::read_to_string(&path).unwrap();
@@ -261,18 +350,18 @@ mod tests {
         assert_eq!(verify(directory.path()).unwrap(), 4);
     }
 
-    #[test]
-    fn a_full_file_is_put_aside_and_the_chain_goes_on() {
+    #[tokio::test]
+    async fn a_full_file_is_put_aside_and_the_chain_goes_on() {
         let directory = tempfile::tempdir().unwrap();
         let audit = log(directory.path());
-        audit.done("ann", "socket", "apply", Value::Null);
-        audit.open.lock().unwrap().as_mut().unwrap().bytes = FILE_BYTES_MAX + 1;
-        audit.done("ann", "socket", "apply", Value::Null);
+        audit.done("ann", "socket", "apply", Value::Null).await;
+        locked(audit.log.as_ref().unwrap()).open.as_mut().unwrap().bytes = FILE_BYTES_MAX + 1;
+        audit.done("ann", "socket", "apply", Value::Null).await;
         assert_eq!(files(directory.path()).len(), 2);
         // Found again by a process that starts with an empty file, too.
         drop(audit);
         put_aside(directory.path()).unwrap();
-        log(directory.path()).done("ann", "socket", "apply", Value::Null);
+        log(directory.path()).done("ann", "socket", "apply", Value::Null).await;
         assert_eq!(verify(directory.path()).unwrap(), 3);
     }
 }

@@ -4,9 +4,17 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use bulkhead_model::time::Timestamp;
 
+/// The time of day. It may jump at any moment: what must take its time is measured by the monotonic clock instead.
+pub(crate) fn system() -> SystemTime {
+    let now = SystemTime::now();
+    #[cfg(test)]
+    let now = jumps::shifted(now);
+    now
+}
+
 /// Milliseconds since the Unix epoch; 0 if the clock stands before it.
 pub(crate) fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let since = system().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
@@ -18,6 +26,28 @@ pub(crate) fn now() -> Timestamp {
 /// A time as people read it: RFC 3339, UTC, whole seconds.
 pub(crate) fn rfc3339(ms: u64) -> String {
     Timestamp { seconds: ms / 1000 }.to_string()
+}
+
+/// Clocks that jump, for the tests of one thread.
+#[cfg(test)]
+pub(crate) mod jumps {
+    use std::cell::Cell;
+    use std::time::{Duration, SystemTime};
+
+    thread_local! {
+        static HOURS: Cell<i32> = const { Cell::new(0) };
+    }
+
+    pub(super) fn shifted(now: SystemTime) -> SystemTime {
+        let hours = HOURS.get();
+        let by = Duration::from_secs(3600) * hours.unsigned_abs();
+        if hours < 0 { now - by } else { now + by }
+    }
+
+    /// This thread's clock is so many hours ahead of the machine's from now on, or behind.
+    pub(crate) fn set(hours: i32) {
+        HOURS.set(hours);
+    }
 }
 
 #[cfg(test)]

@@ -57,7 +57,7 @@ pub(crate) async fn roll_back(
     let objects = record.objects.len() - record.left_alone.len();
     tracing::warn!(%id, by = %record.by, objects, undone_by = %author.by, "a change was rolled back");
     let detail = json!({ "id": id, "objects": record.objects, "leftAlone": record.left_alone });
-    context.audit.done(&author.by, &author.from, author.verb, detail);
+    context.audit.done(&author.by, &author.from, author.verb, detail).await;
     for left in &record.left_alone {
         tracing::error!(%id, object = %left.object, reason = %left.reason, "a roll-back left an object as it is");
     }

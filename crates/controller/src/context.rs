@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
+use bulkhead_identity::door::Door;
 use tokio::sync::{Semaphore, watch};
 
 use crate::access::{Grants, Oidc, Trust};
-use crate::agents::{Pace, Registry};
+use crate::agents::{Enrolling, Pace, Registry};
 use crate::api::Rates;
 use crate::audit::Audit;
 use crate::cluster::Cluster;
@@ -35,6 +36,10 @@ pub(crate) struct Context {
     pub(crate) audit: Audit,
     /// How often each caller of the API has asked lately.
     pub(crate) rates: Rates,
+    /// How often each address has tried to join lately.
+    pub(crate) enrolling: Enrolling,
+    /// Who stands at the listeners' doors.
+    pub(crate) doors: [(&'static str, Arc<Door>); 2],
     pub(crate) registry: Registry,
     /// The other controllers.
     pub(crate) cluster: Cluster,

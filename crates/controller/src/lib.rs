@@ -6,7 +6,8 @@
 //!
 //! | task | fed from | when full |
 //! |---|---|---|
-//! | store writer (thread, one) | queue of transactions (4096) | writers wait |
+//! | store writer (thread, one) | queue of transactions (4096) | writers wait; on a full disk changes are refused |
+//! | audit log (blocking pool, one at a time) | lines of requests | the request waits; on a full disk changes are refused |
 //! | feeder (one) | the store's log (100 000 changes), at its own pace | it ends, and the controller with it |
 //! | etcd watches (one each for the feeder and REST watches) | etcd, 16 messages waiting | etcd keeps what comes after, until it is compacted |
 //! | API connections (one each) | the client | the client waits; bodies end at 16 MiB |
@@ -44,8 +45,9 @@ mod repository;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
+use bulkhead_identity::door::Door;
 use bulkhead_identity::{Credentials, Identity};
 use bulkhead_store::StoreError;
 use tokio::net::{TcpListener, TcpSocket};
@@ -57,7 +59,7 @@ pub use audit::{AuditError, verify as verify_audit};
 pub use config::{Config, EtcdConfig, StoreKind};
 
 use access::{Grants, Oidc, Trust};
-use agents::{Pace, Registry};
+use agents::{Enrolling, Pace, Registry};
 use api::Rates;
 use audit::Audit;
 use cluster::{Cluster, ControllerRecord};
@@ -156,14 +158,15 @@ pub async fn start(config: Config) -> Result<Controller, Error> {
     let api_address = bound(&api, config.listen_api);
     let agents_address = bound(&agents, config.listen_agents);
     let trust = Trust::open(&config, &[api_address, agents_address])?;
-    let operators = access::operators(api, &trust)?;
-    let sessions = access::agents(agents, &trust)?;
+    let (operators, operators_door) = access::operators(api, &trust)?;
+    let (sessions, agents_door) = access::agents(agents, &trust)?;
+    let doors = [("operators", operators_door), ("agents", agents_door)];
     let socket = config.socket.as_deref().map(|path| {
         access::unix_listener(path).map_err(|source| Error::Socket { path: path.to_owned(), source })
     });
     let socket = socket.transpose()?;
     let served = [api_address, agents_address];
-    let context = Arc::new(open(config, trust, served, (draining, shutdown.clone())).await?);
+    let context = Arc::new(open(config, trust, (served, doors), (draining, shutdown.clone())).await?);
 
     let mut parts = JoinSet::new();
     let feed = repository::feed(Arc::clone(&context.repository), shutdown.clone());
@@ -214,7 +217,7 @@ impl Controller {
             return Err(Error::Part { part: "authority", reason });
         };
         let lifetime = self.context.config.certificate_lifetime();
-        let issued = authority.issue(&identity, lifetime, SystemTime::now(), &[]);
+        let issued = authority.issue(&identity, lifetime, clock::system(), &[]);
         issued.map_err(|error| broken(&error))
     }
 
@@ -283,7 +286,7 @@ fn panicked(error: &JoinError) -> Error {
 async fn open(
     config: Config,
     trust: Trust,
-    served: [SocketAddr; 2],
+    (served, doors): ([SocketAddr; 2], [(&'static str, Arc<Door>); 2]),
     (draining, shutdown): (watch::Receiver<bool>, watch::Receiver<bool>),
 ) -> Result<Context, Error> {
     let store = config.location().open().await?;
@@ -325,6 +328,8 @@ async fn open(
         config,
         audit,
         rates: Rates::default(),
+        enrolling: Enrolling::default(),
+        doors,
         registry: Registry::default(),
         flows,
         metrics,

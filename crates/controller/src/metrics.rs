@@ -1,7 +1,10 @@
 //! Counters of what happened, and how they are printed. Gauges are read where they live.
 
 use std::fmt::{Display, Write};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+
+use bulkhead_identity::door::Door;
 
 /// A number that only rises.
 #[derive(Debug, Default)]
@@ -33,6 +36,8 @@ pub(crate) struct Metrics {
     pub(crate) certificates_renewed: Counter,
     /// Calls of agents without a certificate, with a revoked one, or for another's host.
     pub(crate) agents_refused: Counter,
+    /// Attempts to join from addresses that try too often.
+    pub(crate) enrolls_too_many: Counter,
     pub(crate) agent_messages_sent: Counter,
     pub(crate) agent_bytes_sent: Counter,
     pub(crate) sessions_opened: Counter,
@@ -92,6 +97,26 @@ impl Page {
         for (value_of_label, value) in values {
             self.sample(name, &[(label, value_of_label)], value);
         }
+    }
+
+    /// Who stands at listeners' doors, by port, and who was turned away.
+    pub(crate) fn doors(&mut self, doors: &[(&'static str, Arc<Door>)], metrics: &Metrics) {
+        let all = |value: fn(&Door) -> u64| doors.iter().map(move |(port, door)| (*port, value(door)));
+        let gauges = [
+            ("connections_pending", "Connections before or in their handshake."),
+            ("connections_strangers", "Connections without a certificate."),
+            ("connections_known", "Connections with a certificate."),
+        ];
+        for (which, (name, help)) in gauges.into_iter().enumerate() {
+            let there = doors.iter().map(|(port, door)| (*port, door.connections()[which] as u64));
+            self.family(name, help, "gauge", "port", there);
+        }
+        let help = "Connections closed since there are too many.";
+        self.family("connections_refused_total", help, "counter", "port", all(Door::refused));
+        let help = "Handshakes that failed or took too long.";
+        self.family("handshakes_failed_total", help, "counter", "port", all(Door::failed));
+        let too_many = metrics.enrolls_too_many.value();
+        self.counter("enrolls_refused_total", "Attempts to join of addresses that try too often.", too_many);
     }
 
     fn head(&mut self, name: &str, help: &str, kind: &str) {

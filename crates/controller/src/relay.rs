@@ -27,6 +27,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bulkhead_identity::Identity;
+use bulkhead_identity::door::Limits;
 use bulkhead_identity::tls::{self, ServerIdentity};
 use bulkhead_membership::{Membership, MembershipError, Place};
 use serde::{Deserialize, Serialize};
@@ -34,7 +35,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tonic::Code;
 
-use crate::agents::{self, Pace, Registry};
+use crate::agents::{self, Enrolling, Pace, Registry};
 use crate::context::{SYNCING_MAX, stopped};
 use crate::metrics::Metrics;
 use crate::{Error, SHUTDOWN_TIME_MAX, listen, panicked};
@@ -138,6 +139,12 @@ pub async fn start(config: Config) -> Result<Relay, Error> {
     let address = |listener: &tokio::net::TcpListener, wanted| listener.local_addr().unwrap_or(wanted);
     let agents_address = address(&listener, config.listen_agents);
     let probes_address = probes.as_ref().and_then(|listener| listener.local_addr().ok());
+    if membership.has_token_of_another_authority() {
+        // What it has may be of a fleet that is no more; agents are shown one authority.
+        if let Err(status) = membership.connect().await {
+            tracing::warn!(reason = status.message(), "the relay has not joined anew");
+        }
+    }
     let own = loop {
         if let Some(own) = membership.valid_credentials() {
             break own;
@@ -165,6 +172,7 @@ pub async fn start(config: Config) -> Result<Relay, Error> {
     let advertised = config.advertise_agents.unwrap_or_else(|| agents_address.to_string());
     let (stop, shutdown) = watch::channel(false);
     let (drain, draining) = watch::channel(false);
+    let (sessions, door) = tls::listen_within(listener, config_of_tls, "agents", Limits::default());
     let shared = Arc::new_cyclic(|this| Shared {
         this: this.clone(),
         name: config.name.clone(),
@@ -172,6 +180,8 @@ pub async fn start(config: Config) -> Result<Relay, Error> {
         registry: Registry::default(),
         metrics: Metrics::default(),
         counters: desk::Counters::default(),
+        enrolling: Enrolling::default(),
+        door,
         syncing: Arc::new(Semaphore::new(SYNCING_MAX)),
         pace: Pace::default(),
         draining,
@@ -187,7 +197,7 @@ pub async fn start(config: Config) -> Result<Relay, Error> {
     });
     let mut parts = JoinSet::new();
     let part = |part, result: Result<(), String>| result.map_err(|reason| Error::Part { part, reason });
-    let serving = agents::serve(tls::listen(listener, config_of_tls), Arc::clone(&shared), shutdown.clone());
+    let serving = agents::serve(sessions, Arc::clone(&shared), shutdown.clone());
     parts.spawn(async move { part("agents' server", serving.await.map_err(|error| error.to_string())) });
     let (own, mut shut) = (Arc::clone(&shared), shutdown.clone());
     parts.spawn(async move {

@@ -13,6 +13,7 @@
 mod authority;
 mod certificate;
 mod credentials;
+pub mod door;
 mod files;
 mod name;
 pub mod tls;

@@ -3,7 +3,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 pub use rustls::ClientConfig;
 use rustls::client::WebPkiServerVerifier;
@@ -17,11 +17,12 @@ use rustls::{
     SignatureScheme,
 };
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use crate::certificate::Holder;
 use crate::credentials::{Credentials, CredentialsError, certificates, wrong};
+use crate::door::{Door, Limits, Place};
 use crate::name::Identity;
 use crate::token::authority_digest;
 
@@ -35,9 +36,6 @@ const CHAIN_LEN_MAX: usize = 8;
 
 /// Longest that a handshake may take.
 pub const HANDSHAKE_TIME_MAX: Duration = Duration::from_secs(10);
-/// Handshakes at once. More callers wait in the kernel's queue: a reconnecting fleet is taken in at the rate at which its
-/// handshakes can be computed.
-const HANDSHAKES_MAX: usize = 256;
 /// Connections that are through and wait to be taken.
 const ACCEPTED_LEN: usize = 64;
 /// A listener that cannot accept, for want of file descriptors as a rule, tries again after this.
@@ -54,6 +52,8 @@ pub struct Peer {
     pub holder: Option<Arc<Holder>>,
     /// What it showed, DER, its own certificate first.
     pub chain: Vec<Vec<u8>>,
+    /// Its place among the listener's connections: to be kept as long as the connection.
+    _place: Arc<Place>,
 }
 
 /// A connection that came in.
@@ -251,17 +251,22 @@ pub async fn connect_as_agent(
 }
 
 /// Whose a certificate is that somebody else was shown: `chain` as DER, the certificate first. That it was made by one of
-/// the authorities and is valid now is checked; that whoever shows it has its key is not.
+/// the authorities and is valid at `now` is checked; that whoever shows it has its key is not.
 ///
 /// # Errors
 /// If it is none of theirs, has ended, or names nobody.
-pub fn verify(authorities: &str, chain: &[impl AsRef<[u8]>]) -> Result<Holder, CredentialsError> {
+pub fn verify(
+    authorities: &str,
+    chain: &[impl AsRef<[u8]>],
+    now: SystemTime,
+) -> Result<Holder, CredentialsError> {
     let mut chain = chain.iter().map(|one| CertificateDer::from(one.as_ref()));
     let first = chain.next().ok_or_else(|| wrong("certificate", &"none found"))?;
     let others: Vec<_> = chain.take(CHAIN_LEN_MAX).collect();
     let verifier = WebPkiClientVerifier::builder_with_provider(roots(authorities)?, provider()).build();
     let verifier = verifier.map_err(|error| wrong("authority", &error))?;
-    let verified = verifier.verify_client_cert(&first, &others, UnixTime::now());
+    let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let verified = verifier.verify_client_cert(&first, &others, UnixTime::since_unix_epoch(since));
     verified.map_err(|error| wrong("certificate", &error))?;
     Ok(Holder::of(&first)?)
 }
@@ -286,15 +291,25 @@ pub async fn connect_to(
     }
 }
 
-/// Accepts until the receiver is dropped. Handshakes run beside each other, so that a caller that says nothing holds up
-/// nobody.
+/// Accepts until the receiver is dropped, with the usual [`Limits`]. Handshakes run beside each other, so that a caller that
+/// says nothing holds up nobody.
 pub fn listen(listener: TcpListener, config: Arc<ServerConfig>) -> mpsc::Receiver<Incoming> {
+    listen_within(listener, config, "tls", Limits::default()).0
+}
+
+/// The same within these limits, by a `name` for the log; the [`Door`] tells who is there.
+pub fn listen_within(
+    listener: TcpListener,
+    config: Arc<ServerConfig>,
+    name: &'static str,
+    limits: Limits,
+) -> (mpsc::Receiver<Incoming>, Arc<Door>) {
     let (accepted, incoming) = mpsc::channel(ACCEPTED_LEN);
     let acceptor = TlsAcceptor::from(config);
-    let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+    let door = Door::new(name, limits);
+    let own = Arc::clone(&door);
     tokio::spawn(async move {
         loop {
-            let Ok(place) = Arc::clone(&handshakes).acquire_owned().await else { return };
             let stream = tokio::select! {
                 stream = listener.accept() => stream,
                 () = accepted.closed() => return,
@@ -307,23 +322,39 @@ pub fn listen(listener: TcpListener, config: Arc<ServerConfig>) -> mpsc::Receive
                     continue;
                 }
             };
-            let (acceptor, accepted) = (acceptor.clone(), accepted.clone());
+            // Closed if there is none.
+            let Some(place) = own.pending(remote.ip()) else { continue };
+            let (acceptor, accepted, door) = (acceptor.clone(), accepted.clone(), Arc::clone(&own));
             tokio::spawn(async move {
-                let handshake = tokio::time::timeout(HANDSHAKE_TIME_MAX, accept(&acceptor, stream, remote));
-                let through = handshake.await.unwrap_or_else(|_elapsed| Err(io::ErrorKind::TimedOut.into()));
+                // Boxed, since thousands may wait and few are at it.
+                let handshake = async {
+                    let _turn = door.handshake(remote.ip()).await.ok_or(io::ErrorKind::Interrupted)?;
+                    Box::pin(accept(&acceptor, stream, remote, &door)).await
+                };
+                let handshake = tokio::time::timeout(HANDSHAKE_TIME_MAX, handshake).await;
                 drop(place);
-                match through {
+                match handshake.unwrap_or_else(|_elapsed| Err(io::ErrorKind::TimedOut.into())) {
                     // If nobody takes it any more, it is closed.
-                    Ok(through) => drop(accepted.send(through).await),
-                    Err(error) => tracing::debug!(%remote, %error, "a TLS handshake failed"),
+                    Ok(Some(through)) => drop(accepted.send(through).await),
+                    Ok(None) => {}
+                    Err(error) => {
+                        door.note_failed();
+                        tracing::debug!(%remote, %error, "a TLS handshake failed");
+                    }
                 }
             });
         }
     });
-    incoming
+    (incoming, door)
 }
 
-async fn accept(acceptor: &TlsAcceptor, stream: TcpStream, remote: SocketAddr) -> io::Result<Incoming> {
+/// A connection that is through; `None` if there are too many.
+async fn accept(
+    acceptor: &TlsAcceptor,
+    stream: TcpStream,
+    remote: SocketAddr,
+    door: &Arc<Door>,
+) -> io::Result<Option<Incoming>> {
     stream.set_nodelay(true)?;
     let local = stream.local_addr()?;
     let stream = acceptor.accept(stream).await?;
@@ -331,7 +362,10 @@ async fn accept(acceptor: &TlsAcceptor, stream: TcpStream, remote: SocketAddr) -
     let holder =
         shown.first().map(|certificate| Holder::of(certificate).map_err(io::Error::other)).transpose()?;
     let chain = shown.iter().take(CHAIN_LEN_MAX).map(|certificate| certificate.to_vec()).collect();
-    Ok((stream, Peer { remote, local, holder: holder.map(Arc::new), chain }))
+    let name = holder.as_ref().map(|holder| holder.identity.to_string());
+    let Some(place) = door.through(remote.ip(), name) else { return Ok(None) };
+    let peer = Peer { remote, local, holder: holder.map(Arc::new), chain, _place: Arc::new(place) };
+    Ok(Some((stream, peer)))
 }
 
 #[cfg(test)]

@@ -98,6 +98,14 @@ impl JoinToken {
     }
 }
 
+impl JoinToken {
+    /// Whether its authority is one of these, given as PEM. What cannot be read has none.
+    pub fn is_of(&self, authorities: &str) -> bool {
+        let all = crate::credentials::certificates("authority", authorities).unwrap_or_default();
+        all.iter().any(|one| authority_digest(one) == self.authority)
+    }
+}
+
 /// Digest of an authority's certificate.
 pub(crate) fn authority_digest(certificate: &CertificateDer<'_>) -> String {
     digest(certificate)

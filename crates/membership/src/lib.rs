@@ -3,7 +3,7 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -80,6 +80,8 @@ pub struct Membership {
     /// Which of them is in use.
     in_use: AtomicUsize,
     current: Mutex<Option<Arc<Credentials>>>,
+    /// The controller has said that the certificate is good for nothing: it is revoked, perhaps.
+    refused: AtomicBool,
     /// Of the session; what else is told to the controller takes the same connection.
     channel: Mutex<Option<Channel>>,
 }
@@ -113,6 +115,7 @@ impl Membership {
             controllers,
             in_use,
             current,
+            refused: AtomicBool::new(false),
             channel: Mutex::new(None),
         })
     }
@@ -170,19 +173,46 @@ impl Membership {
         lock(&self.current).clone()
     }
 
-    /// A new connection to the controller in use; joins before, if there is no valid certificate.
+    /// A new connection to the controller in use; joins before, if there is no valid certificate, or a token that may be worth
+    /// more than that.
     ///
     /// # Errors
     /// If it cannot join, or something that it has cannot be used.
     pub async fn connect(&self) -> Result<Channel, Status> {
         let credentials = match self.valid_credentials() {
-            Some(credentials) => credentials,
+            // The token may be an old one, and used up: then it is the certificate or nothing.
+            Some(own) if self.has_better(&own) => match self.join().await {
+                Ok(joined) => joined,
+                Err(status) => {
+                    tracing::warn!(reason = status.message(), "could not join again");
+                    own
+                }
+            },
+            Some(own) => own,
             None => self.join().await?,
         };
         let config = client_config(&credentials.authorities, Some(&credentials), PROTOCOL);
         let channel = self.open_channel(config.map_err(unusable)?)?;
         *lock(&self.channel) = Some(channel.clone());
         Ok(channel)
+    }
+
+    /// Whether there is a token that may be worth more than a certificate that has not ended: the controller has refused that,
+    /// or it is of another authority.
+    fn has_better(&self, own: &Credentials) -> bool {
+        let refused = self.refused.swap(false, Ordering::Relaxed);
+        self.token.as_ref().is_some_and(|token| refused || !token.is_of(&own.authorities))
+    }
+
+    /// Whether the token is of another authority than the certificate, which is valid.
+    pub fn has_token_of_another_authority(&self) -> bool {
+        let own = self.valid_credentials();
+        self.token.as_ref().zip(own).is_some_and(|(token, own)| !token.is_of(&own.authorities))
+    }
+
+    /// The controller does not take the certificate: with a token, the next connection joins before.
+    pub fn refused(&self) {
+        self.refused.store(true, Ordering::Relaxed);
     }
 
     fn open_channel(&self, config: Arc<tls::ClientConfig>) -> Result<Channel, Status> {
@@ -332,7 +362,38 @@ fn address(url: &str) -> &str {
 
 #[cfg(test)]
 mod tests {
+    use bulkhead_identity::Authority;
+
     use super::*;
+
+    #[test]
+    fn a_token_is_better_than_a_certificate_that_is_refused_once_or_of_another_authority() {
+        let now = SystemTime::now();
+        let [authority, other] = ["one", "other"].map(|name| Authority::generate(name, now).unwrap());
+        for identity in [Identity::agent("h1").unwrap(), Identity::relay("r1").unwrap()] {
+            let own = authority.issue(&identity, Duration::from_secs(600), now, &[]).unwrap();
+            let membership = |token: Option<&Authority>| Membership {
+                identity: identity.clone(),
+                directory: PathBuf::new(),
+                files: "unused",
+                token: token.map(|authority| JoinToken::generate(authority.certificate())),
+                controllers: Vec::new(),
+                in_use: AtomicUsize::new(0),
+                current: Mutex::new(Some(Arc::new(own.clone()))),
+                refused: AtomicBool::new(false),
+                channel: Mutex::new(None),
+            };
+            let same = membership(Some(&authority));
+            assert!(!same.has_better(&own) && !same.has_token_of_another_authority());
+            same.refused();
+            assert!(same.has_better(&own) && !same.has_better(&own), "it is tried once");
+            let another = membership(Some(&other));
+            assert!(another.has_better(&own) && another.has_token_of_another_authority());
+            let without = membership(None);
+            without.refused();
+            assert!(!without.has_better(&own) && !without.has_token_of_another_authority());
+        }
+    }
 
     #[test]
     fn hosts_spread_over_controllers() {

@@ -18,10 +18,12 @@ mod codec;
 #[cfg(test)]
 mod crashes;
 mod file;
+mod guarded;
 mod levelling;
+mod room;
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -29,10 +31,12 @@ use async_trait::async_trait;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::state::{Pending, Shared};
-use crate::types::{Applied, Change, Commit, LeaseId, Revision, StoreError, Stored, Transaction};
+use crate::types::{Applied, Change, Commit, LeaseId, OpKind, Revision, StoreError, Stored, Transaction};
 use crate::{LOG_CHANGES_MAX, Store, Watch};
 
 use file::{Lock, StoreFile};
+use guarded::{Guarded, Leaves};
+pub use room::{RESERVE_BYTES, free_bytes, is_full};
 
 /// Transactions that may wait for the writer.
 pub(crate) const WRITE_QUEUE_LEN: usize = 4096;
@@ -48,12 +52,15 @@ pub struct EmbeddedOptions {
     pub directory: PathBuf,
     /// Changes that are remembered for watches.
     pub log_changes_max: usize,
+    /// Bytes of the file system that changes leave free: a change that would leave less is refused with
+    /// [`StoreError::Full`]. 0: it is not looked beforehand.
+    pub reserve_bytes: u64,
 }
 
 impl EmbeddedOptions {
     /// With the defaults.
     pub fn new(directory: impl Into<PathBuf>) -> Self {
-        Self { directory: directory.into(), log_changes_max: LOG_CHANGES_MAX }
+        Self { directory: directory.into(), log_changes_max: LOG_CHANGES_MAX, reserve_bytes: RESERVE_BYTES }
     }
 }
 
@@ -64,7 +71,11 @@ pub struct Embedded {
     shared: Arc<Shared>,
     queue: Option<mpsc::Sender<Job>>,
     writer: Option<JoinHandle<()>>,
+    refuses: Refuses,
 }
+
+/// Why the writer takes no changes at the moment.
+type Refuses = Arc<Mutex<Option<StoreError>>>;
 
 /// What the writer is asked to do.
 #[derive(Debug)]
@@ -72,6 +83,8 @@ enum Job {
     Apply(Waiting),
     /// Remove the keys of a lease that has ended.
     End(LeaseId, oneshot::Sender<Result<Applied, StoreError>>),
+    /// Look whether changes can be taken again.
+    Look,
 }
 
 /// A transaction with the caller who waits for it.
@@ -110,12 +123,22 @@ impl Embedded {
         }
         let shared = Arc::new(Shared::new(state));
         let (queue, waiting) = mpsc::channel(WRITE_QUEUE_LEN);
-        let writer = Writer { file, lock, shared: Arc::clone(&shared), waiting, next: None };
+        let file = Guarded::new(file, &path, options, Arc::clone(&shared));
+        let refuses = Refuses::default();
+        let writer = Writer {
+            file,
+            lock,
+            shared: Arc::clone(&shared),
+            waiting,
+            next: None,
+            refuses: Arc::clone(&refuses),
+            ended: Vec::new(),
+        };
         let thread = std::thread::Builder::new()
             .name("store-writer".into())
             .spawn(move || writer.run())
             .map_err(|source| StoreError::Io { path, reason: source.to_string() })?;
-        Ok(Self { epoch, shared, queue: Some(queue), writer: Some(thread) })
+        Ok(Self { epoch, shared, queue: Some(queue), writer: Some(thread), refuses })
     }
 }
 
@@ -208,6 +231,13 @@ impl Store for Embedded {
     }
 
     async fn keep_alive(&self, lease: LeaseId) -> Result<(), StoreError> {
+        // Whoever has a lease comes by often enough to notice that there is room again, also when nobody writes.
+        if self.refuses().is_some()
+            && let Some(queue) = &self.queue
+        {
+            // Full: then the writer looks anyway.
+            let _ = queue.try_send(Job::Look);
+        }
         self.shared.leases.keep_alive(lease)
     }
 
@@ -227,6 +257,13 @@ impl Store for Embedded {
         Ok(self.shared.read().revision())
     }
 
+    fn refuses(&self) -> Option<StoreError> {
+        if self.queue.as_ref().is_none_or(mpsc::Sender::is_closed) {
+            return Some(StoreError::Closed);
+        }
+        self.refuses.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     fn waiting(&self) -> usize {
         self.queue.as_ref().map_or(0, |queue| queue.max_capacity() - queue.capacity())
     }
@@ -234,33 +271,92 @@ impl Store for Embedded {
 
 /// The writing thread.
 struct Writer {
-    file: StoreFile,
+    file: Guarded,
     lock: Lock,
     shared: Arc<Shared>,
     waiting: mpsc::Receiver<Job>,
     /// What ended a group, and is next.
     next: Option<Job>,
+    refuses: Refuses,
+    /// Leases that have ended while their keys could not be removed.
+    ended: Vec<LeaseId>,
 }
 
 impl Writer {
     fn run(mut self) {
         while let Some(job) = self.next.take().or_else(|| self.waiting.blocking_recv()) {
-            let group = match job {
-                Job::Apply(first) => self.collect(first),
+            let (group, lease) = match job {
+                Job::Apply(first) => (self.collect(first), None),
                 // Alone, since its keys are those that the state has once all before it is done.
-                Job::End(lease, answer) => {
-                    vec![Waiting { transaction: self.shared.read().removal(lease), answer }]
-                }
+                Job::End(lease, answer) => (vec![self.removal(lease, answer)], Some(lease)),
+                Job::Look => (Vec::new(), None),
             };
-            if let Err(error) = self.commit(group) {
-                // The file's state is unknown now; only opening it again tells. Callers get Closed.
-                tracing::error!(%error, "the store cannot write and stops");
+            if !self.done(group, lease) {
                 return;
+            }
+            for lease in self.owed() {
+                let (answer, _) = oneshot::channel();
+                let group = vec![self.removal(lease, answer)];
+                if !self.done(group, Some(lease)) {
+                    return;
+                }
             }
         }
         match self.file.close() {
             Ok(()) => self.lock.mark_clean(),
             Err(error) => tracing::error!(%error, "the store's file did not close cleanly"),
+        }
+    }
+
+    fn removal(&self, lease: LeaseId, answer: oneshot::Sender<Result<Applied, StoreError>>) -> Waiting {
+        Waiting { transaction: self.shared.read().removal(lease), answer }
+    }
+
+    /// Leases whose keys can be removed now.
+    fn owed(&mut self) -> Vec<LeaseId> {
+        if self.refuses.lock().unwrap_or_else(PoisonError::into_inner).is_some() {
+            return Vec::new();
+        }
+        std::mem::take(&mut self.ended)
+    }
+
+    /// Commits a group, which may be the end of a lease. Answers whether the store can go on.
+    fn done(&mut self, group: Vec<Waiting>, lease: Option<LeaseId>) -> bool {
+        match self.commit(group) {
+            Ok(()) => true,
+            Err(StoreError::Full { .. } | StoreError::OutcomeUnknown { .. }) => {
+                self.ended.extend(lease);
+                true
+            }
+            Err(error) => {
+                // The file's state is unknown now; only opening it again tells. Callers get Closed.
+                tracing::error!(%error, "the store cannot write and stops");
+                false
+            }
+        }
+    }
+
+    /// Keeps and logs whether changes are taken.
+    fn note(&self, refuses: Option<&StoreError>) {
+        let mut known = self.refuses.lock().unwrap_or_else(PoisonError::into_inner);
+        match (&*known, refuses) {
+            (None, Some(error)) => tracing::error!(%error, "the store takes no changes"),
+            (Some(_), None) => tracing::warn!("the store takes changes again"),
+            _ => {}
+        }
+        *known = refuses.cloned();
+    }
+
+    /// Tells a whole group of callers, once everybody else can know it too.
+    fn refuse(
+        &self,
+        group: impl IntoIterator<Item = oneshot::Sender<Result<Applied, StoreError>>>,
+        error: &StoreError,
+    ) {
+        self.note(Some(error));
+        for answer in group {
+            // A caller that no longer waits has nobody to tell.
+            answer.send(Err(error.clone())).ok();
         }
     }
 
@@ -276,7 +372,7 @@ impl Writer {
                     ops += next.transaction.ops.len();
                     group.push(next);
                 }
-                end @ Job::End(..) => {
+                end @ (Job::End(..) | Job::Look) => {
                     self.next = Some(end);
                     break;
                 }
@@ -286,6 +382,15 @@ impl Writer {
     }
 
     fn commit(&mut self, group: Vec<Waiting>) -> Result<(), StoreError> {
+        // First, since it may bring changes to light that this group must see.
+        let is_small =
+            |waiting: &Waiting| waiting.transaction.ops.iter().all(|op| !matches!(op.kind, OpKind::Put(_)));
+        let small = !group.is_empty() && group.iter().all(is_small);
+        let leaves = if small { Leaves::Part } else { Leaves::Reserve };
+        if let Err(error) = self.file.mend(leaves) {
+            self.refuse(group.into_iter().map(|waiting| waiting.answer), &error);
+            return Err(error);
+        }
         let mut commits: Vec<Commit> = Vec::new();
         let mut answers = Vec::with_capacity(group.len());
         {
@@ -306,34 +411,17 @@ impl Writer {
                 answers.push((answer, result));
             }
         }
-        self.write(commits).inspect_err(|error| {
-            for (answer, _) in std::mem::take(&mut answers) {
-                // A caller that no longer waits has nobody to tell.
-                answer.send(Err(error.clone())).ok();
-            }
-        })?;
+        if let Err(error) = self.file.write(commits, leaves) {
+            self.refuse(answers.into_iter().map(|(answer, _)| answer), &error);
+            return Err(error);
+        }
+        if leaves == Leaves::Reserve {
+            self.note(None);
+        }
         // Only now, conflicts too: they may tell of a transaction of this same group.
         for (answer, result) in answers {
             answer.send(result).ok();
         }
-        Ok(())
-    }
-
-    fn write(&mut self, commits: Vec<Commit>) -> Result<(), StoreError> {
-        if commits.is_empty() {
-            return Ok(());
-        }
-        // Nobody else changes it: readers are not kept waiting while the file is written.
-        self.file.write(&commits, &self.shared.read())?;
-        {
-            let mut state = self.shared.write();
-            for commit in commits {
-                if let Some(dropped) = state.commit(commit) {
-                    self.file.forget(dropped);
-                }
-            }
-        }
-        self.shared.announce();
         Ok(())
     }
 }

@@ -27,7 +27,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 pub use backup::{Backup, BackupError, Restored};
-pub use embedded::{Embedded, EmbeddedOptions};
+pub use embedded::{Embedded, EmbeddedOptions, RESERVE_BYTES, free_bytes, is_full};
 pub use etcd::{Etcd, EtcdOptions};
 pub use location::{ETCD_PREFIX, Location, NoLocation};
 pub use memory::Memory;
@@ -107,6 +107,12 @@ pub trait Store: Send + Sync + Debug {
     /// # Errors
     /// [`StoreError::NoLease`] if it has ended already; its keys are gone soon after, if not yet.
     async fn revoke(&self, lease: LeaseId) -> Result<(), StoreError>;
+
+    /// Why it takes no changes at the moment, as far as it knows by itself; it goes on answering reads. `None`: it does, or
+    /// has not tried.
+    fn refuses(&self) -> Option<StoreError> {
+        None
+    }
 
     /// Transactions that wait to be written.
     fn waiting(&self) -> usize {

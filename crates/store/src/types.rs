@@ -307,6 +307,15 @@ pub enum StoreError {
         /// What happened.
         reason: String,
     },
+    /// There is no room for what was to be written. Nothing was changed; as soon as there is room, writes are taken again.
+    #[error(
+        "the disk of store {} is full: nothing was changed; make room there, and it takes changes again by itself",
+        .path.display()
+    )]
+    Full {
+        /// The file.
+        path: PathBuf,
+    },
     /// The store's server does not answer. Nothing was changed by what was asked.
     #[error("store {store} cannot be reached: {reason}")]
     Unavailable {

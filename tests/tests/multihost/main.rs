@@ -21,6 +21,7 @@ mod hosts;
 mod inputs;
 mod interfaces;
 mod language;
+mod moving;
 mod processes;
 mod reachability;
 mod uninstall;

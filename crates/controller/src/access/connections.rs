@@ -5,12 +5,15 @@ use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context as Poller, Poll};
+use std::time::Duration;
 use std::{fs, io};
 
+use bulkhead_identity::door::{Door, Limits};
 use bulkhead_identity::tls::{self, Incoming, Peer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::sync::mpsc;
+use tokio::time::Sleep;
 use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
 
@@ -21,16 +24,25 @@ const AGENTS_PROTOCOL: &str = "h2";
 /// What operators speak.
 const OPERATORS_PROTOCOL: &str = "http/1.1";
 
+/// Longest that a connection to the agents' port without a certificate may last: all that it is good for is to join.
+const STRANGER_TIME_MAX: Duration = Duration::from_secs(30);
+/// Connections of operators: most programs show a token instead of a certificate, and may all be behind one address.
+const OPERATORS: Limits =
+    Limits { known: 4096, per_holder: 1024, strangers: 4096, strangers_per_address: 1024 };
+
 /// An agent's connection.
 #[derive(Debug)]
 pub(crate) struct AgentConnection {
     stream: TlsStream<TcpStream>,
     peer: Arc<Peer>,
+    /// When it is ended, if it is a stranger's.
+    ends: Option<Pin<Box<Sleep>>>,
 }
 
 impl From<Incoming> for AgentConnection {
     fn from((stream, peer): Incoming) -> Self {
-        Self { stream, peer: Arc::new(peer) }
+        let ends = peer.holder.is_none().then(|| Box::pin(tokio::time::sleep(STRANGER_TIME_MAX)));
+        Self { stream, peer: Arc::new(peer), ends }
     }
 }
 
@@ -48,6 +60,9 @@ impl AsyncRead for AgentConnection {
         poller: &mut Poller<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if self.ends.as_mut().is_some_and(|ends| ends.as_mut().poll(poller).is_ready()) {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
         Pin::new(&mut self.stream).poll_read(poller, buffer)
     }
 }
@@ -82,19 +97,19 @@ impl AsyncWrite for AgentConnection {
     }
 }
 
-/// Agents' connections from now on.
-pub(crate) fn agents(listener: TcpListener, trust: &Trust) -> Result<mpsc::Receiver<Incoming>, TrustError> {
+/// Connections from now on, and who is at the door.
+pub(crate) type Entrance = (mpsc::Receiver<Incoming>, Arc<Door>);
+
+/// Agents' connections.
+pub(crate) fn agents(listener: TcpListener, trust: &Trust) -> Result<Entrance, TrustError> {
     let config = tls::server_config(&trust.server, &trust.authorities, AGENTS_PROTOCOL)?;
-    Ok(tls::listen(listener, config))
+    Ok(tls::listen_within(listener, config, "agents", Limits::default()))
 }
 
-/// Operators' connections from now on.
-pub(crate) fn operators(
-    listener: TcpListener,
-    trust: &Trust,
-) -> Result<mpsc::Receiver<Incoming>, TrustError> {
+/// Operators' connections.
+pub(crate) fn operators(listener: TcpListener, trust: &Trust) -> Result<Entrance, TrustError> {
     let config = tls::server_config(&trust.server, &trust.authorities, OPERATORS_PROTOCOL)?;
-    Ok(tls::listen(listener, config))
+    Ok(tls::listen_within(listener, config, "operators", OPERATORS))
 }
 
 /// Listens on a Unix socket. Everybody on this machine may connect, and is known by the kernel's word.

@@ -1,6 +1,6 @@
 //! Certificates for agents and operators.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use bulkhead_identity::{Authority, AuthorityError, Holder, Identity, NameError};
 use bulkhead_model::resource::is_name;
@@ -8,7 +8,8 @@ use bulkhead_store::StoreError;
 use bulkhead_wire::proto::{EnrollRequest, Enrollment};
 
 use super::grants::NotGranted;
-use super::records::{milliseconds, of_holder};
+use super::records::milliseconds;
+use crate::clock;
 use crate::context::Context;
 
 /// Why nobody gets a certificate.
@@ -52,7 +53,7 @@ pub(crate) async fn enroll(
     let identity = if *relay { Identity::relay(host)? } else { Identity::agent(host)? };
     // What cannot be signed must not use a token up.
     let lifetime = lifetime(context, &identity);
-    authority(context)?.sign(signing_request, &identity, lifetime, SystemTime::now())?;
+    authority(context)?.sign(signing_request, &identity, lifetime, clock::system())?;
     let key = Authority::key_digest(signing_request)?;
     let token = (token_id.as_str(), token_secret.as_str());
     if *relay {
@@ -86,16 +87,15 @@ pub(crate) async fn certify(
     lifetime: Duration,
 ) -> Result<Enrollment, EnrollmentError> {
     // A certificate begins at a full second. One that began before the holder's last revocation would be refused.
-    let revoked = context.grants.revocations().into_iter().find(|one| one.of == of_holder(identity));
-    let mut now = SystemTime::now();
-    while revoked.as_ref().is_some_and(|revoked| milliseconds(now) / 1000 * 1000 < revoked.since_ms) {
-        let ahead = revoked.as_ref().map_or(0, |revoked| revoked.since_ms.saturating_sub(milliseconds(now)));
+    let revoked_ms = context.grants.revoked_since(identity).unwrap_or(0);
+    let mut now = clock::system();
+    while milliseconds(now) / 1000 * 1000 < revoked_ms {
         // Another controller's clock may be ahead, by more than anybody should wait for.
-        if ahead > 5_000 {
+        if revoked_ms.saturating_sub(milliseconds(now)) > 5_000 {
             break;
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
-        now = SystemTime::now();
+        now = clock::system();
     }
     let authority = authority(context)?;
     let certificate = authority.sign(signing_request, identity, lifetime, now)?;

@@ -10,14 +10,14 @@ use tonic::Status;
 
 use super::caller::{Caller, Who};
 use super::records::{
-    Grant, Joined, Key, PREFIX, Relay, Revocation, Revoked, Token, joined_key, read_key, relay_key,
-    revocation_key, token_key,
+    Grant, Joined, Key, PREFIX, Relay, Revocation, Revoked, Token, joined_key, of_holder, of_operator,
+    read_key, relay_key, revocation_key, token_key,
 };
 use crate::clock;
 use crate::context::{Context, stopped};
 
 /// Most tokens that are valid at once.
-pub(crate) const TOKENS_MAX: usize = 10_000;
+const TOKENS_MAX: usize = 10_000;
 /// Most revocations.
 pub(crate) const REVOCATIONS_MAX: usize = 100_000;
 /// Most relays.
@@ -59,6 +59,11 @@ pub(crate) enum NotGranted {
 }
 
 impl State {
+    fn valid_tokens(&self) -> impl Iterator<Item = &Token> {
+        let now = clock::now_ms();
+        self.tokens.values().map(|(token, _)| token).filter(move |token| token.expires_ms > now)
+    }
+
     fn take_in(&mut self, change: &Change) {
         let Some(key) = read_key(&change.key) else { return };
         let value = change.object.as_ref().map(|stored| (&stored.value, stored.modified));
@@ -119,19 +124,12 @@ impl Grants {
 
     /// Tokens that are still good for something.
     pub(crate) fn tokens(&self) -> Vec<Token> {
-        let now = clock::now_ms();
-        self.state()
-            .tokens
-            .values()
-            .map(|(token, _)| token)
-            .filter(|token| token.expires_ms > now)
-            .cloned()
-            .collect()
+        self.state().valid_tokens().cloned().collect()
     }
 
     /// Whether another token may be made.
     pub(crate) fn has_room(&self) -> bool {
-        self.tokens().len() < TOKENS_MAX
+        self.state().valid_tokens().count() < TOKENS_MAX
     }
 
     /// Writes a token, with what a relay may do if it is for one, and removes those that have expired.
@@ -277,7 +275,8 @@ impl Grants {
         let state = self.state();
         let (token, _) = state.tokens.get(id)?;
         let Grant::Operator { name, groups } = &token.grant else { return None };
-        let revoked = state.revocations.values().any(|revoked| revoked.covers_token(name, token.created_ms));
+        let revoked = state.revocations.get(&of_operator(name));
+        let revoked = revoked.is_some_and(|revoked| revoked.covers_token(name, token.created_ms));
         let good = secret.digest() == SecretDigest::from_text(token.digest.as_str())
             && token.expires_ms > clock::now_ms()
             && !revoked;
@@ -295,13 +294,21 @@ impl Grants {
         self.state().revocations.values().cloned().collect()
     }
 
-    /// The revocation that covers a certificate.
-    pub(crate) fn revoked(&self, holder: &Holder) -> Option<Revocation> {
+    /// Whether another revocation may be made.
+    pub(crate) fn has_room_for_revocation(&self) -> bool {
+        self.state().revocations.len() < REVOCATIONS_MAX
+    }
+
+    /// The moment as of which somebody's certificates are revoked, if they are, in milliseconds since 1970.
+    pub(super) fn revoked_since(&self, identity: &Identity) -> Option<u64> {
+        self.state().revocations.get(&of_holder(identity)).map(|revocation| revocation.since_ms)
+    }
+
+    /// Whether a certificate is revoked.
+    pub(crate) fn is_revoked(&self, holder: &Holder) -> bool {
         let state = self.state();
-        let serial = Revoked::Serial(holder.serial.clone());
-        let holders = super::records::of_holder(&holder.identity);
-        let found = [serial, holders].into_iter().filter_map(|of| state.revocations.get(&of));
-        found.into_iter().find(|revocation| revocation.covers(holder)).cloned()
+        let of = [Revoked::Serial(holder.serial.clone()), of_holder(&holder.identity)];
+        of.iter().filter_map(|of| state.revocations.get(of)).any(|revocation| revocation.covers(holder))
     }
 }
 
@@ -346,7 +353,7 @@ pub(crate) async fn follow(
         if !changes().any(|change| matches!(read_key(&change.key), Some(Key::Revocation(_)))) {
             continue;
         }
-        let revoked = |holder: &Holder| grants.revoked(holder).is_some();
+        let revoked = |holder: &Holder| grants.is_revoked(holder);
         context.registry.close_where(revoked, || Status::unauthenticated("the certificate is revoked"));
         context.repository.view().wake_relays();
     }
@@ -356,5 +363,65 @@ impl Caller {
     /// Whoever a token says, from where this one comes.
     pub(crate) fn speaks_for(self, (who, groups): (Who, Arc<[String]>)) -> Self {
         Self { who, groups, certificate: None, ..self }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, SystemTime};
+
+    use bulkhead_identity::Authority;
+    use bulkhead_store::Memory;
+
+    use super::*;
+    use crate::clock::jumps;
+
+    #[tokio::test]
+    async fn a_token_ends_by_the_time_of_day_and_a_revocation_does_not() {
+        let authority = Authority::generate("test", SystemTime::now()).unwrap();
+        let secret = JoinToken::generate(authority.certificate());
+        let hour_ms = 3_600_000;
+        let token = Token {
+            id: secret.id.clone(),
+            digest: secret.secret.digest().text().to_owned(),
+            grant: Grant::Operator { name: "ann".into(), groups: Vec::new() },
+            uses_left: 0,
+            created_ms: clock::now_ms(),
+            expires_ms: clock::now_ms() + 2 * hour_ms,
+            by: "root".into(),
+        };
+        let ann = Identity::operator("ann", &[]).unwrap();
+        let own = authority.issue(&ann, Duration::from_secs(86_400), SystemTime::now(), &[]).unwrap();
+        let (holder, text) = (own.holder().unwrap(), operator_token(&secret));
+        let store: Arc<dyn Store> = Arc::new(Memory::new());
+        let put = Transaction::new().put(
+            token_key(&token.id),
+            serde_json::to_vec(&token).unwrap(),
+            Precondition::Absent,
+        );
+        store.apply(put).await.unwrap();
+        let grants = Grants::open(Arc::clone(&store)).await.unwrap();
+        for (hours, good) in [(0, true), (1, true), (3, false), (-5, true), (0, true)] {
+            jumps::set(hours);
+            assert_eq!(grants.operator(&text).is_some(), good, "{hours} h");
+            assert_eq!(grants.tokens().len(), usize::from(good), "{hours} h");
+        }
+        let revocation = Revocation {
+            of: of_holder(&ann),
+            since_ms: clock::now_ms() + 1,
+            by: "root".into(),
+            reason: String::new(),
+        };
+        let put = Transaction::new().put(
+            revocation_key(&revocation.of),
+            serde_json::to_vec(&revocation).unwrap(),
+            Precondition::Absent,
+        );
+        store.apply(put).await.unwrap();
+        let grants = Grants::open(store).await.unwrap();
+        for hours in [0, 1, -5] {
+            jumps::set(hours);
+            assert!(grants.is_revoked(&holder) && grants.operator(&text).is_none(), "{hours} h");
+        }
     }
 }

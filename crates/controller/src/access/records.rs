@@ -149,6 +149,11 @@ pub(super) fn of_holder(identity: &Identity) -> Revoked {
     Revoked::Holder(identity.to_string())
 }
 
+/// The same of an operator, by name.
+pub(super) fn of_operator(name: &str) -> Revoked {
+    Revoked::Holder(format!("operator/{name}"))
+}
+
 /// What stands under a key.
 #[derive(Debug)]
 pub(super) enum Key<'a> {

@@ -3,12 +3,13 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use bulkhead_identity::tls::{ClientConfig, ServerIdentity, client_config};
 use bulkhead_identity::{Authority, AuthorityError, Credentials, CredentialsError, Identity, LIFETIME};
 use tokio::sync::watch;
 
+use crate::clock;
 use crate::config::Config;
 use crate::context::{Context, stopped};
 
@@ -61,7 +62,7 @@ impl Trust {
         let identity =
             Identity::controller(&config.name).map_err(|_not_one| TrustError::Name(config.name.clone()))?;
         let known_as = known_as(config, addresses);
-        let now = SystemTime::now();
+        let now = clock::system();
         let mut authority = Authority::load(&directory)?;
         let has_certificate = directory.join("ca.crt").exists();
         if authority.is_none() && !has_certificate {
@@ -82,9 +83,7 @@ impl Trust {
     /// Shows a new certificate: its own authority's, or what has been put into the directory.
     fn renew(&self) -> Result<(), TrustError> {
         let own = match &self.authority {
-            Some(authority) => {
-                authority.issue(&self.identity, LIFETIME, SystemTime::now(), &self.known_as)?
-            }
+            Some(authority) => authority.issue(&self.identity, LIFETIME, clock::system(), &self.known_as)?,
             None => read_own(&self.directory)?,
         };
         let client = client_config(&own.authorities, Some(&own), PEERS_PROTOCOL)?;
@@ -120,21 +119,47 @@ fn known_as(config: &Config, addresses: &[SocketAddr]) -> Vec<String> {
     names
 }
 
+/// Whether a certificate that was made then is to be made anew now: half of its life is over by either clock (the monotonic one
+/// stands still while a machine sleeps), or it has not begun, since the time of day was set back.
+fn is_due((made, made_at): (Instant, SystemTime), (now, time): (Instant, SystemTime)) -> bool {
+    let over = |lasted: Duration| lasted >= LIFETIME / 2;
+    over(now.saturating_duration_since(made)) || time.duration_since(made_at).map_or(true, over)
+}
+
 /// Keeps the own certificate current until `shutdown`.
 pub(crate) async fn keep_certificate(context: Arc<Context>, mut shutdown: watch::Receiver<bool>) {
-    let mut made = std::time::Instant::now();
+    let mut made = (Instant::now(), clock::system());
     loop {
         tokio::select! {
             () = tokio::time::sleep(LOOK_EVERY) => {}
             () = stopped(&mut shutdown) => return,
         }
         // Others write theirs when they want; ours are made when half of their life is over.
-        if context.trust.authority.is_some() && made.elapsed() < LIFETIME / 2 {
+        if context.trust.authority.is_some() && !is_due(made, (Instant::now(), clock::system())) {
             continue;
         }
         match context.trust.renew() {
-            Ok(()) => made = std::time::Instant::now(),
+            Ok(()) => made = (Instant::now(), clock::system()),
             Err(error) => tracing::error!(%error, "the controller's certificate cannot be renewed"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_own_certificate_is_made_anew_when_the_time_of_day_jumps_out_of_it() {
+        let made = (Instant::now(), SystemTime::now());
+        let hour = Duration::from_secs(3600);
+        assert!(!is_due(made, made));
+        assert!(!is_due(made, (made.0 + hour, made.1 + 3 * hour)), "a small jump is nothing");
+        assert!(
+            is_due(made, (made.0 + hour, made.1 + LIFETIME)),
+            "hours of sleep, or a clock that was wrong"
+        );
+        assert!(is_due(made, (made.0 + hour, made.1 - hour)), "it begins in the future");
+        assert!(is_due(made, (made.0 + LIFETIME / 2, made.1 + LIFETIME / 2)));
     }
 }

@@ -3,24 +3,24 @@
 use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::{Arc, RwLockReadGuard, RwLockWriteGuard};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use bulkhead_identity::{Holder, Identity, proves, tls};
 use bulkhead_model::entity::{ADDRESSES_MAX, HostSpec};
 use bulkhead_model::resource::{Host, Metadata, Resource, is_name};
 use bulkhead_model::{Facts, Labels};
+use bulkhead_store::StoreError;
 use bulkhead_wire::address_from_wire;
 use bulkhead_wire::proto::{
-    AgentStatus, EnrollRequest, Enrollment, FlowBatch, FlowReceipt, Hello, Inventory, InventoryAck, Relayed,
-    RenewRequest,
+    AgentStatus, EnrollRequest, Enrollment, FlowBatch, FlowReceipt, Hello, Relayed, RenewRequest,
 };
 use tokio::sync::{Semaphore, watch};
 use tonic::Status;
 use tracing::Instrument;
 
-use super::desk::{Begin, Caller, Desk, FlowStreams, Part, Speaker};
+use super::desk::{Begin, Caller, Desk, FlowStreams, Part, Publication, Published, Speaker};
 use super::registry::Registry;
-use super::{Pace, inventory};
+use super::{Enrolling, Pace, inventory};
 use crate::access::{self, EnrollmentError, HostPatterns, Revocation, Revoked};
 use crate::clock;
 use crate::context::{Context, stopped};
@@ -32,6 +32,7 @@ use crate::repository::View;
 #[async_trait::async_trait]
 impl Desk for Context {
     type Source = View;
+    const SERVES_RELAYS: bool = true;
 
     fn source(&self) -> RwLockReadGuard<'_, View> {
         self.repository.view()
@@ -47,6 +48,10 @@ impl Desk for Context {
 
     fn metrics(&self) -> &Metrics {
         &self.metrics
+    }
+
+    fn enrolling(&self) -> &Enrolling {
+        &self.enrolling
     }
 
     fn syncing(&self) -> &Arc<Semaphore> {
@@ -82,7 +87,7 @@ impl Desk for Context {
     }
 
     fn revoked(&self, holder: &Holder) -> bool {
-        self.grants.revoked(holder).is_some()
+        self.grants.is_revoked(holder)
     }
 
     fn revocations(&self, hosts: &HostPatterns, told: &mut HashSet<(Revoked, u64)>) -> Vec<Revocation> {
@@ -130,28 +135,39 @@ impl Desk for Context {
         }
     }
 
-    async fn begin(&self, begin: Begin<'_>) -> Result<(), Status> {
+    async fn begin(&self, begin: Begin<'_>) -> Result<Option<Publication>, Status> {
         let Begin { id, speaker, hello, began, .. } = begin;
         if matches!(speaker.part, Part::Relay { .. }) {
-            return Ok(());
+            return Ok(None);
         }
         self.cluster.begin(&speaker.key, id, clock::now_ms(), speaker.ends, began);
-        publish_host(self, hello).await
+        Ok(Some(Publication::Host(Box::new(host_of(hello)))))
     }
 
     fn end(&self, speaker: &Speaker, id: SessionId) {
         self.cluster.end(&speaker.key, id);
     }
 
-    async fn inventory(
+    async fn publish(
         &self,
         host: &Arc<str>,
         _id: SessionId,
-        inventory: Inventory,
-    ) -> Result<Option<InventoryAck>, Status> {
-        let span = tracing::debug_span!("publish", %host, workloads = inventory.upserts.len());
-        let ack = inventory::take_in(self, host, inventory).instrument(span).await;
-        ack.map(Some).map_err(unavailable)
+        publication: Publication,
+    ) -> Result<Published, Status> {
+        let stored = match &publication {
+            Publication::Host(own) => {
+                let own = Resource::Host(Host::clone(own));
+                self.repository.publish(vec![own], Vec::new()).await.map(|_applied| Published::Silently)
+            }
+            Publication::Inventory(inventory) => {
+                let span = tracing::debug_span!("publish", %host, workloads = inventory.upserts.len());
+                inventory::take_in(self, host, inventory).instrument(span).await.map(Published::Acknowledged)
+            }
+        };
+        match stored {
+            Err(StoreError::Full { .. }) => Ok(Published::NoRoom(publication)),
+            stored => stored.map_err(unavailable),
+        }
     }
 
     async fn status(&self, host: &Arc<str>, id: SessionId, status: AgentStatus) {
@@ -274,7 +290,7 @@ fn behind(
         return Err(context.refused(format!("relay {name:?} may not speak for host {host:?}")));
     }
     let shown = relayed.map(|relayed| relayed.certificates.as_slice()).unwrap_or_default();
-    let holder = tls::verify(&context.trust.authorities, shown)
+    let holder = tls::verify(&context.trust.authorities, shown, clock::system())
         .map_err(|error| context.refused(format!("the certificate of host {host:?}: {error}")))?;
     if holder.identity != Identity::Agent(host.to_owned()) {
         return Err(
@@ -296,7 +312,7 @@ fn still_behind(context: &Context, caller: &Caller, host: &str, holder: &Holder)
     if context.revoked(&caller.holder) {
         return Err(Status::unauthenticated("the relay's certificate is revoked"));
     }
-    if context.revoked(holder) || holder.not_after <= SystemTime::now() {
+    if context.revoked(holder) || holder.not_after <= clock::system() {
         return Err(Status::unauthenticated("the certificate is revoked, or has ended"));
     }
     Ok(())
@@ -309,7 +325,9 @@ fn ends_of(relayed: &Relayed) -> Option<Ends> {
 
 fn not_enrolled(context: &Context, error: &EnrollmentError) -> Status {
     context.metrics.agents_refused.add(1);
-    tracing::warn!(%error, "no certificate was given");
+    if let Some(more) = context.enrolling.log.now() {
+        tracing::warn!(%error, more, "no certificate was given");
+    }
     let message = error.to_string();
     match error {
         EnrollmentError::NotGranted(_) => Status::permission_denied(message),
@@ -321,7 +339,8 @@ fn not_enrolled(context: &Context, error: &EnrollmentError) -> Status {
     }
 }
 
-async fn publish_host(context: &Context, hello: &Hello) -> Result<(), Status> {
+/// A host as its agent describes it.
+fn host_of(hello: &Hello) -> Host {
     let host = &hello.host;
     let labels = hello.labels.iter().map(|(key, value)| (key.as_str(), value.as_str()));
     let (labels, refused) = Labels::from_foreign(labels);
@@ -338,9 +357,7 @@ async fn publish_host(context: &Context, hello: &Hello) -> Result<(), Status> {
     let addresses = hello.addresses.iter().take(ADDRESSES_MAX);
     let addresses = addresses.filter_map(|bytes| address_from_wire(bytes)).collect();
     let spec = HostSpec { agent_version, facts, addresses };
-    let host = Resource::Host(Host { metadata, spec });
-    context.repository.publish(vec![host], Vec::new()).await.map_err(unavailable)?;
-    Ok(())
+    Host { metadata, spec }
 }
 
 fn unavailable(error: impl std::fmt::Display) -> Status {

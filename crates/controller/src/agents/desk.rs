@@ -5,6 +5,7 @@ use std::sync::{Arc, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
 use bulkhead_identity::Holder;
+use bulkhead_model::resource::Host;
 use bulkhead_wire::proto::{
     AgentStatus, EnrollRequest, Enrollment, FlowBatch, FlowReceipt, Hello, Inventory, InventoryAck,
     RenewRequest,
@@ -12,9 +13,9 @@ use bulkhead_wire::proto::{
 use tokio::sync::{Semaphore, mpsc, watch};
 use tonic::{Status, Streaming};
 
-use super::Pace;
 use super::registry::Registry;
 use super::source::Source;
+use super::{Enrolling, Pace};
 use crate::access::{HostPatterns, Revocation, Revoked};
 use crate::guard::Ends;
 use crate::members::SessionId;
@@ -67,6 +68,23 @@ pub(crate) struct Begin<'a> {
     pub(crate) acks: &'a mpsc::Sender<InventoryAck>,
 }
 
+/// What an agent says of its host, to be stored.
+#[derive(Debug)]
+pub(crate) enum Publication {
+    Host(Box<Host>),
+    Inventory(Inventory),
+}
+
+/// What has become of a [`Publication`].
+#[derive(Debug)]
+pub(crate) enum Published {
+    Acknowledged(InventoryAck),
+    /// There is nothing to say, or the acknowledgement comes later.
+    Silently,
+    /// The store's disk is full: it is to be said again.
+    NoRoom(Publication),
+}
+
 /// Batches of one agent, and where their receipts go.
 pub(crate) type FlowStreams = (Streaming<FlowBatch>, mpsc::Sender<Result<FlowReceipt, Status>>);
 
@@ -74,12 +92,15 @@ pub(crate) type FlowStreams = (Streaming<FlowBatch>, mpsc::Sender<Result<FlowRec
 #[async_trait::async_trait]
 pub(crate) trait Desk: Send + Sync + 'static {
     type Source: Source + Send + Sync;
+    /// Whether relays may come.
+    const SERVES_RELAYS: bool;
 
     /// What is told. Not to be held over an await.
     fn source(&self) -> RwLockReadGuard<'_, Self::Source>;
     fn source_mut(&self) -> RwLockWriteGuard<'_, Self::Source>;
     fn registry(&self) -> &Registry;
     fn metrics(&self) -> &Metrics;
+    fn enrolling(&self) -> &Enrolling;
     fn syncing(&self) -> &Arc<Semaphore>;
     fn pace(&self) -> &Pace;
     fn draining(&self) -> watch::Receiver<bool>;
@@ -97,16 +118,17 @@ pub(crate) trait Desk: Send + Sync + 'static {
     fn revocations(&self, hosts: &HostPatterns, told: &mut HashSet<(Revoked, u64)>) -> Vec<Revocation>;
     /// Whose session a first message begins.
     fn speaker(&self, caller: &Caller, hello: &Hello) -> Result<Speaker, Status>;
-    /// Makes a session's host known to others. Answers when the agent may be told what there is.
-    async fn begin(&self, begin: Begin<'_>) -> Result<(), Status>;
+    /// Makes a session's host known to others. Answers when the agent may be told what there is, and what is to be published
+    /// before.
+    async fn begin(&self, begin: Begin<'_>) -> Result<Option<Publication>, Status>;
     fn end(&self, speaker: &Speaker, id: SessionId);
-    /// Takes in what runs on a host. `None`: the acknowledgement comes later.
-    async fn inventory(
+    /// Takes in what a host is, or what runs on it.
+    async fn publish(
         &self,
         host: &Arc<str>,
         id: SessionId,
-        inventory: Inventory,
-    ) -> Result<Option<InventoryAck>, Status>;
+        publication: Publication,
+    ) -> Result<Published, Status>;
     /// Takes in how an agent is.
     async fn status(&self, host: &Arc<str>, id: SessionId, status: AgentStatus);
     /// `caller`: whoever passes the request on, if he has shown a certificate.

@@ -12,13 +12,13 @@ use crate::context::Context;
 pub(super) async fn take_in(
     context: &Context,
     host: &str,
-    inventory: Inventory,
+    inventory: &Inventory,
 ) -> Result<InventoryAck, StoreError> {
     let Inventory { generation, complete, upserts, removes } = inventory;
     let mut accepted: BTreeMap<ObjectKey, Resource> = BTreeMap::new();
     let mut named: BTreeSet<String> = BTreeSet::new();
     let mut refused = Vec::new();
-    for bytes in &upserts {
+    for bytes in upserts {
         match check(bytes, host) {
             Ok(resource) => {
                 named.insert(resource.key().qualified_name());
@@ -33,7 +33,7 @@ pub(super) async fn take_in(
     }
     let mut gone = BTreeSet::new();
     for name in removes {
-        match check_removal(context, &name, host) {
+        match check_removal(context, name, host) {
             Ok(Some(key)) if !accepted.contains_key(&key) => {
                 gone.insert(key);
             }
@@ -41,7 +41,7 @@ pub(super) async fn take_in(
             Err(refusal) => refused.push(refusal),
         }
     }
-    if complete {
+    if *complete {
         let others = published_by(context, host);
         gone.extend(others.into_iter().filter(|key| !named.contains(&key.qualified_name())));
     }
@@ -51,7 +51,7 @@ pub(super) async fn take_in(
     }
     let (upserts, removes) = (accepted.into_values().collect(), gone.into_iter().collect());
     context.repository.publish(upserts, removes).await?;
-    Ok(InventoryAck { generation, refused })
+    Ok(InventoryAck { generation: *generation, refused })
 }
 
 /// The workloads of a host that its agent has published: those with its name.

@@ -6,10 +6,10 @@
 //! their way: whoever reads slowly gets several changes as one, and whoever reads nothing for
 //! [`SEND_TIME_MAX`] is cut off and resumes later.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use bulkhead_wire::proto::agent_message::Body as Incoming;
 use bulkhead_wire::proto::controller_message::Body;
@@ -21,11 +21,12 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tonic::{Status, Streaming};
 use tracing::Instrument;
 
-use super::desk::{Begin, Caller, Desk, Part, Speaker};
+use super::desk::{Begin, Caller, Desk, Part, Publication, Published, Speaker};
 use super::pump::Pump;
 use super::registry::Admission;
 use super::source::Source;
 use crate::access::{Revocation, Revoked};
+use crate::clock;
 use crate::context::stopped;
 use crate::members::{Audience, SessionId, Subscriber};
 
@@ -37,6 +38,10 @@ const SEND_TIME_MAX: Duration = Duration::from_secs(10);
 /// another for each: in a second they all have been told.
 const AWAY_MIN: Duration = Duration::from_millis(200);
 const AWAY_SPREAD: Duration = Duration::from_millis(1000);
+/// How often what a store without room has not taken is tried again.
+const PUBLISHED_AGAIN_AFTER: Duration = Duration::from_secs(2);
+/// Messages of an agent that wait for room; then its session ends, and it publishes everything when it comes back.
+const UNPUBLISHED_MAX: usize = 64;
 /// Messages of an agent that are taken in before it is answered, if they are there already.
 const BURST_LEN_MAX: usize = 1024;
 
@@ -108,9 +113,18 @@ pub(super) async fn run<D: Desk>(
     let told = subscriber
         .map(|subscriber| Told { pump: Pump::new(Arc::clone(&subscriber), known, unpacks), subscriber });
     let valid = std::iter::once(&speaker.holder).chain(&speaker.via).map(|holder| holder.not_after).min();
-    let valid = valid.and_then(|until| until.duration_since(SystemTime::now()).ok()).unwrap_or_default();
-    let mut session =
-        Session { desk, id, host, epoch_is_ours, told, kept_out: HashSet::new(), outgoing, unsaid: (0, 0) };
+    let valid = valid.and_then(|until| until.duration_since(clock::system()).ok()).unwrap_or_default();
+    let mut session = Session {
+        desk,
+        id,
+        host,
+        epoch_is_ours,
+        told,
+        kept_out: HashSet::new(),
+        outgoing,
+        unsaid: (0, 0),
+        unpublished: VecDeque::new(),
+    };
     let ended = tokio::select! {
         ended = session.converse((&hello, &speaker, &caller, began), &mut incoming, syncing) => ended,
         () = tokio::time::sleep(valid) => Err(Status::unauthenticated("the agent's certificate has ended")),
@@ -194,6 +208,8 @@ struct Session<D> {
     outgoing: Outgoing,
     /// Messages and bytes that the registry has not been told of.
     unsaid: (u64, u64),
+    /// What the store had no room for, oldest first. The agent is told everything all the same.
+    unpublished: VecDeque<Publication>,
 }
 
 impl<D: Desk> Session<D> {
@@ -205,7 +221,10 @@ impl<D: Desk> Session<D> {
         syncing: OwnedSemaphorePermit,
     ) -> Result<(), Status> {
         let (acks, mut later) = mpsc::channel(ACKS_LEN);
-        self.desk.begin(Begin { id: self.id, speaker, caller, hello, began, acks: &acks }).await?;
+        let begin = Begin { id: self.id, speaker, caller, hello, began, acks: &acks };
+        if let Some(first) = self.desk.begin(begin).await? {
+            self.publish(first).await?;
+        }
         self.welcome().await?;
         self.tell().await?;
         drop(syncing);
@@ -222,6 +241,8 @@ impl<D: Desk> Session<D> {
         let woken = self.told.as_ref().map(|told| Arc::clone(&told.subscriber));
         let silence = tokio::time::sleep(lease);
         tokio::pin!(silence);
+        let mut again = tokio::time::interval(PUBLISHED_AGAIN_AFTER);
+        again.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let message = tokio::select! {
                 message = incoming.message() => message?,
@@ -234,6 +255,11 @@ impl<D: Desk> Session<D> {
                 }
                 Some(ack) = later.recv() => {
                     self.send(Body::InventoryAck(ack)).await?;
+                    continue;
+                }
+                _ = again.tick(), if !self.unpublished.is_empty() => {
+                    self.publish_waiting().await?;
+                    self.tell().await?;
                     continue;
                 }
                 () = &mut silence => {
@@ -270,6 +296,30 @@ impl<D: Desk> Session<D> {
         self.send(Body::Welcome(welcome)).await
     }
 
+    /// Has it stored and answers, in turn; keeps it for later if the store has no room.
+    async fn publish(&mut self, publication: Publication) -> Result<(), Status> {
+        if self.unpublished.len() >= UNPUBLISHED_MAX {
+            return Err(Status::resource_exhausted("the repository's disk is full"));
+        }
+        let first = self.unpublished.is_empty();
+        self.unpublished.push_back(publication);
+        if first { self.publish_waiting().await } else { Ok(()) }
+    }
+
+    async fn publish_waiting(&mut self) -> Result<(), Status> {
+        while let Some(next) = self.unpublished.pop_front() {
+            match self.desk.publish(&self.host, self.id, next).await? {
+                Published::Acknowledged(ack) => self.send(Body::InventoryAck(ack)).await?,
+                Published::Silently => {}
+                Published::NoRoom(next) => {
+                    self.unpublished.push_front(next);
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+
     async fn take_in(&mut self, message: AgentMessage) -> Result<(), Status> {
         match message.body {
             Some(Incoming::Subscribe(subscribe)) => {
@@ -288,12 +338,7 @@ impl<D: Desk> Session<D> {
             Some(Incoming::Inventory(_)) if self.is_relay() => {
                 Err(Status::invalid_argument("a relay publishes for its hosts, in a session of each"))
             }
-            Some(Incoming::Inventory(inventory)) => {
-                match self.desk.inventory(&self.host, self.id, inventory).await? {
-                    Some(ack) => self.send(Body::InventoryAck(ack)).await,
-                    None => Ok(()),
-                }
-            }
+            Some(Incoming::Inventory(inventory)) => self.publish(Publication::Inventory(inventory)).await,
             Some(Incoming::Status(status)) => {
                 self.desk.status(&self.host, self.id, status).await;
                 Ok(())

@@ -24,6 +24,9 @@ pub(super) enum Ask {
 
 /// Does it, on these terms.
 pub(super) async fn change(context: Arc<Context>, terms: Terms, ask: Ask) -> Result<Done, Refusal> {
+    if !terms.dry_run {
+        context.audit.ready().await?;
+    }
     let work = async move {
         let repository = &context.repository;
         let result = match &ask {
@@ -32,14 +35,14 @@ pub(super) async fn change(context: Arc<Context>, terms: Terms, ask: Ask) -> Res
             Ask::RollBack(revision) => repository.roll_back_to(*revision, &terms).await,
         };
         if !terms.dry_run {
-            note(&context, &terms, &ask, &result);
+            note(&context, &terms, &ask, &result).await;
         }
         result
     };
     Ok(to_the_end(work).await??)
 }
 
-fn note(context: &Context, terms: &Terms, ask: &Ask, result: &Result<Done, WriteError>) {
+async fn note(context: &Context, terms: &Terms, ask: &Ask, result: &Result<Done, WriteError>) {
     let author = &terms.author;
     match result {
         Ok(done) => {
@@ -62,7 +65,7 @@ fn note(context: &Context, terms: &Terms, ask: &Ask, result: &Result<Done, Write
             if !changes.is_empty() {
                 let forced = !done.warnings.is_empty();
                 let detail = json!({ "revision": done.revision, "forced": forced, "changes": changes });
-                context.audit.done(&author.by, &author.from, author.verb, detail);
+                context.audit.done(&author.by, &author.from, author.verb, detail).await;
             }
         }
         Err(error) => {
@@ -73,7 +76,8 @@ fn note(context: &Context, terms: &Terms, ask: &Ask, result: &Result<Done, Write
                 Ask::Delete(keys, _) => keys.iter().map(ToString::to_string).collect(),
                 Ask::RollBack(revision) => vec![format!("revision {revision}")],
             };
-            context.audit.not_done(&author.by, &author.from, author.verb, &objects, &error.to_string());
+            let why = error.to_string();
+            context.audit.not_done(&author.by, &author.from, author.verb, &objects, &why).await;
         }
     }
 }

@@ -13,7 +13,7 @@ use super::{Shared, to_the_end};
 use crate::access::{Caller, Permissions};
 use crate::clock;
 use crate::context::Context;
-use crate::repository::{Author, Confirmation, Standing};
+use crate::repository::{Author, Confirmation, Standing, WriteError};
 
 /// A change with a deadline, as operators see it.
 pub(super) fn standing(record: &Confirmation) -> Value {
@@ -67,8 +67,12 @@ pub(super) async fn confirm(
 ) -> Result<Json<Value>, Refusal> {
     parameters.only(&[])?;
     may_settle(&context, &id, &caller, &permissions)?;
-    context.audit.done(&caller.name(), &caller.from(), "confirm", json!({ "id": id }));
-    let confirm = async move { context.repository.confirm(&id).await };
+    context.audit.ready().await?;
+    let confirm = async move {
+        let confirmed = context.repository.confirm(&id).await?;
+        context.audit.done(&caller.name(), &caller.from(), "confirm", json!({ "id": id })).await;
+        Ok::<_, WriteError>(confirmed)
+    };
     Ok(Json(standing(&to_the_end(confirm).await??)))
 }
 
@@ -82,6 +86,7 @@ pub(super) async fn roll_back(
 ) -> Result<Json<Value>, Refusal> {
     parameters.only(&[])?;
     may_settle(&context, &id, &caller, &permissions)?;
+    context.audit.ready().await?;
     let author = Author { by: caller.name(), from: caller.from(), verb: "rollback of a change" };
     let roll_back = async move { crate::confirm::roll_back(&context, &id, &author).await };
     Ok(Json(standing(&to_the_end(roll_back).await??)))

@@ -82,7 +82,8 @@ pub(super) async fn admit(State(context): Shared, mut request: Request, next: Ne
     let permissions = Permissions::of(&context.repository.view(), &caller);
     if let Err(refusal) = may_ask(whom, request.method(), &caller, &permissions) {
         if caller.who != Who::Nobody && !reads(request.method()) {
-            context.audit.refused(&caller, request.method(), request.uri().path(), &refusal.message);
+            let (method, path) = (request.method(), request.uri().path());
+            context.audit.refused(&caller, method, path, &refusal.message).await;
         }
         return refuse(&context, refusal);
     }
@@ -106,10 +107,8 @@ async fn identify(
     let caller = caller
         .ok_or_else(|| Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, "InternalError", "nobody asks"))?;
     let Some(value) = shown else {
-        return match caller.certificate.as_ref().and_then(|holder| context.grants.revoked(holder)) {
-            Some(_) => Err(unauthenticated("the certificate is revoked")),
-            None => Ok(caller),
-        };
+        let revoked = caller.certificate.as_ref().is_some_and(|holder| context.grants.is_revoked(holder));
+        return if revoked { Err(unauthenticated("the certificate is revoked")) } else { Ok(caller) };
     };
     let token = value.to_str().ok().and_then(|value| value.strip_prefix("Bearer "));
     let token = token.ok_or_else(|| unauthenticated("expected Authorization: Bearer TOKEN"))?;

@@ -14,8 +14,7 @@ use super::input::{self, Body, Parameters};
 use super::problem::Refusal;
 use super::{Shared, to_the_end};
 use crate::access::{
-    self, Caller, EnrollmentError, Grant, HostPatterns, RELAYS_MAX, REVOCATIONS_MAX, Relay, Revocation,
-    Revoked, Token,
+    self, Caller, EnrollmentError, Grant, HostPatterns, RELAYS_MAX, Relay, Revocation, Revoked, Token,
 };
 use crate::clock;
 use crate::context::Context;
@@ -192,13 +191,14 @@ pub(super) async fn create_token(
         answer["hosts"] = json!(relay.hosts);
     }
     answer["token"] = json!(text);
+    context.audit.ready().await?;
     let add = async move {
         context.grants.add_token(&token, made_relay.as_ref()).await?;
         let mut detail = described(&token);
         if let Some(relay) = &made_relay {
             detail["hosts"] = json!(relay.hosts);
         }
-        context.audit.done(&caller.name(), &caller.from(), "token create", detail);
+        context.audit.done(&caller.name(), &caller.from(), "token create", detail).await;
         Ok::<_, StoreError>(())
     };
     to_the_end(add).await??;
@@ -241,9 +241,10 @@ pub(super) async fn delete_token(
 ) -> Result<Json<Value>, Refusal> {
     parameters.only(&[])?;
     let name = id.clone();
+    context.audit.ready().await?;
     let remove = async move {
         let removed = context.grants.remove_token(&name).await?;
-        context.audit.done(&caller.name(), &caller.from(), "token delete", json!({ "id": name }));
+        context.audit.done(&caller.name(), &caller.from(), "token delete", json!({ "id": name })).await;
         Ok::<_, StoreError>(removed)
     };
     if to_the_end(remove).await?? {
@@ -277,8 +278,9 @@ pub(super) async fn create_certificate(
     let default_ms = context.config.certificate_lifetime_s.saturating_mul(1000);
     let ttl = Duration::from_millis(ttl_ms(ttl.as_deref(), default_ms, OPERATOR_TTL_MS_MAX)?);
     let detail = json!({ "holder": identity.to_string(), "groups": identity.groups() });
+    context.audit.ready().await?;
     let made = access::certify(&context, &signing_request, &identity, ttl).await?;
-    context.audit.done(&caller.name(), &caller.from(), "certificate create", detail);
+    context.audit.done(&caller.name(), &caller.from(), "certificate create", detail).await;
     let answer = json!({
         "holder": identity.to_string(),
         "certificate": made.certificate,
@@ -322,17 +324,18 @@ pub(super) async fn revoke(
         (None, Some(holder)) => Revoked::Holder(checked_holder(&holder)?),
         _ => return Err(Refusal::bad_request("expected a serial (hexadecimal) or a holder")),
     };
-    if context.grants.revocations().len() >= REVOCATIONS_MAX {
+    if !context.grants.has_room_for_revocation() {
         let message = "too many revocations: make a new authority instead";
         return Err(Refusal::new(StatusCode::CONFLICT, "TooManyRevocations", message));
     }
+    context.audit.ready().await?;
     let made = Revocation { of, since_ms: clock::now_ms(), by: caller.to_string(), reason };
     tracing::warn!(of = ?made.of, by = %made.by, "a certificate was revoked");
     let answer = revocation(&made);
     let detail = answer.clone();
     let revoke = async move {
         context.grants.revoke(&made).await?;
-        context.audit.done(&caller.name(), &caller.from(), "certificate revoke", detail);
+        context.audit.done(&caller.name(), &caller.from(), "certificate revoke", detail).await;
         Ok::<_, StoreError>(())
     };
     to_the_end(revoke).await??;

@@ -7,6 +7,7 @@ use bulkhead_model::{Kind, ObjectKey, Problem};
 use bulkhead_store::StoreError;
 use serde_json::{Value, json};
 
+use crate::audit::AuditError;
 use crate::flows::FlowError;
 use crate::guard::{NAMED_MAX, Warning};
 use crate::repository::WriteError;
@@ -176,6 +177,9 @@ impl From<StoreError> for Refusal {
             StoreError::TooManyOps(_) | StoreError::TooManyBytes(_) | StoreError::ServerLimit { .. } => {
                 Self::new(StatusCode::PAYLOAD_TOO_LARGE, "RequestEntityTooLarge", message)
             }
+            StoreError::Full { .. } => {
+                Self::new(StatusCode::INSUFFICIENT_STORAGE, "InsufficientStorage", message)
+            }
             StoreError::Locked { .. }
             | StoreError::Corrupt { .. }
             | StoreError::Io { .. }
@@ -185,6 +189,14 @@ impl From<StoreError> for Refusal {
             | StoreError::Refused { .. }
             | StoreError::Closed => Self::new(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable", message),
         }
+    }
+}
+
+/// What has no line in the audit log is not done.
+impl From<AuditError> for Refusal {
+    fn from(error: AuditError) -> Self {
+        let message = format!("nothing was changed, since the audit log cannot be written: {error}");
+        Self::new(StatusCode::INSUFFICIENT_STORAGE, "AuditLogUnavailable", message)
     }
 }
 

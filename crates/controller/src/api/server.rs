@@ -45,10 +45,10 @@ pub(crate) async fn serve(
         tokio::select! {
             Some((stream, peer)) = over_tls.recv() => {
                 let ends = Ends { remote: peer.remote, local: peer.local };
-                let caller = Caller::over_tls(peer.holder, ends);
+                let caller = Caller::over_tls(peer.holder.clone(), ends);
                 connections.spawn(async move {
                     converse(stream, caller, router, stop).await;
-                    drop(place);
+                    drop((place, peer));
                 });
             }
             accepted = accept(socket.as_ref()) => {

@@ -5,6 +5,7 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bulkhead_model::resource::API_VERSION;
+use bulkhead_store::free_bytes;
 use serde_json::{Value, json};
 
 use super::confirmations::standing;
@@ -20,12 +21,19 @@ pub(super) async fn healthz() -> &'static str {
     "ok\n"
 }
 
-/// `GET /readyz`: the view has what the store has, so answers are current.
+/// `GET /readyz`: the view has what the store has, so answers are current, and changes are taken.
 pub(super) async fn readyz(State(context): Shared) -> Response {
     let stored = match context.repository.store().revision().await {
         Ok(revision) => revision.0,
         Err(error) => return (StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")).into_response(),
     };
+    if let Some(error) = context.repository.store().refuses() {
+        return (StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")).into_response();
+    }
+    if context.audit.waiting() > 0 {
+        let message = "the audit log cannot be written: changes are refused\n";
+        return (StatusCode::SERVICE_UNAVAILABLE, message).into_response();
+    }
     let seen = context.repository.view().revision;
     if *context.shutdown.borrow() || *context.draining.borrow() {
         return (StatusCode::SERVICE_UNAVAILABLE, "stopping\n").into_response();
@@ -110,6 +118,7 @@ pub(super) async fn metrics(State(context): Shared) -> Response {
     repository_metrics(&mut page, &context);
     agent_metrics(&mut page, &context);
     flow_metrics(&mut page, &context);
+    page.doors(&context.doors, &context.metrics);
     let requests = &context.metrics;
     page.counter("api_requests_total", "Requests by operators.", requests.requests.value());
     let failed = requests.requests_failed.value();
@@ -122,6 +131,8 @@ pub(super) async fn metrics(State(context): Shared) -> Response {
     page.family("api_requests_refused_total", "Requests refused at the gate.", "counter", "cause", refused);
     let lost = requests.audit_lost.value();
     page.counter("audit_lines_lost_total", "Lines that could not be written to the audit log.", lost);
+    let waiting = context.audit.waiting();
+    page.gauge("audit_lines_waiting", "Lines that wait for the disk; no change begins meanwhile.", waiting);
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], page.into_text()).into_response()
 }
 
@@ -132,6 +143,15 @@ fn repository_metrics(page: &mut Page, context: &Context) {
     page.gauge("selectors", "Selectors that agents have subscribed to.", view.members.selectors());
     let waiting = context.repository.store().waiting();
     page.gauge("store_queue", "Transactions that wait to be written.", waiting);
+    let refuses = u8::from(context.repository.store().refuses().is_some());
+    page.gauge(
+        "store_refuses",
+        "1 while the store takes no changes, since its disk is full or failed.",
+        refuses,
+    );
+    if let Some(free) = free_bytes(&context.config.data_directory) {
+        page.gauge("data_free_bytes", "Bytes that are free where the controller's files are.", free);
+    }
     let undecodable = view.undecodable();
     page.counter("objects_undecodable_total", "Stored objects that could not be read.", undecodable);
 }

@@ -1,10 +1,11 @@
 //! Flow records on disk: one file (redb), written by one thread.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use bulkhead_model::flow::FlowRecord;
+use bulkhead_store::{RESERVE_BYTES, free_bytes};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use tokio::sync::{mpsc, oneshot};
 
@@ -19,6 +20,9 @@ const CACHE_BYTES: usize = 32 << 20;
 const COMMIT_EVERY: Duration = Duration::from_secs(1);
 /// Records after which a commit is due at once.
 const COMMIT_RECORDS: usize = 20_000;
+/// Records are not written that would leave less free than this: the repository, the audit log and its next start need what is
+/// left more.
+const FREE_BYTES_MIN: u64 = 4 * RESERVE_BYTES;
 /// Longest that a query reads; it answers what it has found until then.
 const QUERY_TIME_MAX: Duration = Duration::from_secs(5);
 
@@ -29,6 +33,9 @@ pub(crate) struct FlowError {
     path: PathBuf,
     source: Box<redb::Error>,
 }
+
+/// The file; `None` while it cannot be opened again after a disk has failed.
+type Slot = Arc<RwLock<Option<Arc<Database>>>>;
 
 /// To the writing thread.
 #[derive(Debug)]
@@ -41,7 +48,7 @@ pub(super) enum Order {
 #[derive(Debug)]
 pub(super) struct Disk {
     path: PathBuf,
-    database: Arc<Database>,
+    database: Slot,
     queue: DiskQueue,
     next_sequence: u64,
     metrics: Arc<Metrics>,
@@ -52,10 +59,12 @@ impl Disk {
         let path = directory.join(FILE_NAME);
         let failed = |source: redb::Error| FlowError { path: path.clone(), source: Box::new(source) };
         let (database, newest) = open_database(&path).map_err(failed)?;
-        let database = Arc::new(database);
+        let database = Arc::new(RwLock::new(Some(Arc::new(database))));
         let (queue, orders) = mpsc::channel(DISK_QUEUE_LEN);
         let writer = Writer {
+            path: path.clone(),
             database: Arc::clone(&database),
+            written: true,
             orders,
             len_max: len_max.max(1),
             dropped_to: 0,
@@ -91,7 +100,7 @@ impl Disk {
         older_than: u64,
         limit: usize,
     ) -> Result<Vec<Recorded>, FlowError> {
-        let database = Arc::clone(&self.database);
+        let Some(database) = opened(&self.database) else { return Ok(Vec::new()) };
         let read = tokio::task::spawn_blocking(move || read(&database, &filter, older_than, limit));
         let failed = |source| FlowError { path: self.path.clone(), source: Box::new(source) };
         match read.await {
@@ -107,6 +116,10 @@ impl Disk {
             let _ = closed.await;
         }
     }
+}
+
+fn opened(slot: &Slot) -> Option<Arc<Database>> {
+    slot.read().unwrap_or_else(PoisonError::into_inner).clone()
 }
 
 fn open_database(path: &Path) -> Result<(Database, u64), redb::Error> {
@@ -147,7 +160,10 @@ fn read(
 }
 
 struct Writer {
-    database: Arc<Database>,
+    path: PathBuf,
+    database: Slot,
+    /// Whether the last records were written: the log says when that changes.
+    written: bool,
     orders: mpsc::Receiver<Order>,
     len_max: u64,
     dropped_to: u64,
@@ -160,10 +176,7 @@ impl Writer {
             let mut pending = Vec::new();
             let closing = self.collect(first, &mut pending);
             let len: u64 = pending.iter().map(|batch| batch.len() as u64).sum();
-            if let Err(error) = self.commit(&pending) {
-                tracing::error!(%error, records = len, "flow records could not be written");
-                self.metrics.flows_not_on_disk.add(len);
-            }
+            self.write(&pending, len);
             if let Some(done) = closing {
                 // Nobody may wait for it any more.
                 let _ = done.send(());
@@ -199,10 +212,39 @@ impl Writer {
         }
     }
 
+    /// Writes records, or counts them.
+    fn write(&mut self, pending: &[Batch], len: u64) {
+        let result = match free_bytes(&self.path) {
+            Some(free) if free < FREE_BYTES_MIN => Err(format!("only {free} bytes are free")),
+            Some(_) | None => self.commit(pending).map_err(|error| {
+                self.open_again();
+                error.to_string()
+            }),
+        };
+        match result {
+            Ok(()) => self.written = true,
+            Err(reason) => {
+                self.metrics.flows_not_on_disk.add(len);
+                if std::mem::replace(&mut self.written, false) {
+                    tracing::error!(%reason, "flow records are not written");
+                }
+            }
+        }
+    }
+
+    /// redb does nothing more with a file that could not be written once.
+    fn open_again(&self) {
+        let mut slot = self.database.write().unwrap_or_else(PoisonError::into_inner);
+        // Locked until it is closed; if somebody still reads it, the next write tries again.
+        *slot = None;
+        *slot = open_database(&self.path).ok().map(|(database, _)| Arc::new(database));
+    }
+
     fn commit(&mut self, pending: &[Batch]) -> Result<(), redb::Error> {
         let Some(newest) = pending.last().and_then(|batch| batch.last()) else { return Ok(()) };
         let oldest_kept = newest.sequence.saturating_sub(self.len_max - 1);
-        let transaction = self.database.begin_write()?;
+        let database = opened(&self.database).ok_or(redb::Error::PreviousIo)?;
+        let transaction = database.begin_write()?;
         {
             let mut records = transaction.open_table(RECORDS)?;
             for Recorded { sequence, record } in pending.iter().flat_map(|batch| batch.iter()) {

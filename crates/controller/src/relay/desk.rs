@@ -5,14 +5,13 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 use std::time::Duration;
 
+use bulkhead_identity::door::Door;
 use bulkhead_identity::{Holder, Identity};
 use bulkhead_membership::Membership;
 use bulkhead_model::resource::is_name;
 use bulkhead_wire::proto;
 use bulkhead_wire::proto::distribution_client::DistributionClient;
-use bulkhead_wire::proto::{
-    AgentStatus, EnrollRequest, Enrollment, Hello, Inventory, InventoryAck, Relayed, RenewRequest,
-};
+use bulkhead_wire::proto::{AgentStatus, EnrollRequest, Enrollment, Hello, Relayed, RenewRequest};
 use bulkhead_wire::{MESSAGE_BYTES_MAX, come_back_elsewhere};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio_stream::wrappers::ReceiverStream;
@@ -22,13 +21,14 @@ use tonic::transport::Channel;
 use super::lane::{self, INPUTS_LEN, Input, Whose};
 use super::mirror::Mirror;
 use crate::access::{HostPatterns, REVOCATIONS_MAX, Revocation, Revoked};
-use crate::agents::{Begin, Caller, Desk, FlowStreams, Pace, Part, Registry, Speaker};
+use crate::agents::{
+    Begin, Caller, Desk, Enrolling, FlowStreams, Pace, Part, Publication, Published, RELAY_AGENTS_MAX,
+    Registry, Speaker,
+};
 use crate::context::stopped;
 use crate::members::SessionId;
 use crate::metrics::{Counter, Metrics};
 
-/// Most agents of a relay.
-pub(super) const AGENTS_MAX: usize = 10_000;
 /// Most certificates that are remembered as refused.
 const REFUSED_MAX: usize = 10_000;
 /// How long an agent stays away from a relay that knows nothing yet.
@@ -68,6 +68,10 @@ pub(super) struct Shared {
     pub(super) registry: Registry,
     pub(super) metrics: Metrics,
     pub(super) counters: Counters,
+    /// How often each address of the site has tried to join lately.
+    pub(super) enrolling: Enrolling,
+    /// Who stands at the agents' door.
+    pub(super) door: Arc<Door>,
     pub(super) syncing: Arc<Semaphore>,
     pub(super) pace: Pace,
     pub(super) draining: watch::Receiver<bool>,
@@ -171,6 +175,7 @@ fn relayed(caller: &Caller) -> Relayed {
 #[async_trait::async_trait]
 impl Desk for Shared {
     type Source = Mirror;
+    const SERVES_RELAYS: bool = false;
 
     fn source(&self) -> RwLockReadGuard<'_, Mirror> {
         self.mirror()
@@ -186,6 +191,10 @@ impl Desk for Shared {
 
     fn metrics(&self) -> &Metrics {
         &self.metrics
+    }
+
+    fn enrolling(&self) -> &Enrolling {
+        &self.enrolling
     }
 
     fn syncing(&self) -> &Arc<Semaphore> {
@@ -270,14 +279,14 @@ impl Desk for Shared {
                 "this relay reaches no controller, and knows less",
             ));
         }
-        if self.registry.connected() >= AGENTS_MAX && !self.registry.is_connected(host) {
+        if self.registry.connected() >= RELAY_AGENTS_MAX && !self.registry.is_connected(host) {
             return Err(come_back_elsewhere(FULL_AWAY, "this relay serves as many agents as it may"));
         }
         let (holder, ends) = (Arc::clone(holder), Some(caller.ends));
         Ok(Speaker { part: Part::Agent, key: host.as_str().into(), holder, via: None, ends })
     }
 
-    async fn begin(&self, begin: Begin<'_>) -> Result<(), Status> {
+    async fn begin(&self, begin: Begin<'_>) -> Result<Option<Publication>, Status> {
         let Begin { id, speaker, caller, hello, acks, .. } = begin;
         let (inputs, waiting) = mpsc::channel(INPUTS_LEN);
         let (admitted, admission) = oneshot::channel();
@@ -301,9 +310,9 @@ impl Desk for Shared {
         let this = self.this.upgrade().ok_or_else(|| Status::unavailable("the relay stops"))?;
         tokio::spawn(lane::run(this, whose, waiting));
         match tokio::time::timeout(ADMISSION_TIME_MAX, admission).await {
-            Ok(Ok(result)) => result,
+            Ok(Ok(result)) => result.map(|()| None),
             Ok(Err(_ended)) => Err(Status::unavailable("the relay stops")),
-            Err(_elapsed) => Ok(()),
+            Err(_elapsed) => Ok(None),
         }
     }
 
@@ -314,16 +323,18 @@ impl Desk for Shared {
         }
     }
 
-    async fn inventory(
+    async fn publish(
         &self,
         host: &Arc<str>,
         id: SessionId,
-        inventory: Inventory,
-    ) -> Result<Option<InventoryAck>, Status> {
+        publication: Publication,
+    ) -> Result<Published, Status> {
+        // What the host is, its lane says in its first message.
+        let Publication::Inventory(inventory) = publication else { return Ok(Published::Silently) };
         let lane = self.lane(host, id).ok_or_else(|| Status::aborted("the session was ended"))?;
         let sent = lane.send(Input::Inventory(inventory)).await;
         sent.map_err(|_closed| Status::aborted("the controller ended the session of this host"))?;
-        Ok(None)
+        Ok(Published::Silently)
     }
 
     async fn status(&self, host: &Arc<str>, id: SessionId, status: AgentStatus) {

@@ -11,8 +11,8 @@ use axum::routing::get;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-use super::desk::{AGENTS_MAX, Shared};
-use crate::agents::RELAY_SUBSCRIPTIONS_MAX;
+use super::desk::Shared;
+use crate::agents::{RELAY_AGENTS_MAX, RELAY_SUBSCRIPTIONS_MAX};
 use crate::context::stopped;
 use crate::metrics::Page;
 
@@ -57,7 +57,7 @@ async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
     page.gauge("selectors", "Selectors subscribed to upstream, each once for the site.", selectors);
     page.gauge("selectors_max", "Most that there may be.", RELAY_SUBSCRIPTIONS_MAX);
     page.gauge("agents_connected", "Sessions of agents.", shared.registry.connected());
-    page.gauge("agents_max", "Most that there may be.", AGENTS_MAX);
+    page.gauge("agents_max", "Most that there may be.", RELAY_AGENTS_MAX);
     page.gauge("relay_lanes", "Hosts that have a way upstream or wait for one.", shared.lanes());
     let all = [
         ("relay_upstream_messages_total", "Messages from controllers.", &counters.upstream_messages),
@@ -87,6 +87,7 @@ async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
     for (name, help, counter) in all {
         page.counter(name, help, counter.value());
     }
+    page.doors(&[("agents", Arc::clone(&shared.door))], metrics);
     page.counter("objects_undecodable_total", "Objects told that could not be read.", unreadable);
     ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], page.into_text()).into_response()
 }

@@ -49,6 +49,9 @@ pub(super) async fn run(shared: Arc<Shared>, mut shutdown: watch::Receiver<bool>
         if told.is_none() || is_elsewhere(&status) {
             shared.membership.try_another();
         }
+        if status.code() == tonic::Code::Unauthenticated {
+            shared.membership.refused();
+        }
         let is_out = matches!(status.code(), tonic::Code::Unauthenticated | tonic::Code::PermissionDenied);
         shared.is_out.store(is_out, Ordering::Relaxed);
         if is_out {

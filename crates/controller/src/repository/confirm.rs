@@ -393,3 +393,34 @@ fn without_tier(view: &View, undone: &[Undo], undo: &Undo) -> Option<String> {
     let user = staying().find(|object| object.tiers_used().any(|tier| made.contains(tier)));
     user.map(|user| format!("somebody has put {} into it since", user.key()))
 }
+
+#[cfg(test)]
+mod tests {
+    use bulkhead_store::{Memory, Transaction};
+
+    use super::*;
+    use crate::clock::jumps;
+
+    /// While a controller runs, a deadline is of the monotonic clock. One that starts has nothing but the time of day.
+    #[tokio::test]
+    async fn however_the_clock_jumps_nobody_waits_longer_than_was_asked_for() {
+        let store = Memory::new();
+        let within = Duration::from_secs(600);
+        let record = record(&[], within, "ann");
+        let ops = vec![put_op(&record, Precondition::Absent)];
+        store.apply(Transaction { ops }).await.unwrap();
+        let left = async |hours| {
+            jumps::set(hours);
+            let all = stored(&store).await.unwrap();
+            jumps::set(0);
+            all[&record.id].deadline.saturating_duration_since(Instant::now())
+        };
+        for hours in [0, -1, -1000] {
+            let left = left(hours).await;
+            assert!(left <= within && left > within / 2, "{hours}: {left:?}");
+        }
+        for hours in [1, 1000] {
+            assert_eq!(left(hours).await, Duration::ZERO, "{hours}: it is due at once");
+        }
+    }
+}

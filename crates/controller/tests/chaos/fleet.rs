@@ -31,8 +31,10 @@ pub(crate) const V1: &str = "/apis/bulkhead.dev/v1";
 pub(crate) const CONVERGES: Duration = Duration::from_secs(25);
 /// How often agents say that they are there: several times in the shortest lease of a test.
 const BEAT_EVERY: Duration = Duration::from_millis(500);
-/// Roles of workloads; an agent reads one of them.
-const ROLES: usize = 5;
+/// Roles of workloads, of which an agent reads one: five in a small fleet, and so many that none has more workloads than this in
+/// a large one.
+const ROLES_MIN: usize = 5;
+const ROLE_LEN_MAX: usize = 60;
 
 /// The configuration of one of several controllers.
 pub(crate) fn one_of(etcd: &[EtcdServer], name: &str) -> Config {
@@ -71,6 +73,8 @@ struct Seen {
 struct Player {
     host: String,
     number: usize,
+    /// Roles of the whole fleet.
+    roles: usize,
     tls: Arc<ClientConfig>,
     seen: Mutex<Seen>,
     /// How long it takes for each message.
@@ -88,12 +92,13 @@ impl Fleet {
     pub(crate) fn start(count: usize, controllers: &[&Site], authority: &Authority) -> Self {
         let addresses = controllers.iter().map(|site| site.agents).collect();
         let (controllers, mut tasks) = (watch::Sender::new(addresses), JoinSet::new());
+        let roles = count.div_ceil(ROLE_LEN_MAX).max(ROLES_MIN);
         let player = |number| {
             let host = format!("h{number}");
             let own = credentials(authority, &Identity::agent(&host).unwrap());
             let tls = tls::client_config(authority.bundle(), Some(&own), "h2").unwrap();
             let slow = Duration::from_millis(if number % 100 == 0 { 20 } else { 0 });
-            Arc::new(Player { host, number, tls, seen: Mutex::default(), slow })
+            Arc::new(Player { host, number, roles, tls, seen: Mutex::default(), slow })
         };
         let players: Vec<_> = (0..count).map(player).collect();
         for player in &players {
@@ -109,14 +114,30 @@ impl Fleet {
 
     /// Waits until all agents know what the repository holds, with sessions at one of `at`; answers how long that took.
     pub(crate) async fn converges(&self, repository: &Site, at: &[&Site]) -> Duration {
+        self.converges_within(CONVERGES, repository, at).await
+    }
+
+    /// The same with another patience.
+    pub(crate) async fn converges_within(
+        &self,
+        patience: Duration,
+        repository: &Site,
+        at: &[&Site],
+    ) -> Duration {
         let began = Instant::now();
         loop {
-            let policies = list(repository, "policies").await;
-            let workloads = list(repository, "workloads").await;
-            let wrong = self.players.iter().find_map(|player| player.wrong(&policies, &workloads, at));
+            // Lists are long in a large fleet: asked for only when there is a chance.
+            let away = self.players.iter().find_map(|player| player.away(at));
+            let wrong = match away {
+                Some(away) => Some(away),
+                None => {
+                    let wanted = Wanted::of(repository).await;
+                    self.players.iter().find_map(|player| player.wrong(&wanted))
+                }
+            };
             match wrong {
                 None => return began.elapsed(),
-                Some(wrong) if began.elapsed() > CONVERGES => panic!("{wrong}"),
+                Some(wrong) if began.elapsed() > patience => panic!("{wrong}"),
                 Some(_) => tokio::time::sleep(Duration::from_millis(20)).await,
             }
         }
@@ -146,6 +167,30 @@ impl Fleet {
     }
 }
 
+/// What the repository says that agents must know.
+struct Wanted {
+    /// Name and generation.
+    policies: BTreeMap<String, u64>,
+    /// Role, host and name of workloads.
+    roles: BTreeMap<String, BTreeMap<String, String>>,
+}
+
+impl Wanted {
+    async fn of(repository: &Site) -> Self {
+        let name = |object: &Value| object["metadata"]["name"].as_str().unwrap().to_owned();
+        let policies = list(repository, "policies").await;
+        let generation = |policy: &Value| policy["metadata"]["generation"].as_u64().unwrap();
+        let policies = policies.iter().map(|policy| (name(policy), generation(policy))).collect();
+        let mut roles: BTreeMap<String, BTreeMap<String, String>> = BTreeMap::new();
+        for workload in list(repository, "workloads").await {
+            let Some(role) = workload["metadata"]["labels"]["role"].as_str() else { continue };
+            let host = workload["spec"]["host"].as_str().unwrap().to_owned();
+            roles.entry(role.to_owned()).or_default().insert(host, format!("Workload/{}", name(&workload)));
+        }
+        Self { policies, roles }
+    }
+}
+
 async fn list(site: &Site, plural: &str) -> Vec<Value> {
     site.get(&format!("{V1}/{plural}")).await["items"].as_array().unwrap().clone()
 }
@@ -160,43 +205,42 @@ pub(crate) fn policy(name: &str) -> String {
 
 impl Player {
     fn role(&self) -> String {
-        format!("r{}", self.number % ROLES)
+        format!("r{}", self.number % self.roles)
     }
 
     fn read_role(&self) -> String {
-        format!("r{}", (self.number + 1) % ROLES)
+        format!("r{}", (self.number + 1) % self.roles)
     }
 
     fn address(&self) -> String {
         format!("10.1.{}.{}", self.number / 250, self.number % 250 + 1)
     }
 
+    /// Where it is, if it has no session at one of `at`.
+    fn away(&self, at: &[&Site]) -> Option<String> {
+        let there = self.seen.lock().unwrap().at;
+        let away = !at.iter().any(|site| Some(site.agents) == there);
+        away.then(|| format!("{} is at {there:?}", self.host))
+    }
+
     /// What it does not know, or wrongly.
-    fn wrong(&self, policies: &[Value], workloads: &[Value], at: &[&Site]) -> Option<String> {
+    fn wrong(&self, wanted: &Wanted) -> Option<String> {
         let seen = self.seen.lock().unwrap();
         let host = &self.host;
-        if !at.iter().any(|site| Some(site.agents) == seen.at) {
-            return Some(format!("{host} is at {:?}", seen.at));
+        if seen.at.is_none() {
+            return Some(format!("{host} has lost its session"));
         }
-        let name = |object: &Value| object["metadata"]["name"].as_str().unwrap().to_owned();
-        let wanted: BTreeMap<_, _> = policies
-            .iter()
-            .map(|policy| (name(policy), policy["metadata"]["generation"].as_u64().unwrap()))
-            .collect();
-        if seen.known.policies != wanted {
-            return Some(format!("{host} knows policies {:?}, not {wanted:?}", seen.known.policies));
+        let Wanted { policies, roles } = wanted;
+        if seen.known.policies != *policies {
+            return Some(format!("{host} knows policies {:?}, not {policies:?}", seen.known.policies));
         }
-        let read = workloads.iter().filter(|one| one["metadata"]["labels"]["role"] == *self.read_role());
-        let mut wanted: Vec<_> = read
-            .filter(|one| one["spec"]["host"] != *host)
-            .map(|one| format!("Workload/{}", name(one)))
-            .collect();
+        if !roles.get(&self.role()).is_some_and(|all| all.contains_key(host)) {
+            return Some(format!("w.{host} is not in the repository"));
+        }
+        let read = roles.get(&self.read_role()).into_iter().flatten();
+        let mut wanted: Vec<&String> = read.filter(|(of, _)| *of != host).map(|(_, name)| name).collect();
         wanted.sort();
-        let found: Vec<_> = seen.known.members.keys().cloned().collect();
-        let own = format!("w.{host}");
-        if !workloads.iter().any(|one| name(one) == own) {
-            return Some(format!("{own} is not in the repository"));
-        }
+        let found: Vec<_> = seen.known.members.keys().collect();
         (found != wanted).then(|| format!("{host} knows {} members, not {}", found.len(), wanted.len()))
     }
 

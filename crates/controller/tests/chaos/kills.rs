@@ -23,7 +23,7 @@ async fn write(site: &Site, name: &str, count: usize) {
     }
 }
 
-async fn has_all(site: &Site, name: &str, count: usize) {
+pub(crate) async fn has_all(site: &Site, name: &str, count: usize) {
     let list = site.get(&format!("{V1}/policies")).await;
     let names: Vec<_> = list["items"]
         .as_array()

@@ -1,7 +1,8 @@
-//! Several controllers over an etcd of three members, while parts of it die or cannot reach each other. After each: every
-//! agent knows what the repository holds.
+//! Controllers, over an etcd of three members or alone, while parts of it die, cannot reach each other, or have no room. After
+//! each: every agent knows what the repository holds.
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod disks;
 // The same as in the store's own tests.
 #[path = "../../../store/tests/store/etcd_server.rs"]
 #[allow(dead_code, reason = "the store's tests use more of it")]
@@ -14,4 +15,9 @@ mod kills;
 mod partitions;
 mod process;
 mod proxy;
+mod reconnects;
 mod relays;
+mod slow;
+// The same as in the store's own tests.
+#[path = "../../../store/tests/store/small_disk.rs"]
+mod small_disk;

@@ -7,22 +7,8 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
+pub(crate) use crate::harness::flow_record as record;
 use crate::harness::{Fixture, Lines, config};
-
-pub(crate) fn record(time_ms: u64, source: &str, destination: &str, verdict: &str, policy: &str) -> Value {
-    let decision = json!({
-        "verdict": verdict,
-        "rule": { "by": "rule", "tier": "application", "policy": policy, "direction": "ingress", "index": 0 },
-    });
-    json!({
-        "timeMs": time_ms, "openedMs": time_ms, "event": "open", "reporter": "h1",
-        "direction": "ingress", "protocol": 6,
-        "source": { "address": source, "port": 40000 },
-        "destination": { "address": destination, "port": 5432 },
-        "enforced": decision, "audit": decision, "reason": "none", "revision": 1,
-        "packetsForward": 1, "bytesForward": 60, "packetsReverse": 0, "bytesReverse": 0,
-    })
-}
 
 pub(crate) async fn report(fixture: &Fixture, records: &[Value]) {
     let (sender, batches) = mpsc::channel(4);

@@ -489,3 +489,25 @@ impl Agent {
         message.await.ok()?.unwrap()?.body
     }
 }
+
+/// A flow record as an agent sends it.
+pub(crate) fn flow_record(
+    time_ms: u64,
+    source: &str,
+    destination: &str,
+    verdict: &str,
+    policy: &str,
+) -> Value {
+    let decision = json!({
+        "verdict": verdict,
+        "rule": { "by": "rule", "tier": "application", "policy": policy, "direction": "ingress", "index": 0 },
+    });
+    json!({
+        "timeMs": time_ms, "openedMs": time_ms, "event": "open", "reporter": "h1",
+        "direction": "ingress", "protocol": 6,
+        "source": { "address": source, "port": 40000 },
+        "destination": { "address": destination, "port": 5432 },
+        "enforced": decision, "audit": decision, "reason": "none", "revision": 1,
+        "packetsForward": 1, "bytesForward": 60, "packetsReverse": 0, "bytesReverse": 0,
+    })
+}

@@ -3,6 +3,7 @@
 
 mod agents;
 mod documentation;
+mod doors;
 // The same as in the store's own tests.
 #[path = "../../../store/tests/store/etcd_server.rs"]
 #[allow(dead_code, reason = "the store's tests use more of it")]

@@ -12,6 +12,7 @@ use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 
 use super::codec;
 use super::levelling::Levelling;
+use super::room::{Noted, Troubles};
 use crate::random_id;
 use crate::state::State;
 use crate::types::{Change, Commit, Revision, StoreError, Stored};
@@ -120,6 +121,7 @@ pub(super) struct StoreFile {
     levelling: Levelling,
     /// Log rows that readers no longer need, to be removed as soon as the rows of the objects say what they say.
     forgotten: Option<RangeInclusive<u64>>,
+    troubles: Arc<Troubles>,
 }
 
 impl StoreFile {
@@ -132,13 +134,19 @@ impl StoreFile {
         if !path.exists() {
             Self::make(path)?;
         }
-        Self::open_with(path, log_changes_max, || {
+        let troubles = Arc::default();
+        let (file, loaded) = Self::open_with(path, log_changes_max, || {
             let database = Database::builder()
                 .set_cache_size(CACHE_BYTES)
                 .set_check_integrity_on_open(check)
-                .open(path)?;
+                .create_with_backend(Noted::open(path, &troubles)?)?;
             Ok(database)
         })
+        .map_err(|error| match error {
+            StoreError::Io { path, .. } if troubles.only_full() => StoreError::Full { path },
+            error => error,
+        })?;
+        Ok((Self { troubles, ..file }, loaded))
     }
 
     /// Makes an empty one, whole or not at all: redb does not open a file whose making was cut short.
@@ -183,7 +191,8 @@ impl StoreFile {
                 // Rows that were due to be forgotten when the store stopped, or that a smaller bound drops.
                 let forgotten = Some(0..=loaded.state.compacted().0);
                 let levelling = Levelling::new(log_changes_max, loaded.level, loaded.ahead.iter().cloned());
-                Ok((Self { path: path.to_owned(), database, levelling, forgotten }, loaded))
+                let (path, troubles) = (path.to_owned(), Arc::default());
+                Ok((Self { path, database, levelling, forgotten, troubles }, loaded))
             }
             Ok(Err(redb::Error::DatabaseAlreadyOpen)) => Err(StoreError::Locked {
                 path: path.to_owned(),
@@ -195,10 +204,26 @@ impl StoreFile {
         }
     }
 
-    /// Writes commits durably, all or none. `state` is what stands in the file before them.
+    /// Bytes of keys and values that writing these commits takes: those in the log, and those of the rows that go along.
+    pub(super) fn bytes(&self, commits: &[Commit], state: &State) -> u64 {
+        let of =
+            |key: &str, object: Option<&Stored>| key.len() + object.map_or(0, |object| object.value.len());
+        let changes = || commits.iter().flat_map(|commit| &commit.changes);
+        let logged: usize = changes().map(|change| of(&change.key, change.object.as_ref())).sum();
+        let rows: usize = self.levelling.rows(changes().count()).map(|key| of(key, state.get(key))).sum();
+        (logged + rows) as u64
+    }
+
+    /// Writes commits durably, all or none. `state` is what stands in the file before them. After an error it must be opened
+    /// again.
     pub(super) fn write(&mut self, commits: &[Commit], state: &State) -> Result<(), StoreError> {
-        let written = self.write_inner(commits, state);
-        written.map_err(|error| StoreError::Io { path: self.path.clone(), reason: error.to_string() })
+        self.write_inner(commits, state).map_err(|error| {
+            let path = self.path.clone();
+            if self.troubles.only_full() {
+                return StoreError::Full { path };
+            }
+            StoreError::Io { path, reason: error.to_string() }
+        })
     }
 
     fn write_inner(&mut self, commits: &[Commit], state: &State) -> Result<(), redb::Error> {

@@ -59,6 +59,13 @@ impl Levelling {
         self.later_changes += commit.changes.len();
     }
 
+    /// Keys that [`Levelling::next`] would name with commits of so many changes.
+    pub(super) fn rows(&self, changes: usize) -> impl Iterator<Item = &Arc<str>> {
+        let begins = self.round.is_empty() && self.later_changes > self.changes_max;
+        let round = if begins { &self.later } else { &self.round };
+        round.iter().take(changes.saturating_mul(ROWS_FOR_A_CHANGE))
+    }
+
     /// Keys whose rows are to be written, as of `revision`, together with commits of so many changes after it.
     pub(super) fn next(&mut self, changes: usize, revision: Revision) -> Vec<Arc<str>> {
         if self.round.is_empty() && self.later_changes > self.changes_max {
@@ -104,7 +111,10 @@ mod tests {
         ];
         for commit in &commits {
             let before = Revision(commit.revision.0 - 1);
+            let expected: Vec<_> = levelling.rows(commit.changes.len()).cloned().collect();
+            let at = written.len();
             written.extend(levelling.next(commit.changes.len(), before));
+            assert_eq!(written[at..], expected);
             levelling.changed(commit);
             levels.push(levelling.level().0);
         }

@@ -7,8 +7,10 @@ mod embedded;
 mod etcd;
 mod etcd_faults;
 mod etcd_server;
+mod full;
 mod linearizable;
 mod model;
+mod small_disk;
 
 use std::sync::Arc;
 

@@ -13,6 +13,12 @@ impl Bulkhead {
         }
     }
 
+    /// SIGTERM for the controller; answers when it has ended, and whether it ended well.
+    pub fn stop_controller(&mut self) -> bool {
+        let ended = self.controller.take().and_then(|mut controller| controller.stop());
+        ended.is_some_and(|status| status.success())
+    }
+
     /// SIGKILL for a host's agent.
     pub fn kill_agent(&mut self, host: &str) {
         if let Some(mut process) = self.agents.get_mut(host).and_then(|agent| agent.process.take()) {

@@ -1,0 +1,184 @@
+//! Disks that are full.
+
+use std::time::{Duration, Instant};
+
+use bulkhead_controller::{Config, StoreKind, verify_audit};
+use bulkhead_wire::proto::FlowBatch;
+use hyper::{Method, StatusCode};
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+
+use crate::etcd_server::EtcdServer;
+use crate::fleet::{CONVERGES, Fleet, V1, one_of, policy};
+use crate::harness::{Fixture, Site, config, flow_record};
+use crate::kills::has_all;
+use crate::process::Process;
+use crate::small_disk::SmallDisk;
+
+const DISK_BYTES: u64 = 64 << 20;
+
+pub(crate) async fn metric(site: &Site, name: &str) -> u64 {
+    let page = site.get("/metrics").await;
+    let line = page.as_str().unwrap().lines().find(|line| line.starts_with(&format!("bulkhead_{name} ")));
+    line.unwrap_or_else(|| panic!("no {name}")).rsplit(' ').next().unwrap().parse().unwrap()
+}
+
+/// A policy that takes room: large, and incompressible enough.
+fn large(name: &str) -> String {
+    let seed = bulkhead_store::random_id();
+    let annotation: String = (0..800).map(|number| format!("{seed}{number}{seed}")).collect();
+    policy(name).replace("}\nspec", &format!(", annotations: {{note: '{annotation}'}}}}\nspec"))
+}
+
+async fn apply(site: &Site, text: &str) -> (StatusCode, Value) {
+    site.try_apply("apply", &[("p.yaml", text)]).await
+}
+
+/// Writes policies `NAME0`, … until one is refused; how many were not, and what the refusal says.
+async fn write_until_refused(site: &Site, name: &str) -> (usize, StatusCode, Value) {
+    for number in 0.. {
+        let (status, answer) = apply(site, &large(&format!("{name}{number}"))).await;
+        if status != StatusCode::OK {
+            return (number, status, answer);
+        }
+    }
+    unreachable!()
+}
+
+async fn until_ready(site: &Site) -> Duration {
+    let began = Instant::now();
+    loop {
+        let (status, answer) = site.call(Method::GET, "/readyz", String::new()).await;
+        if status == StatusCode::OK {
+            return began.elapsed();
+        }
+        assert!(began.elapsed() < CONVERGES, "{answer}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Nothing but flow records fit; whoever sends them gets receipts all the same.
+async fn report_flow(site: &Site) {
+    let record = flow_record(1, "192.0.2.1", "10.1.0.1", "deny", "none").to_string();
+    let (sender, batches) = mpsc::channel(4);
+    sender
+        .send(FlowBatch { sequence: 9, records: vec![record.into()], ..FlowBatch::default() })
+        .await
+        .unwrap();
+    let answer = site.client("h1").report_flows(ReceiverStream::new(batches)).await;
+    let mut receipts = answer.unwrap().into_inner();
+    assert_eq!(receipts.message().await.unwrap().unwrap().sequence, 9);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_controller_whose_disk_is_full_refuses_changes_and_serves_on() {
+    let disk = SmallDisk::new(DISK_BYTES);
+    let (identity, directory) = (tempfile::tempdir().unwrap(), disk.path().join("controller"));
+    let config = Config {
+        store: StoreKind::Embedded,
+        data_directory: directory.clone(),
+        identity_directory: Some(identity.path().to_owned()),
+        ..config()
+    };
+    let mut a = Process::start(&config);
+    let fleet = Fleet::start(20, &[&a.site], a.site.authority());
+    fleet.converges(&a.site, &[&a.site]).await;
+    assert_eq!(metric(&a.site, "store_refuses").await, 0);
+    disk.fill(12 << 20);
+    let (acknowledged, status, answer) = write_until_refused(&a.site, "p").await;
+    println!("{acknowledged} changes until the disk was full");
+    assert!(acknowledged > 0);
+    assert_eq!(status, StatusCode::INSUFFICIENT_STORAGE, "{answer}");
+    assert_eq!(answer["reason"], "InsufficientStorage", "{answer}");
+    let message = answer["message"].as_str().unwrap();
+    assert!(message.contains("is full: nothing was changed; make room there"), "{message}");
+    // Whoever looks sees it.
+    let (status, answer) = a.site.call(Method::GET, "/readyz", String::new()).await;
+    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+    assert!(answer.as_str().unwrap().contains("is full"), "{answer}");
+    assert_eq!(metric(&a.site, "store_refuses").await, 1);
+    assert!(metric(&a.site, "data_free_bytes").await < 16 << 20);
+    let lines = verify_audit(&directory.join("audit")).unwrap();
+    // Reads and sessions go on, those that begin now too, and of a host that nobody has heard of.
+    has_all(&a.site, "p", acknowledged).await;
+    fleet.converges(&a.site, &[&a.site]).await;
+    report_flow(&a.site).await;
+    let mut newcomer = a.site.agent("newcomer").await;
+    let workload = [("web.newcomer", "newcomer", json!({ "role": "r0" }), "10.9.0.1")];
+    let published = newcomer.publish(true, &workload, &[]);
+    tokio::pin!(published);
+    let waited = tokio::time::timeout(Duration::from_secs(3), published.as_mut()).await;
+    assert!(waited.is_err(), "a workload cannot be stored now: {waited:?}");
+    assert_eq!(apply(&a.site, &policy("small")).await.0, StatusCode::INSUFFICIENT_STORAGE);
+    assert!(verify_audit(&directory.join("audit")).unwrap() > lines, "what is refused has its line");
+
+    // Killed and started again without more room: nothing acknowledged is lost, and it serves.
+    a.kill();
+    let killed = Instant::now();
+    let a = Process::start(&config);
+    fleet.knows(&[&a.site]);
+    fleet.converges(&a.site, &[&a.site]).await;
+    println!("20 agents know everything {:?} after a kill -9 on a full disk", killed.elapsed());
+    has_all(&a.site, "p", acknowledged).await;
+    assert_eq!(apply(&a.site, &policy("small")).await.0, StatusCode::INSUFFICIENT_STORAGE);
+    let mut newcomer = a.site.agent("newcomer").await;
+    let published = newcomer.publish(true, &workload, &[]);
+    tokio::pin!(published);
+    assert!(tokio::time::timeout(Duration::from_secs(1), published.as_mut()).await.is_err());
+
+    // And somebody takes the rest.
+    disk.fill(0);
+    assert_eq!(apply(&a.site, &policy("small")).await.0, StatusCode::INSUFFICIENT_STORAGE);
+    has_all(&a.site, "p", acknowledged).await;
+
+    // With room everything goes on by itself.
+    disk.make_room();
+    println!("it was ready {:?} after there was room", until_ready(&a.site).await);
+    assert!(published.await.refused.is_empty());
+    a.site.apply(&policy("afterwards")).await;
+    fleet.converges(&a.site, &[&a.site]).await;
+    has_all(&a.site, "p", acknowledged).await;
+    assert_eq!(metric(&a.site, "store_refuses").await, 0);
+    assert_eq!(metric(&a.site, "audit_lines_lost_total").await, 0);
+    verify_audit(&directory.join("audit")).unwrap();
+}
+
+/// The repository has room, in etcd, and the audit log has not: who changed what must be on record.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_that_the_audit_log_has_no_room_for_is_refused() {
+    let etcd = EtcdServer::cluster(1);
+    let disk = SmallDisk::new(DISK_BYTES);
+    let a = Fixture::with(Config { data_directory: disk.path().to_owned(), ..one_of(&etcd, "a") }).await;
+    let b = Fixture::with(one_of(&etcd, "b")).await;
+    a.apply(&policy("before")).await;
+    disk.fill(0);
+    let (status, answer) = apply(&a, &policy("p")).await;
+    assert_eq!(
+        (status, &answer["reason"]),
+        (StatusCode::INSUFFICIENT_STORAGE, &json!("AuditLogUnavailable"))
+    );
+    let token = json!({ "operator": { "name": "ann", "groups": [] } }).to_string();
+    let (status, answer) = a.call(Method::POST, &format!("{V1}/tokens"), token).await;
+    assert_eq!(status, StatusCode::INSUFFICIENT_STORAGE, "{answer}");
+    assert_eq!(a.get(&format!("{V1}/policies")).await["items"].as_array().unwrap().len(), 1);
+    // A change that is refused for another reason has a line, which waits.
+    let viewer = a.operator("nobody", &[]);
+    let mut refused = 0;
+    while metric(&a, "audit_lines_waiting").await == 0 {
+        // The file's last page may hold some more.
+        assert!(refused < 100, "the lines must wait");
+        let path = format!("{V1}/policies/before");
+        let answer = a.send_as(&viewer, Method::DELETE, &path, String::new()).await;
+        assert_eq!(answer.status(), StatusCode::FORBIDDEN);
+        refused += 1;
+    }
+    assert_eq!(a.call(Method::GET, "/readyz", String::new()).await.0, StatusCode::SERVICE_UNAVAILABLE);
+    // Only this controller's disk is full.
+    b.apply(&policy("elsewhere")).await;
+    disk.make_room();
+    a.apply(&policy("p")).await;
+    assert_eq!(metric(&a, "audit_lines_waiting").await, 0);
+    until_ready(&a).await;
+    assert_eq!(verify_audit(&disk.path().join("audit")).unwrap(), refused + 2, "before, the refused, p");
+}
