@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use bulkhead_controller::{Config, StoreKind, verify_audit};
+use bulkhead_store::RESERVE_BYTES;
 use bulkhead_wire::proto::FlowBatch;
 use hyper::{Method, StatusCode};
 use serde_json::{Value, json};
@@ -14,6 +15,7 @@ use crate::fleet::{CONVERGES, Fleet, V1, one_of, policy};
 use crate::harness::{Fixture, Site, config, flow_record};
 use crate::kills::has_all;
 use crate::process::Process;
+use crate::relays::relay_of;
 use crate::small_disk::SmallDisk;
 
 const DISK_BYTES: u64 = 64 << 20;
@@ -85,6 +87,9 @@ async fn a_controller_whose_disk_is_full_refuses_changes_and_serves_on() {
     let fleet = Fleet::start(20, &[&a.site], a.site.authority());
     fleet.converges(&a.site, &[&a.site]).await;
     assert_eq!(metric(&a.site, "store_refuses").await, 0);
+    let remote = tempfile::tempdir().unwrap();
+    let mut of_relay = relay_of(&a.site, &[&a.site], "r1", remote.path()).await;
+    drop(Process::relay(&of_relay, &a.site));
     disk.fill(12 << 20);
     let (acknowledged, status, answer) = write_until_refused(&a.site, "p").await;
     println!("{acknowledged} changes until the disk was full");
@@ -99,6 +104,8 @@ async fn a_controller_whose_disk_is_full_refuses_changes_and_serves_on() {
     assert!(answer.as_str().unwrap().contains("is full"), "{answer}");
     assert_eq!(metric(&a.site, "store_refuses").await, 1);
     assert!(metric(&a.site, "data_free_bytes").await < 16 << 20);
+    // What is large is refused while there may be room for what is small: somebody takes that too.
+    disk.fill(RESERVE_BYTES - 1);
     let lines = verify_audit(&directory.join("audit")).unwrap();
     // Reads and sessions go on, those that begin now too, and of a host that nobody has heard of.
     has_all(&a.site, "p", acknowledged).await;
@@ -127,6 +134,23 @@ async fn a_controller_whose_disk_is_full_refuses_changes_and_serves_on() {
     tokio::pin!(published);
     assert!(tokio::time::timeout(Duration::from_secs(1), published.as_mut()).await.is_err());
 
+    // What is published behind a relay waits as well, and its agents are served.
+    of_relay.upstreams = vec![format!("https://{}", a.site.agents)];
+    let relay = Process::relay(&of_relay, &a.site);
+    let began = Instant::now();
+    let mut remote = loop {
+        let mut remote = relay.site.agent_at("hidden", "", 0).await;
+        match remote.receive().await {
+            Ok(_welcome) => break remote,
+            Err(status) => assert!(began.elapsed() < CONVERGES, "{status}"),
+        }
+    };
+    remote.batch().await;
+    let workload = [("web.hidden", "hidden", json!({ "role": "r0" }), "10.9.0.2")];
+    let through = remote.publish(true, &workload, &[]);
+    tokio::pin!(through);
+    assert!(tokio::time::timeout(Duration::from_secs(1), through.as_mut()).await.is_err());
+
     // And somebody takes the rest.
     disk.fill(0);
     assert_eq!(apply(&a.site, &policy("small")).await.0, StatusCode::INSUFFICIENT_STORAGE);
@@ -135,7 +159,7 @@ async fn a_controller_whose_disk_is_full_refuses_changes_and_serves_on() {
     // With room everything goes on by itself.
     disk.make_room();
     println!("it was ready {:?} after there was room", until_ready(&a.site).await);
-    assert!(published.await.refused.is_empty());
+    assert!(published.await.refused.is_empty() && through.await.refused.is_empty());
     a.site.apply(&policy("afterwards")).await;
     fleet.converges(&a.site, &[&a.site]).await;
     has_all(&a.site, "p", acknowledged).await;

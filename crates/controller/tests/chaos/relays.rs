@@ -23,7 +23,12 @@ async fn write(site: &Site, name: &str, count: usize) {
 }
 
 /// A relay of this name for all hosts.
-async fn relay_of(site: &Site, controllers: &[&Site], name: &str, directory: &Path) -> relay::Config {
+pub(crate) async fn relay_of(
+    site: &Site,
+    controllers: &[&Site],
+    name: &str,
+    directory: &Path,
+) -> relay::Config {
     let body = json!({ "relay": name, "hosts": ["h*"] }).to_string();
     let (status, made) = site.call(Method::POST, &format!("{V1}/tokens"), body).await;
     assert_eq!(status, 201, "{made}");

@@ -5,10 +5,12 @@ use std::time::Duration;
 
 use bulkhead_controller::relay::{self, Relay};
 use bulkhead_controller::{Config, StoreKind};
-use bulkhead_identity::{Credentials, Identity, Key};
+use bulkhead_identity::{Credentials, Identity, JoinToken, Key, tls};
 use bulkhead_wire::proto::agent_message::Body as Up;
 use bulkhead_wire::proto::controller_message::Body as Down;
-use bulkhead_wire::proto::{AgentMessage, AgentStatus, FlowBatch, Hello, Relayed, RenewRequest};
+use bulkhead_wire::proto::{
+    AgentMessage, AgentStatus, EnrollRequest, FlowBatch, Hello, Relayed, RenewRequest,
+};
 use bulkhead_wire::{is_elsewhere, proto};
 use hyper::Method;
 use serde_json::{Value, json};
@@ -551,7 +553,7 @@ async fn a_relay_speaks_for_its_own_hosts_alone_and_an_agent_for_itself() {
     whole.say(Up::Inventory(proto::Inventory::default())).await;
     assert_eq!(whole.receive().await.unwrap_err().code(), Code::InvalidArgument);
     // The API is not for relays, and a relay is no controller to operators.
-    let tls = bulkhead_identity::tls::client_config(authority.bundle(), Some(&site), "http/1.1").unwrap();
+    let tls = tls::client_config(authority.bundle(), Some(&site), "http/1.1").unwrap();
     for path in ["policies", "whoami", "status"] {
         let answer = fixture.send_as(&tls, Method::GET, &format!("{V1}/{path}"), String::new()).await;
         assert_eq!(answer.status(), 403, "{path}");
@@ -564,8 +566,8 @@ async fn nobody_but_agents_takes_a_relay_for_a_controller() {
     let remote = remote(&fixture, &["s1-*"]).await;
     let address = remote.relay.agents.to_string();
     let anybody = fixture.nobody("h2");
-    bulkhead_identity::tls::connect_as_agent(&address, &anybody).await.unwrap();
-    let refused = bulkhead_identity::tls::connect(&address, &anybody).await;
+    tls::connect_as_agent(&address, &anybody).await.unwrap();
+    let refused = tls::connect(&address, &anybody).await;
     assert!(refused.unwrap_err().to_string().contains("relay \"site1\""));
     let authority = fixture.authority();
     let other = credentials(authority, &Identity::relay("site1").unwrap());
@@ -626,15 +628,74 @@ async fn a_revoked_relay_sends_its_agents_elsewhere_and_may_join_again() {
     assert!(is_elsewhere(&again.receive().await.unwrap_err()));
     // The agent goes to a controller, where it is as welcome as ever.
     fixture.agent("s1-a").await;
-    remote.relay.shutdown().await.unwrap();
-    // A token makes it a relay again.
+    let Remote { relay, directory, .. } = remote;
+    relay.shutdown().await.unwrap();
+    // A token makes it a relay again, beside the certificate that is good for nothing.
     let token = relay_token(&fixture, &["s1-*"]).await;
-    let directory = tempfile::tempdir().unwrap();
     let relay = relay::start(relay_config(&fixture, directory.path(), Some(token))).await.unwrap();
     let site = fixture.behind(relay.agents);
     let remote = Remote { relay, site, directory };
     remote.reads("/readyz", "ok").await;
     remote.site.agent("s1-a").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_with_a_token_of_another_fleet_joins_that() {
+    let (former, fixture) = (Fixture::new().await, Fixture::new().await);
+    let Remote { relay, directory, .. } = remote(&former, &["s1-*"]).await;
+    relay.shutdown().await.unwrap();
+    let token = relay_token(&fixture, &["s1-*"]).await;
+    let relay = relay::start(relay_config(&fixture, directory.path(), Some(token))).await.unwrap();
+    let site = fixture.behind(relay.agents);
+    let remote = Remote { relay, site, directory };
+    remote.reads("/readyz", "ok").await;
+    remote.site.agent("s1-a").await;
+}
+
+/// The same bounds as at a controller's port, see `doors.rs`.
+#[tokio::test(flavor = "multi_thread")]
+async fn strangers_at_a_relay_are_bounded_and_counted_there() {
+    let fixture = Fixture::new().await;
+    let remote = remote(&fixture, &["s1-*"]).await;
+    let token = JoinToken::generate(fixture.authority().certificate());
+    let nobody = || remote.site.client_over(remote.site.nobody("h2"));
+    let request = |signing_request: String| EnrollRequest {
+        token_id: token.id.clone(),
+        token_secret: token.secret.reveal(),
+        host: "s1-a".into(),
+        relay: false,
+        signing_request,
+    };
+    let refused = nobody().enroll(request("x".repeat(9 << 10))).await.unwrap_err();
+    assert_eq!(refused.code(), Code::OutOfRange, "{refused}");
+    let mut client = nobody();
+    let waiting = async {
+        loop {
+            match client.enroll(request("none".into())).await.unwrap_err().code() {
+                Code::InvalidArgument => {}
+                Code::ResourceExhausted => return,
+                // The time of a stranger is over.
+                _ => client = nobody(),
+            }
+        }
+    };
+    tokio::time::timeout(4 * PATIENCE, waiting).await.expect("it must be refused");
+    assert!(remote.metric("enrolls_refused_total").await > 0);
+    let page = fixture.get("/metrics").await;
+    assert!(page.as_str().unwrap().contains("bulkhead_enrolls_refused_total 0\n"), "the relay refuses");
+    let mut open = Vec::new();
+    let waiting = async {
+        while remote.metric("connections_refused_total{port=\"agents\"}").await == 0 {
+            for _ in 0..20 {
+                let address = remote.relay.agents.to_string();
+                open.push(tls::connect_as_agent(&address, &remote.site.nobody("h2")).await);
+            }
+        }
+    };
+    tokio::time::timeout(4 * PATIENCE, waiting).await.expect("there must be a bound");
+    assert!(remote.metric("connections_strangers{port=\"agents\"}").await <= 64);
+    remote.site.agent("s1-a").await;
+    assert_eq!(remote.metric("connections_known{port=\"agents\"}").await, 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -66,6 +66,8 @@ async fn a_store_that_fills_its_disk_stops_in_good_order_and_goes_on_when_there_
     assert_eq!(store.refuses(), Some(error));
     let left = free_bytes(disk.path()).unwrap();
     assert!(left > RESERVE_BYTES / 2, "it leaves what it promises: {left}");
+    // What is large is refused while there may be room for what is small: somebody takes that too.
+    disk.fill(RESERVE_BYTES - 1);
     // Reading, watching and leases go on.
     assert_eq!(keys(&store).await, acknowledged);
     assert_eq!(
@@ -117,9 +119,21 @@ async fn whoever_keeps_a_lease_has_it_look_for_room() {
 /// Without looking beforehand, writes fail in the middle of a transaction, time and again.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_write_that_fails_half_way_is_there_or_is_not_and_the_file_is_opened_again() {
+    fail_half_way(EmbeddedOptions::new("").log_changes_max).await;
+}
+
+/// The same while rows of objects are written along, in one round after the other.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_that_fails_half_way_through_a_round_is_there_or_is_not() {
+    fail_half_way(8).await;
+}
+
+async fn fail_half_way(log_changes_max: usize) {
     let disk = SmallDisk::new(48 << 20);
     let directory = disk.path().join("store");
-    let store: Arc<dyn Store> = Arc::new(open(&directory, 0));
+    let options =
+        || EmbeddedOptions { reserve_bytes: 0, log_changes_max, ..EmbeddedOptions::new(&directory) };
+    let store: Arc<dyn Store> = Arc::new(Embedded::open_with(&options()).unwrap());
     let (mut acknowledged, mut unknown) = (BTreeSet::new(), BTreeSet::new());
     for round in 0..6 {
         // Less each time than one more value takes, more or less.
@@ -153,6 +167,7 @@ async fn a_write_that_fails_half_way_is_there_or_is_not_and_the_file_is_opened_a
     }
     let before = store.list("").await.unwrap();
     drop(store);
-    assert_eq!(open(&directory, 0).list("").await.unwrap(), before, "the file says the same");
+    let again = Embedded::open_with(&options()).unwrap();
+    assert_eq!(again.list("").await.unwrap(), before, "the file says the same");
     println!("{} acknowledged, {} of unknown outcome", acknowledged.len(), unknown.len());
 }
