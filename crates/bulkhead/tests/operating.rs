@@ -17,10 +17,12 @@ enum How {
     With(&'static str, &'static str),
     /// It goes on, under this name, until it is stopped.
     GoesOn(&'static str),
+    /// The same with something in place of something else.
+    GoesOnWith(&'static str, &'static str, &'static str),
     /// Not at all, for this reason.
     Not(&'static str),
 }
-use How::{AsItStands, GoesOn, Not, With};
+use How::{AsItStands, GoesOn, GoesOnWith, Not, With};
 
 /// A command of the document that needs something before or after it. All others are run as they stand.
 struct Step {
@@ -155,7 +157,33 @@ const STEPS: &[Step] = &[
          at LINE 'bulkhead certificate create agent/web1 --write /var/lib/bulkhead/agent/identity'",
         "eventually LINE connected",
     ),
-    step("bulkhead status", AsItStands, "", "at LINE 'grep -q web1 last'\nstop agent; stop c1; stop etcd KILL"),
+    step("bulkhead status", AsItStands, "", "at LINE 'grep -q web1 last'"),
+    step(
+        "bulkhead token create --relay site1 --hosts 'site1-*,gate7'",
+        With("gate7", "web1"),
+        "stop agent",
+        "bulkhead token create --relay site1 -o json | answer 'a[\"token\"]' > /run/secrets/join",
+    ),
+    step(
+        "bulkhead relay --name site1 --upstream https://c1:7441,https://c2:7441 --join-token-file /run/secrets/join --listen-agents 0.0.0.0:7441 --advertise-agents relay.site1.example.org:7441",
+        // It is on the controller's host here.
+        GoesOnWith("relay", "0.0.0.0:7441", "0.0.0.0:7451"),
+        "",
+        "eventually LINE 'curl -sf http://127.0.0.1:7442/readyz'",
+    ),
+    step(
+        "bulkhead agent --controller https://relay.site1.example.org:7441",
+        GoesOnWith("agent", ":7441", ":7451"),
+        "",
+        "eventually LINE connected",
+    ),
+    step(
+        "bulkhead certificate revoke relay/site1",
+        AsItStands,
+        "at LINE 'bulkhead status | grep site1'",
+        "eventually LINE '! connected'
+         stop agent; stop relay; stop c1; stop etcd KILL",
+    ),
 ];
 
 /// `When all is lost`, with the words of the document that each part does.
@@ -287,6 +315,9 @@ fn script(text: &str) -> String {
         match how {
             AsItStands => writeln!(script, "at {line} {}", quoted(&text)).unwrap(),
             With(from, to) => writeln!(script, "at {line} {}", quoted(&text.replace(from, to))).unwrap(),
+            GoesOnWith(name, from, to) => {
+                writeln!(script, "daemon {line} {name} {}", quoted(&text.replace(from, to))).unwrap()
+            }
             GoesOn(name) => writeln!(script, "daemon {line} {name} {}", quoted(&text)).unwrap(),
             Not(reason) => {
                 writeln!(script, "echo 'line {line}, not run ({reason}):' {}", quoted(&text)).unwrap()

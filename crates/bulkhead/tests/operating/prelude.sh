@@ -15,7 +15,7 @@ for of_its_own in run tmp; do mount -t tmpfs bulkhead-operating "$root/$of_its_o
 mkdir "$root/src"
 cp -r "$1/." "$root/src"
 hostname web1
-printf '127.0.0.1 localhost web1 c1 c2 c1.example.org c2.example.org c3.example.org\n' > "$root/etc/hosts"
+printf '127.0.0.1 localhost web1 c1 c2 c1.example.org c2.example.org c3.example.org relay.site1.example.org\n' > "$root/etc/hosts"
 ip link set lo up
 for address in 10.0.0.1 10.0.0.2 10.0.0.3; do ip address add "$address/32" dev lo; done
 chroot "$root" bash /src/script.sh
