@@ -95,14 +95,19 @@ impl Truth {
     }
 }
 
-/// An agent as the protocol asks for it. A subscription that is not answered yet is `None`.
+/// An agent as the protocol asks for it.
 struct Agent {
     host: &'static str,
     pump: Pump,
     epoch: String,
     revision: u64,
+    /// What it knows all members as of: not what a barrier says that came before an answer.
+    members_revision: u64,
     tiers: BTreeSet<String>,
+    /// By handle; `None`: it was never told.
     members: BTreeMap<u32, Option<Known>>,
+    /// Subscriptions that are not answered on this stream. Their members, if it knows any, are as of some time before.
+    unanswered: BTreeSet<u32>,
     /// Which selector a handle is for.
     handles: BTreeMap<u32, usize>,
     last_handle: u32,
@@ -117,6 +122,8 @@ struct World {
     reception: Reception,
     /// The controller's side of the connection.
     upstream: Option<Pump>,
+    /// Whether the relay said at the beginning of the connection that it knows this store's revisions.
+    resumes: bool,
     orders: VecDeque<Up>,
     carried: VecDeque<Body>,
     agents: Vec<Agent>,
@@ -148,6 +155,7 @@ impl World {
             mirror: Mirror::default(),
             reception: Reception::default(),
             upstream: None,
+            resumes: false,
             orders: VecDeque::new(),
             carried: VecDeque::new(),
             agents: Vec::new(),
@@ -161,8 +169,10 @@ impl World {
                 pump,
                 epoch: String::new(),
                 revision: 0,
+                members_revision: 0,
                 tiers: BTreeSet::new(),
                 members: BTreeMap::new(),
+                unanswered: BTreeSet::new(),
                 handles: BTreeMap::new(),
                 last_handle: 0,
             });
@@ -202,6 +212,7 @@ impl World {
         self.disconnect();
         let same = self.mirror.epoch() == EPOCHS[self.epoch];
         let known = same.then(|| self.mirror.revision());
+        self.resumes = same;
         self.last_session += 1;
         let hosts = HostPatterns::new(vec!["*".into()]).unwrap();
         let subscriber = Arc::new(Subscriber::of(self.last_session, Audience::Relay(hosts)));
@@ -220,8 +231,7 @@ impl World {
             let mut view = self.repository.view_mut();
             match self.orders.pop_front() {
                 Some(Up::Subscribe(subscribe)) => {
-                    let same = self.mirror.epoch() == EPOCHS[self.epoch];
-                    let known = Some(subscribe.revision).filter(|revision| same && *revision > 0);
+                    let known = Some(subscribe.revision).filter(|revision| self.resumes && *revision > 0);
                     pump.subscribe(&mut *view, &subscribe, known).unwrap();
                 }
                 Some(Up::Unsubscribe(gone)) => pump.unsubscribe(&mut *view, gone.handle),
@@ -253,12 +263,13 @@ impl World {
         let mut pump = self.session(agent.host, known);
         let agent = &mut self.agents[number];
         for (handle, members) in &agent.members {
-            // What was not answered is not known.
-            let revision = known.filter(|_| members.is_some());
+            let revision = Some(agent.members_revision);
+            let revision = revision.filter(|revision| same && *revision > 0 && members.is_some());
             let selector = SELECTORS[agent.handles[handle]].to_owned();
             let subscribe = Subscribe { handle: *handle, selector, revision: revision.unwrap_or(0) };
             pump.subscribe(&mut self.mirror, &subscribe, revision).unwrap();
         }
+        agent.unanswered = agent.members.keys().copied().collect();
         agent.pump = pump;
     }
 
@@ -277,10 +288,11 @@ impl World {
         let truth = &self.truths[&(epoch, agent.revision)];
         assert_eq!(agent.tiers, truth.tiers, "at {} as of {}", agent.host, agent.revision);
         for (handle, known) in &agent.members {
-            let Some(known) = known else {
+            if agent.unanswered.contains(handle) {
                 assert!(!self.mirror.is_connected(), "a barrier waits while there is somebody to answer");
                 continue;
-            };
+            }
+            let known = known.as_ref().expect("an answer says who they are");
             let selector = SELECTORS[agent.handles[handle]];
             let expected = truth.members(selector, agent.host);
             assert_eq!(*known, expected, "{selector} at {} as of {}", agent.host, agent.revision);
@@ -346,6 +358,7 @@ impl World {
                 agent.last_handle += 1;
                 let handle = agent.last_handle;
                 agent.members.insert(handle, None);
+                agent.unanswered.insert(handle);
                 agent.handles.insert(handle, selector);
                 let subscribe = Subscribe { handle, selector: SELECTORS[selector].into(), revision: 0 };
                 agent.pump.subscribe(&mut self.mirror, &subscribe, None).unwrap();
@@ -355,6 +368,7 @@ impl World {
                 let handle = agent.handles.iter().find(|(_, known)| **known == selector);
                 let Some(handle) = handle.map(|(handle, _)| *handle) else { return };
                 agent.members.remove(&handle);
+                agent.unanswered.remove(&handle);
                 agent.handles.remove(&handle);
                 agent.pump.unsubscribe(&mut self.mirror, handle);
             }
@@ -385,6 +399,7 @@ impl World {
 fn mirror_epoch(agent: &mut Agent, epoch: &str) {
     if agent.epoch != epoch {
         epoch.clone_into(&mut agent.epoch);
+        agent.members_revision = 0;
     }
 }
 
@@ -405,6 +420,7 @@ impl Agent {
                     }
                 }
                 Body::Members(members) => {
+                    self.unanswered.remove(&members.handle);
                     let known = self.members.get_mut(&members.handle).unwrap().get_or_insert_default();
                     if members.snapshot {
                         known.clear();
@@ -418,7 +434,12 @@ impl Agent {
                     }
                     // What runs here now it knows better, and what it was told of it before it forgets.
                 }
-                Body::Synced(synced) => self.revision = synced.revision,
+                Body::Synced(synced) => {
+                    self.revision = synced.revision;
+                    if self.unanswered.is_empty() {
+                        self.members_revision = synced.revision;
+                    }
+                }
                 Body::Welcome(_) | Body::InventoryAck(_) | Body::Revocations(_) => {}
             }
         }
