@@ -41,6 +41,7 @@ mod members;
 mod metrics;
 pub mod relay;
 mod repository;
+mod stopping;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -52,7 +53,7 @@ use bulkhead_identity::{Credentials, Identity};
 use bulkhead_store::StoreError;
 use tokio::net::{TcpListener, TcpSocket};
 use tokio::sync::{Semaphore, watch};
-use tokio::task::{JoinError, JoinSet};
+use tokio::task::JoinSet;
 
 pub use access::{OidcConfig, TrustError};
 pub use audit::{AuditError, verify as verify_audit};
@@ -70,11 +71,6 @@ use repository::Repository;
 
 /// Longest that requests under way may take once the controller stops.
 pub const SHUTDOWN_TIME_MAX: Duration = Duration::from_secs(5);
-
-/// How long it waits, beyond the time over which they are sent, for agents to leave a controller that stops.
-const DRAIN_MARGIN: Duration = Duration::from_secs(1);
-/// How often it is looked at whether they have.
-const DRAIN_LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// Why a controller did not start, or ended.
 #[derive(Debug, thiserror::Error)]
@@ -230,7 +226,7 @@ impl Controller {
     pub async fn failed(&mut self) -> Error {
         match self.parts.join_next().await {
             Some(Ok(Err(error))) => error,
-            Some(Err(error)) => panicked(&error),
+            Some(Err(error)) => stopping::panicked(&error),
             Some(Ok(Ok(()))) | None => Error::Part { part: "server", reason: "unexpectedly".into() },
         }
     }
@@ -241,14 +237,7 @@ impl Controller {
             return;
         }
         self.drain.send_replace(true);
-        let gone = async {
-            while self.context.registry.connected() > 0 {
-                tokio::time::sleep(DRAIN_LOOK_EVERY).await;
-            }
-        };
-        if tokio::time::timeout(agents::DRAIN_TIME_MAX + DRAIN_MARGIN, gone).await.is_err() {
-            tracing::warn!(agents = self.context.registry.connected(), "not all agents have gone elsewhere");
-        }
+        stopping::gone(&self.context.registry).await;
     }
 
     /// Stops serving, finishes what is under way, and closes the files.
@@ -258,29 +247,12 @@ impl Controller {
     pub async fn shutdown(mut self) -> Result<(), Error> {
         self.send_agents_away().await;
         self.stop.send_replace(true);
-        let mut result = Ok(());
-        let all = async {
-            while let Some(part) = self.parts.join_next().await {
-                match part {
-                    Ok(Ok(())) => {}
-                    Ok(Err(error)) => result = Err(error),
-                    Err(error) => result = Err(panicked(&error)),
-                }
-            }
-        };
-        if tokio::time::timeout(SHUTDOWN_TIME_MAX, all).await.is_err() {
-            tracing::warn!("not all requests were finished in time");
-            self.parts.shutdown().await;
-        }
+        let result = stopping::ended(&mut self.parts).await;
         self.context.flows.close().await;
         self.context.cluster.close().await;
         tracing::info!("controller has stopped");
         result
     }
-}
-
-fn panicked(error: &JoinError) -> Error {
-    Error::Part { part: "server", reason: error.to_string() }
 }
 
 async fn open(

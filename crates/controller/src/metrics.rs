@@ -99,6 +99,35 @@ impl Page {
         }
     }
 
+    /// Sessions of agents, with a controller or a relay.
+    pub(crate) fn sessions(&mut self, connected: usize, metrics: &Metrics) {
+        self.gauge("agents_connected", "Sessions of agents.", connected);
+        let counters = [
+            ("agent_messages_sent_total", "Messages to agents.", &metrics.agent_messages_sent),
+            ("agent_bytes_sent_total", "Bytes of messages to agents.", &metrics.agent_bytes_sent),
+            ("agent_sessions_total", "Sessions that agents have begun.", &metrics.sessions_opened),
+            (
+                "agent_sessions_cut_off_total",
+                "Sessions ended since the agent read nothing.",
+                &metrics.sessions_cut_off,
+            ),
+            (
+                "agent_sessions_deferred_total",
+                "Agents sent away for a moment, since others were being told what they lack.",
+                &metrics.sessions_deferred,
+            ),
+            (
+                "agent_sessions_replaced_total",
+                "Sessions ended by another of that host.",
+                &metrics.sessions_replaced,
+            ),
+            ("agents_refused_total", "Calls of agents without a right to them.", &metrics.agents_refused),
+        ];
+        for (name, help, counter) in counters {
+            self.counter(name, help, counter.value());
+        }
+    }
+
     /// Who stands at listeners' doors, by port, and who was turned away.
     pub(crate) fn doors(&mut self, doors: &[(&'static str, Arc<Door>)], metrics: &Metrics) {
         let all = |value: fn(&Door) -> u64| doors.iter().map(move |(port, door)| (*port, value(door)));

@@ -38,7 +38,7 @@ use tonic::Code;
 use crate::agents::{self, Enrolling, Pace, Registry};
 use crate::context::{SYNCING_MAX, stopped};
 use crate::metrics::Metrics;
-use crate::{Error, SHUTDOWN_TIME_MAX, listen, panicked};
+use crate::{Error, listen, stopping};
 
 use desk::Shared;
 
@@ -52,8 +52,6 @@ const JOIN_RETRY: Duration = Duration::from_secs(1);
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 /// How often an agent is to speak before a controller has said so: a third of a controller's default lease.
 const HEARTBEAT_MS: u32 = 20_000;
-/// How long it is waited for agents to leave a relay that stops.
-const DRAIN_MARGIN: Duration = Duration::from_secs(1);
 
 /// Settings of a relay. Every field has a default; unknown fields are refused.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -243,7 +241,7 @@ impl Relay {
     pub async fn failed(&mut self) -> Error {
         match self.parts.join_next().await {
             Some(Ok(Err(error))) => error,
-            Some(Err(error)) => panicked(&error),
+            Some(Err(error)) => stopping::panicked(&error),
             Some(Ok(Ok(()))) | None => Error::Part { part: "relay", reason: "unexpectedly".into() },
         }
     }
@@ -254,28 +252,9 @@ impl Relay {
     /// If a part failed.
     pub async fn shutdown(mut self) -> Result<(), Error> {
         self.drain.send_replace(true);
-        let gone = async {
-            while self.shared.registry.connected() > 0 {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-        };
-        if tokio::time::timeout(agents::DRAIN_TIME_MAX + DRAIN_MARGIN, gone).await.is_err() {
-            tracing::warn!(agents = self.shared.registry.connected(), "not all agents have gone elsewhere");
-        }
+        stopping::gone(&self.shared.registry).await;
         self.stop.send_replace(true);
-        let mut result = Ok(());
-        let all = async {
-            while let Some(part) = self.parts.join_next().await {
-                match part {
-                    Ok(Ok(())) => {}
-                    Ok(Err(error)) => result = Err(error),
-                    Err(error) => result = Err(panicked(&error)),
-                }
-            }
-        };
-        if tokio::time::timeout(SHUTDOWN_TIME_MAX, all).await.is_err() {
-            self.parts.shutdown().await;
-        }
+        let result = stopping::ended(&mut self.parts).await;
         tracing::info!("relay has stopped");
         result
     }

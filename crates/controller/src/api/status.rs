@@ -161,26 +161,8 @@ fn agent_metrics(page: &mut Page, context: &Context) {
     let cluster = &context.cluster;
     page.gauge("controllers", "Controllers that are registered.", cluster.controllers().len());
     page.gauge("sessions_elsewhere", "Hosts that other controllers serve.", cluster.sessions_elsewhere());
-    page.gauge("agents_connected", "Sessions of agents.", context.registry.connected());
+    page.sessions(context.registry.connected(), metrics);
     let counters = [
-        ("agent_messages_sent_total", "Messages to agents.", &metrics.agent_messages_sent),
-        ("agent_bytes_sent_total", "Bytes of messages to agents.", &metrics.agent_bytes_sent),
-        ("agent_sessions_total", "Sessions that agents have begun.", &metrics.sessions_opened),
-        (
-            "agent_sessions_cut_off_total",
-            "Sessions ended since the agent read nothing.",
-            &metrics.sessions_cut_off,
-        ),
-        (
-            "agent_sessions_deferred_total",
-            "Agents sent away for a moment, since others were being told what they lack.",
-            &metrics.sessions_deferred,
-        ),
-        (
-            "agent_sessions_replaced_total",
-            "Sessions ended by another of that host.",
-            &metrics.sessions_replaced,
-        ),
         (
             "agent_sessions_moved_total",
             "Sessions ended since another controller has a newer one of that host.",
@@ -190,7 +172,6 @@ fn agent_metrics(page: &mut Page, context: &Context) {
         ("leases_lost_total", "Times that the controller's lease had ended.", &metrics.leases_lost),
         ("controllers_asked_total", "Questions to other controllers.", &metrics.peers_asked),
         ("controllers_silent_total", "Questions that another did not answer.", &metrics.peers_silent),
-        ("agents_refused_total", "Calls of agents without a right to them.", &metrics.agents_refused),
         ("hosts_joined_total", "Hosts that have joined with a token.", &metrics.hosts_joined),
         ("certificates_renewed_total", "Certificates renewed by agents.", &metrics.certificates_renewed),
         ("workloads_refused_total", "Workloads published by agents and refused.", &metrics.workloads_refused),

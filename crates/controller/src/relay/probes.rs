@@ -56,7 +56,7 @@ async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
     page.gauge("relay_upstream_connected", "1 while a controller is connected.", u8::from(connected));
     page.gauge("selectors", "Selectors subscribed to upstream, each once for the site.", selectors);
     page.gauge("selectors_max", "Most that there may be.", RELAY_SUBSCRIPTIONS_MAX);
-    page.gauge("agents_connected", "Sessions of agents.", shared.registry.connected());
+    page.sessions(shared.registry.connected(), metrics);
     page.gauge("agents_max", "Most that there may be.", RELAY_AGENTS_MAX);
     page.gauge("relay_lanes", "Hosts that have a way upstream or wait for one.", shared.lanes());
     let all = [
@@ -64,25 +64,6 @@ async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
         ("relay_upstream_bytes_total", "Bytes of messages from controllers.", &counters.upstream_bytes),
         ("relay_upstream_lost_total", "Times that no controller was there.", &counters.upstream_lost),
         ("relay_flow_batches_total", "Batches of flow records carried up.", &counters.flow_batches),
-        ("agent_messages_sent_total", "Messages to agents.", &metrics.agent_messages_sent),
-        ("agent_bytes_sent_total", "Bytes of messages to agents.", &metrics.agent_bytes_sent),
-        ("agent_sessions_total", "Sessions that agents have begun.", &metrics.sessions_opened),
-        (
-            "agent_sessions_cut_off_total",
-            "Sessions ended since the agent read nothing.",
-            &metrics.sessions_cut_off,
-        ),
-        (
-            "agent_sessions_deferred_total",
-            "Agents sent away for a moment, since others were being told what they lack.",
-            &metrics.sessions_deferred,
-        ),
-        (
-            "agent_sessions_replaced_total",
-            "Sessions ended by another of that host.",
-            &metrics.sessions_replaced,
-        ),
-        ("agents_refused_total", "Calls of agents without a right to them.", &metrics.agents_refused),
     ];
     for (name, help, counter) in all {
         page.counter(name, help, counter.value());
