@@ -694,7 +694,7 @@ async fn strangers_at_a_relay_are_bounded_and_counted_there() {
     };
     tokio::time::timeout(4 * PATIENCE, waiting).await.expect("there must be a bound");
     assert!(remote.metric("connections_strangers{port=\"agents\"}").await <= 64);
-    remote.site.agent("s1-a").await;
+    let _agent = remote.site.agent("s1-a").await;
     assert_eq!(remote.metric("connections_known{port=\"agents\"}").await, 1);
 }
 
