@@ -14,7 +14,7 @@ mod source;
 
 pub(crate) use desk::{Begin, Caller, Desk, FlowStreams, Part, Publication, Published, Speaker};
 pub(crate) use gate::Enrolling;
-pub(crate) use inventory::published_by;
+pub(crate) use inventory::{name_in, published_by};
 pub(crate) use messages::packed;
 pub(crate) use pace::Pace;
 #[cfg(test)]

@@ -36,6 +36,12 @@ impl Audience {
         matches!(self, Self::Host(own) if **own == *host)
     }
 
+    /// Whether it is not told of the change of an entity that was and is on these hosts (network sets: on none).
+    pub(crate) fn leaves_out_change(&self, before: Option<&str>, after: Option<&str>) -> bool {
+        let mut hosts = [before, after].into_iter().flatten().peekable();
+        hosts.peek().is_some() && hosts.all(|host| self.leaves_out(host))
+    }
+
     /// Whether it is told what is for a host alone.
     pub(crate) fn hears_for(&self, host: &str) -> bool {
         match self {
@@ -116,21 +122,6 @@ impl From<MemberRef<'_>> for Member {
     }
 }
 
-/// The hosts that an entity was and is on (network sets: none).
-#[derive(Debug, Clone, Copy)]
-struct Hosts<'a> {
-    before: Option<&'a str>,
-    after: Option<&'a str>,
-}
-
-impl Hosts<'_> {
-    /// Whether the change is one of a host's own workload, which its agent knows better.
-    fn only(self, audience: &Audience) -> bool {
-        let mut hosts = [self.before, self.after].into_iter().flatten().peekable();
-        hosts.peek().is_some() && hosts.all(|one| audience.leaves_out(one))
-    }
-}
-
 /// What has become of an entity that a selector's readers are to hear of.
 #[derive(Debug)]
 pub(crate) struct Became {
@@ -204,7 +195,7 @@ pub(crate) struct Members {
 impl Members {
     /// Takes in a new or changed entity. `host_before` is the host that it was on, if it was known.
     pub(crate) fn upsert(&mut self, entity: &Entity, host_before: Option<&str>, revision: u64) {
-        let hosts = Hosts { before: host_before, after: entity.host.as_deref() };
+        let hosts = (host_before, entity.host.as_deref());
         for change in self.index.upsert(entity) {
             self.note(change.selector, revision, &change.entity, hosts);
         }
@@ -212,19 +203,26 @@ impl Members {
 
     /// Takes an entity out.
     pub(crate) fn remove(&mut self, name: &str, host_before: Option<&str>, revision: u64) {
-        let hosts = Hosts { before: host_before, after: None };
+        let hosts = (host_before, None);
         for change in self.index.remove(name) {
             self.note(change.selector, revision, &change.entity, hosts);
         }
     }
 
-    fn note(&mut self, id: SelectorId, revision: u64, name: &Arc<str>, hosts: Hosts<'_>) {
+    /// `before` and `after`: the hosts that it was and is on.
+    fn note(
+        &mut self,
+        id: SelectorId,
+        revision: u64,
+        name: &Arc<str>,
+        (before, after): (Option<&str>, Option<&str>),
+    ) {
         let Some(in_force) = self.in_force.get_mut(&id) else { return };
         in_force.log.push(revision, Arc::clone(name));
-        for subscriber in in_force.subscribers.values().filter(|subscriber| !hosts.only(&subscriber.audience))
-        {
-            subscriber.note(id);
-        }
+        let subscribers = in_force.subscribers.values();
+        subscribers
+            .filter(|subscriber| !subscriber.audience.leaves_out_change(before, after))
+            .for_each(|subscriber| subscriber.note(id));
     }
 
     /// Puts a selector in force for a session, as of `revision`.

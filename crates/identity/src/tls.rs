@@ -51,7 +51,7 @@ pub struct Peer {
     /// Who holds its certificate; `None` if it showed none.
     pub holder: Option<Arc<Holder>>,
     /// What it showed, DER, its own certificate first.
-    pub chain: Vec<Vec<u8>>,
+    pub chain: Arc<Vec<Vec<u8>>>,
     /// Its place among the listener's connections: to be kept as long as the connection.
     _place: Arc<Place>,
 }
@@ -364,7 +364,8 @@ async fn accept(
     let chain = shown.iter().take(CHAIN_LEN_MAX).map(|certificate| certificate.to_vec()).collect();
     let name = holder.as_ref().map(|holder| holder.identity.to_string());
     let Some(place) = door.through(remote.ip(), name) else { return Ok(None) };
-    let peer = Peer { remote, local, holder: holder.map(Arc::new), chain, _place: Arc::new(place) };
+    let peer =
+        Peer { remote, local, holder: holder.map(Arc::new), chain: Arc::new(chain), _place: Arc::new(place) };
     Ok(Some((stream, peer)))
 }
 

@@ -282,13 +282,8 @@ fn behind(
     host: &str,
     relayed: Option<&Relayed>,
 ) -> Result<Arc<Holder>, Status> {
-    let Identity::Relay(name) = &caller.holder.identity else {
-        return Err(context.refused(format!("{} is no relay: it speaks for itself", caller.holder.identity)));
-    };
     // Before anything is computed for somebody who may not ask.
-    if !is_name(host) || !context.may_speak(name, host) {
-        return Err(context.refused(format!("relay {name:?} may not speak for host {host:?}")));
-    }
+    check_listed(context, caller, host)?;
     let shown = relayed.map(|relayed| relayed.certificates.as_slice()).unwrap_or_default();
     let holder = tls::verify(&context.trust.authorities, shown, clock::system())
         .map_err(|error| context.refused(format!("the certificate of host {host:?}: {error}")))?;
@@ -297,18 +292,29 @@ fn behind(
             context.refused(format!("the certificate is of {}, not of host {host:?}", holder.identity))
         );
     }
-    still_behind(context, caller, host, &holder)?;
+    check_valid(context, caller, &holder)?;
     Ok(Arc::new(holder))
 }
 
 /// Whether a relay may still speak for a host whose certificate has been verified.
 fn still_behind(context: &Context, caller: &Caller, host: &str, holder: &Holder) -> Result<(), Status> {
+    check_listed(context, caller, host)?;
+    check_valid(context, caller, holder)
+}
+
+/// Whether the caller is a relay that may speak for a host.
+fn check_listed(context: &Context, caller: &Caller, host: &str) -> Result<(), Status> {
     let Identity::Relay(name) = &caller.holder.identity else {
         return Err(context.refused(format!("{} is no relay: it speaks for itself", caller.holder.identity)));
     };
-    if !context.may_speak(name, host) {
+    if !is_name(host) || !context.may_speak(name, host) {
         return Err(context.refused(format!("relay {name:?} may not speak for host {host:?}")));
     }
+    Ok(())
+}
+
+/// Whether neither a relay's certificate nor that of the host behind it is good for nothing any more.
+fn check_valid(context: &Context, caller: &Caller, holder: &Holder) -> Result<(), Status> {
     if context.revoked(&caller.holder) {
         return Err(Status::unauthenticated("the relay's certificate is revoked"));
     }

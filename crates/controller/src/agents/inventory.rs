@@ -86,8 +86,8 @@ fn check(bytes: &[u8], host: &str) -> Result<Resource, Refused> {
     Ok(resource)
 }
 
-/// What a workload is called that may be no workload.
-fn name_in(bytes: &[u8]) -> String {
+/// What a workload is called that may be no workload: `NAME` or `NAMESPACE/NAME`, empty if it has none.
+pub(crate) fn name_in(bytes: &[u8]) -> String {
     let json: serde_json::Value = serde_json::from_slice(bytes).unwrap_or_default();
     let name = json["metadata"]["name"].as_str().unwrap_or_default().to_owned();
     match json["metadata"]["namespace"].as_str() {

@@ -130,7 +130,7 @@ impl<D: Desk> Service<D> {
         if self.desk.revoked(holder) {
             return Err(refused(Status::unauthenticated("the certificate is revoked")));
         }
-        Ok(Caller { holder: Arc::clone(holder), chain: Arc::new(peer.chain.clone()), ends })
+        Ok(Caller { holder: Arc::clone(holder), chain: Arc::clone(&peer.chain), ends })
     }
 }
 

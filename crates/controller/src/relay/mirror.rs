@@ -12,7 +12,6 @@ use bulkhead_model::{Kind, ObjectKey, Resource, Selector};
 use bulkhead_wire::proto::agent_message::Body as Up;
 use bulkhead_wire::proto::{self, Subscribe, Unsubscribe};
 use bulkhead_wire::{port_from_wire, prefix_from_wire};
-use bytes::Bytes;
 use tokio::sync::Notify;
 use tonic::Status;
 
@@ -186,9 +185,10 @@ impl Mirror {
             let (mut named, mut all_read) = (BTreeSet::new(), true);
             let mut read = Vec::with_capacity(resources.upserts.len());
             for json in &resources.upserts {
-                match parse(json) {
+                match Resource::from_json_text(json) {
                     Ok(resource) => read.push(resource),
-                    Err(error) => {
+                    Err(problems) => {
+                        let error = problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
                         tracing::error!(error, "an object from the controller cannot be read");
                         self.unreadable += 1;
                         all_read = false;
@@ -248,8 +248,7 @@ impl Selected {
         }
         for reader in self.readers.values() {
             let left_out = |(before, after): &(Host, Host)| {
-                let mut hosts = [before, after].into_iter().flatten().peekable();
-                hosts.peek().is_some() && hosts.all(|host| reader.audience.leaves_out(host))
+                reader.audience.leaves_out_change(before.as_deref(), after.as_deref())
             };
             if !concerned.iter().all(left_out) {
                 reader.note(id);
@@ -363,12 +362,6 @@ impl Mirror {
         }
         Ok(())
     }
-}
-
-fn parse(json: &Bytes) -> Result<Resource, String> {
-    let value = serde_json::from_slice(json).map_err(|error| error.to_string())?;
-    Resource::from_json(&value)
-        .map_err(|problems| problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))
 }
 
 fn object_key(wire: &proto::ObjectKey) -> Option<ObjectKey> {

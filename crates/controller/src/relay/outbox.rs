@@ -7,6 +7,8 @@ use bulkhead_wire::MESSAGE_BYTES_MAX;
 use bulkhead_wire::proto::{Inventory, InventoryAck};
 use bytes::Bytes;
 
+use crate::agents::name_in;
+
 /// Inventories that are on their way at the same time.
 const FLYING_MAX: usize = 16;
 /// Inventories that wait to be sent. Where all is known that runs on the host, more become one.
@@ -49,7 +51,7 @@ impl Outbox {
             self.put(name, None);
         }
         for workload in &inventory.upserts {
-            self.put(&name_of(workload), Some(workload.clone()));
+            self.put(&name_in(workload), Some(workload.clone()));
         }
         if self.bytes > HOST_BYTES_MAX {
             return Err(TooMuch);
@@ -112,27 +114,6 @@ impl Outbox {
             acks.push(InventoryAck { generation, refused: ack.refused.clone() });
         }
         acks
-    }
-}
-
-/// `NAME` or `NAMESPACE/NAME`; empty if it has none, in which case the controller refuses it.
-fn name_of(workload: &[u8]) -> String {
-    #[derive(serde::Deserialize, Default)]
-    #[serde(default)]
-    struct Metadata {
-        name: String,
-        namespace: Option<String>,
-    }
-    #[derive(serde::Deserialize, Default)]
-    #[serde(default)]
-    struct Named {
-        metadata: Metadata,
-    }
-    let Named { metadata: Metadata { name, namespace } } =
-        serde_json::from_slice(workload).unwrap_or_default();
-    match namespace {
-        Some(namespace) => format!("{namespace}/{name}"),
-        None => name,
     }
 }
 
@@ -202,7 +183,7 @@ mod tests {
             if said.complete {
                 heard.clear();
             }
-            heard.extend(said.upserts.iter().map(|workload| (name_of(workload), workload.clone())));
+            heard.extend(said.upserts.iter().map(|workload| (name_in(workload), workload.clone())));
             outbox.acknowledged(&ack(said.generation));
         }
         assert_eq!(heard, outbox.known);
