@@ -30,7 +30,7 @@ mod hearing;
 mod tables;
 
 use epochs::Settling;
-use hearing::{epoll, monotonic_ns};
+use hearing::{Listening, epoll, monotonic_ns};
 use tables::{interface_element, named, user_data};
 
 /// Far longer than a packet takes through the rules.
@@ -58,8 +58,7 @@ pub struct NftDataplane {
     suspicious: bool,
     /// What the rules in the kernel can ask; `None`: at least what they must.
     shape: Option<Shape>,
-    /// Whether refused packets are told to us: one process at a time can listen.
-    listening: bool,
+    listening: Listening,
     settings: String,
     /// Whether the kernel has been told to show us what bridges carry.
     bridged: bool,
@@ -111,7 +110,7 @@ impl NftDataplane {
             disturbed: false,
             suspicious: false,
             shape: None,
-            listening: false,
+            listening: Listening::Not,
             bridged: false,
             judge: Judge::default(),
             unsettled: true,
@@ -245,8 +244,10 @@ impl Dataplane for NftDataplane {
         if self.disturbed {
             self.repair()?;
         }
-        self.listen();
         let now_ns = monotonic_ns();
+        if self.listening != Listening::Told {
+            self.listen(now_ns, sink)?;
+        }
         self.read_connections(now_ns, sink)?;
         self.read_refused(now_ns, sink)?;
         if std::mem::take(&mut self.unsettled) {

@@ -137,6 +137,37 @@ fn the_later_agent_fences_off_the_earlier_and_cleanup_leaves_nothing() {
 }
 
 #[test]
+fn what_is_refused_while_the_earlier_agent_still_listens_is_told_when_it_has_let_go() {
+    let mut world = World::new();
+    world.dataplane.replace(&world_policy(Allow, 0)).unwrap();
+    events(&mut world);
+    let mut later = NftDataplane::open(Capacities::default()).unwrap();
+    later.replace(&world_policy(Allow, 0)).unwrap();
+    let denied = |dataplane: &mut NftDataplane| {
+        let mut denied = Vec::new();
+        dataplane.poll(&mut |flow| denied.push(flow)).unwrap();
+        denied.retain(|flow| flow.event == FlowEvent::Deny);
+        denied
+    };
+    denied(&mut later);
+    let probes = [(), ()].map(|()| world.a.exec(|| UdpSocket::bind("10.0.1.2:0").unwrap()));
+    probes[0].send_to(b"no", "10.0.2.2:5002").unwrap();
+    assert_eq!(denied(&mut later), [], "the earlier one's socket is still open");
+    // As when a process that it has forked ends at last.
+    world.dataplane = later;
+    probes[1].send_to(b"no", "10.0.2.2:5002").unwrap();
+    let mut told = denied(&mut world.dataplane);
+    told.sort_by_key(|flow| flow.key.peer_port);
+    let mut ports = probes.map(|probe| probe.local_addr().unwrap().port());
+    ports.sort_unstable();
+    let found: Vec<_> = told.iter().map(|flow| (flow.key.peer_port, flow.rule, flow.reason)).collect();
+    assert_eq!(found, ports.map(|port| (port, RuleId(22), DropReason::Policy)));
+    let mut swept = Vec::new();
+    world.dataplane.sweep(now_ns(), &mut |flow| swept.push(flow)).unwrap();
+    assert!(swept.iter().all(|flow| flow.event != FlowEvent::Deny), "told once: {swept:?}");
+}
+
+#[test]
 fn a_foreign_flush_is_noticed_and_repaired() {
     let mut world = World::new();
     world.dataplane.replace(&world_policy(Allow, 0)).unwrap();

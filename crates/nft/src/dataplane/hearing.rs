@@ -12,12 +12,35 @@ use crate::object::Element;
 use crate::schema::{EDGE, FAMILIES, Kind, LOG_GROUP};
 use crate::{conntrack, kernel, log};
 
+/// Whether the kernel tells us of refused packets: one process at a time can listen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Listening {
+    /// Nobody has asked yet.
+    Not,
+    /// Somebody else listens.
+    Refused,
+    Told,
+}
+
 impl NftDataplane {
-    pub(super) fn listen(&mut self) {
-        if !self.listening {
-            // Whoever was in charge before may still hold the group; it is asked for again.
-            self.listening = log::listen(LOG_GROUP).iter().all(|request| self.refused.ask(request).is_ok());
+    /// Asks to be told of refused packets, until it is so.
+    ///
+    /// Whoever was in charge before may hold the group for as long as a process that it has forked holds its sockets.
+    /// What was refused in that time has been noted by the kernel and told to nobody: it is told now.
+    pub(super) fn listen(
+        &mut self,
+        now_ns: u64,
+        sink: &mut dyn FnMut(RawFlow),
+    ) -> Result<(), DataplaneError> {
+        let listens = log::listen(LOG_GROUP).iter().all(|request| self.refused.ask(request).is_ok());
+        let late = matches!(self.listening, Listening::Refused);
+        self.listening = if listens { Listening::Told } else { Listening::Refused };
+        if late && listens {
+            // First what has been told since, which must not be told again.
+            self.read_refused(now_ns, sink)?;
+            self.sweep_denials(now_ns, &mut SweepStats::default(), sink)?;
         }
+        Ok(())
     }
 
     pub(super) fn read_refused(
