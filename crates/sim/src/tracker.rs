@@ -183,9 +183,13 @@ impl Tracker {
         self.application(application).open.retain(|event| event.workload != workload);
     }
 
-    /// It was never acknowledged: its agent will publish everything anew.
+    /// It was never acknowledged: its agent will publish everything anew. What was changed of the same workload before may
+    /// never be heard either, by whoever hears of that next.
     pub(crate) fn abandon(&self, id: EventId) {
-        self.application(id.application).open.retain(|event| event.number != id.number);
+        let mut application = self.application(id.application);
+        let abandoned = application.open.iter().find(|event| event.number == id.number);
+        let Some(workload) = abandoned.map(|event| event.workload) else { return };
+        application.open.retain(|event| event.workload != workload || event.number > id.number);
     }
 
     /// An agent has computed its tables with what a workload has become.
@@ -350,6 +354,23 @@ mod tests {
         let change = tracker.publish(9, (3, 64), Becomes::Stranger, Readers::OfReadiness, true);
         tracker.stored(change);
         tracker.ignores(1, 3, true);
+        assert_eq!(tracker.open(), 0);
+    }
+
+    #[test]
+    fn nobody_waits_for_a_start_whose_end_may_be_heard_of_unannounced() {
+        let tracker = Tracker::new(4);
+        tracker.reads(1, 3, false);
+        let start = tracker.publish(9, (3, 60), Becomes::Member(2), Readers::All, true);
+        tracker.stored(start);
+        let other = tracker.publish(9, (3, 65), Becomes::Member(1), Readers::All, true);
+        tracker.stored(other);
+        let stop = tracker.publish(9, (3, 60), Becomes::Stranger, Readers::All, true);
+        // Its connection breaks; it comes back without the workload, which is all that the reader ever hears.
+        tracker.abandon(stop);
+        tracker.heard(1, 3, 60, Becomes::Stranger);
+        assert_eq!(tracker.open(), 1, "of the other one somebody still has to hear");
+        tracker.heard(1, 3, 65, Becomes::Member(1));
         assert_eq!(tracker.open(), 0);
     }
 
