@@ -11,11 +11,12 @@ mod registry;
 mod server;
 mod session;
 mod source;
+mod stream;
 
 pub(crate) use desk::{Begin, Caller, Desk, FlowStreams, Part, Publication, Published, Speaker};
 pub(crate) use gate::Enrolling;
 pub(crate) use inventory::{name_in, published_by};
-pub(crate) use messages::packed;
+pub(crate) use messages::{joining, packed};
 pub(crate) use pace::Pace;
 #[cfg(test)]
 pub(crate) use pump::Pump;

@@ -8,11 +8,13 @@ use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bulkhead_engine::{MemberIndex, MemberRef, SelectorId};
-use bulkhead_model::ports::NamedPort;
-use bulkhead_model::{Entity, Prefix, Selector};
+use bulkhead_model::{Entity, Selector};
+use bulkhead_wire::{port_to_wire, prefix_to_wire, proto};
+use bytes::Bytes;
 use tokio::sync::Notify;
 
 use crate::access::HostPatterns;
+use crate::agents::joining;
 use crate::repository::ChangeLog;
 
 /// Changes that each selector remembers.
@@ -106,19 +108,19 @@ impl Subscriber {
 pub(crate) struct Member {
     pub(crate) entity: Arc<str>,
     pub(crate) host: Option<Arc<str>>,
-    pub(crate) prefixes: Arc<[Prefix]>,
-    /// Ports that it gives names to.
-    pub(crate) ports: Arc<[NamedPort]>,
+    /// As it stands in a message: once for all who hear of it.
+    pub(crate) join: Bytes,
 }
 
 impl From<MemberRef<'_>> for Member {
     fn from(member: MemberRef<'_>) -> Self {
-        Self {
-            entity: Arc::clone(member.entity),
-            host: member.host.cloned(),
-            prefixes: Arc::clone(member.prefixes),
-            ports: Arc::clone(member.ports),
-        }
+        let wire = proto::Member {
+            entity: member.entity.to_string(),
+            host: member.host.map(ToString::to_string).unwrap_or_default(),
+            prefixes: member.prefixes.iter().copied().map(prefix_to_wire).collect(),
+            ports: member.ports.iter().map(port_to_wire).collect(),
+        };
+        Self { entity: Arc::clone(member.entity), host: member.host.cloned(), join: joining(&wire) }
     }
 }
 

@@ -16,6 +16,8 @@
 )]
 pub mod proto {
     include!(concat!(env!("OUT_DIR"), "/bulkhead.wire.v1.rs"));
+    #[cfg(feature = "service")]
+    include!(concat!(env!("OUT_DIR"), "/bulkhead.wire.v1.Distribution.rs"));
 }
 
 #[cfg(feature = "service")]

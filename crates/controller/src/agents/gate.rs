@@ -52,15 +52,25 @@ impl Enrolling {
     }
 }
 
+/// The call whose messages are not framed by the library.
+const SYNC: &str = "/Sync";
+
+/// Answers that call.
+pub(super) trait Sync {
+    fn sync(&self, request: http::Request<Body>) -> http::Response<Body>;
+}
+
 /// The service, once for those who are known and once for others.
 pub(super) struct Gate<T> {
+    service: Arc<T>,
     known: DistributionServer<T>,
     strangers: DistributionServer<T>,
 }
 
 impl<T> Clone for Gate<T> {
     fn clone(&self) -> Self {
-        Self { known: self.known.clone(), strangers: self.strangers.clone() }
+        let (known, strangers) = (self.known.clone(), self.strangers.clone());
+        Self { service: Arc::clone(&self.service), known, strangers }
     }
 }
 
@@ -71,7 +81,8 @@ impl<T: Distribution> Gate<T> {
             let server = DistributionServer::from_arc(Arc::clone(&service));
             server.max_decoding_message_size(bytes).max_encoding_message_size(MESSAGE_BYTES_MAX)
         };
-        Self { known: of(MESSAGE_BYTES_MAX), strangers: of(ENROLL_BYTES_MAX) }
+        let (known, strangers) = (of(MESSAGE_BYTES_MAX), of(ENROLL_BYTES_MAX));
+        Self { service, known, strangers }
     }
 }
 
@@ -79,7 +90,7 @@ impl<T> NamedService for Gate<T> {
     const NAME: &'static str = SERVICE_NAME;
 }
 
-impl<T: Distribution> Service<http::Request<Body>> for Gate<T> {
+impl<T: Distribution + Sync> Service<http::Request<Body>> for Gate<T> {
     type Response = http::Response<Body>;
     type Error = Infallible;
     type Future = BoxFuture<Self::Response, Self::Error>;
@@ -90,6 +101,10 @@ impl<T: Distribution> Service<http::Request<Body>> for Gate<T> {
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
         let is_known = request.extensions().get::<Arc<Peer>>().is_some_and(|peer| peer.holder.is_some());
+        if is_known && request.uri().path().ends_with(SYNC) {
+            let answer = self.service.sync(request);
+            return Box::pin(async move { Ok(answer) });
+        }
         if is_known {
             return self.known.call(request);
         }

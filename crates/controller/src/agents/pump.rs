@@ -6,10 +6,9 @@ use std::sync::Arc;
 use bulkhead_engine::SelectorId;
 use bulkhead_model::Selector;
 use bulkhead_wire::proto;
-use bulkhead_wire::proto::controller_message::Body;
 use tonic::Status;
 
-use super::messages;
+use super::messages::{self, Message};
 use super::source::{Answers, Source};
 use crate::members::{Audience, Subscriber};
 use crate::repository::View;
@@ -112,7 +111,7 @@ impl Pump {
 
     /// What there is to tell now, with the barrier last; empty if there is nothing, or a subscription is about to be answered
     /// for which the barrier waits.
-    pub(crate) fn messages(&mut self, source: &impl Source) -> Vec<Body> {
+    pub(crate) fn messages(&mut self, source: &impl Source) -> Vec<Message> {
         let answers = |handle: &u32| {
             let subscription = self.subscriptions.get(handle);
             subscription.map_or(Answers::Now, |one| source.answers(one.selector))
@@ -142,7 +141,7 @@ impl Pump {
         messages
     }
 
-    fn resources(&mut self, view: &View) -> Vec<Body> {
+    fn resources(&mut self, view: &View) -> Vec<Message> {
         let known = self.resources_known.replace(view.revision);
         if known.is_some_and(|known| known <= view.revision && known >= view.resources_newest()) {
             return Vec::new();
@@ -179,7 +178,13 @@ impl Pump {
 
 impl Subscription {
     /// Also if nothing changed, where it must be answered.
-    fn messages(&mut self, source: &impl Source, handle: u32, to: &Audience, unanswered: bool) -> Vec<Body> {
+    fn messages(
+        &mut self,
+        source: &impl Source,
+        handle: u32,
+        to: &Audience,
+        unanswered: bool,
+    ) -> Vec<Message> {
         let revision = source.view().revision;
         let known = self.known.replace(revision);
         match known.and_then(|known| source.members_since(self.selector, to, known)) {
@@ -187,13 +192,21 @@ impl Subscription {
                 if !unanswered && difference.joins.is_empty() && difference.leaves.is_empty() {
                     return Vec::new();
                 }
-                messages::members(handle, false, revision, &difference.joins, &difference.leaves)
+                messages::members(handle, false, revision, &difference.joins, difference.leaves)
             }
             None => {
                 let joins = source.members(self.selector, to);
-                messages::members(handle, true, revision, &joins, &[])
+                messages::members(handle, true, revision, &joins, Vec::new())
             }
         }
+    }
+}
+
+#[cfg(test)]
+impl Pump {
+    /// [`Pump::messages`] as the agent reads them.
+    pub(crate) fn bodies(&mut self, source: &impl Source) -> Vec<proto::controller_message::Body> {
+        self.messages(source).iter().map(Message::body).collect()
     }
 }
 

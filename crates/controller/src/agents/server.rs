@@ -6,26 +6,27 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bulkhead_identity::Identity;
-use bulkhead_identity::tls::{Incoming, Peer};
+use bulkhead_identity::tls::{Incoming as Through, Peer};
 use bulkhead_wire::proto::distribution_server::Distribution;
-use bulkhead_wire::proto::{
-    AgentMessage, ControllerMessage, EnrollRequest, Enrollment, FlowBatch, FlowReceipt, RenewRequest,
-};
+use bulkhead_wire::proto::{EnrollRequest, Enrollment, FlowBatch, FlowReceipt, RenewRequest};
 use futures::{FutureExt, Stream, StreamExt};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::body::Body;
+use tonic::codegen::http;
 use tonic::transport::Server;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Extensions, Request, Response, Status, Streaming};
 
 use super::desk::{Caller, Desk};
-use super::gate::Gate;
+use super::gate::{Gate, Sync};
 use super::session;
+use super::stream::{self, Incoming};
 use crate::access::AgentConnection;
 use crate::clock;
 use crate::context::stopped;
 use crate::guard::Ends;
 
-/// Messages that wait for an agent's connection.
+/// Pieces of messages that wait for an agent's connection.
 const OUTGOING_LEN: usize = 64;
 /// Receipts that wait for an agent's connection.
 const RECEIPTS_LEN: usize = 16;
@@ -48,7 +49,8 @@ const RESETS_MAX: usize = 32;
 /// The same of a relay, all of whose agents may leave at once.
 const RELAY_RESETS_MAX: usize = RELAY_AGENTS_MAX;
 
-struct Service<D> {
+/// Answers calls.
+pub(super) struct Service<D> {
     desk: Arc<D>,
 }
 
@@ -56,25 +58,13 @@ type Outgoing<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 #[async_trait::async_trait]
 impl<D: Desk> Distribution for Service<D> {
-    type SyncStream = Outgoing<ControllerMessage>;
     type ReportFlowsStream = Outgoing<FlowReceipt>;
-
-    async fn sync(
-        &self,
-        request: Request<Streaming<AgentMessage>>,
-    ) -> Result<Response<Self::SyncStream>, Status> {
-        let caller = self.caller(&request)?;
-        let (outgoing, messages) = mpsc::channel(OUTGOING_LEN);
-        let desk = Arc::clone(&self.desk);
-        tokio::spawn(session::run(desk, caller, request.into_inner(), outgoing));
-        Ok(Response::new(Box::pin(ReceiverStream::new(messages))))
-    }
 
     async fn report_flows(
         &self,
         request: Request<Streaming<FlowBatch>>,
     ) -> Result<Response<Self::ReportFlowsStream>, Status> {
-        let caller = self.caller(&request)?;
+        let caller = self.caller(request.extensions())?;
         let (outgoing, receipts) = mpsc::channel(RECEIPTS_LEN);
         let desk = Arc::clone(&self.desk);
         tokio::spawn(async move { desk.flows(caller, (request.into_inner(), outgoing)).await });
@@ -85,7 +75,7 @@ impl<D: Desk> Distribution for Service<D> {
         let peer = request.extensions().get::<Arc<Peer>>();
         let peer = peer.ok_or_else(|| Status::internal("a connection without ends"))?;
         let from = peer.remote.ip();
-        let caller = if peer.holder.is_some() { self.caller(&request).ok() } else { None };
+        let caller = if peer.holder.is_some() { self.caller(request.extensions()).ok() } else { None };
         // What a relay passes on was counted by the relay, for each address of its site: here all would be one.
         let is_relay = caller.is_some() && is_relay::<D>(peer);
         let enrolling = self.desk.enrolling();
@@ -102,19 +92,31 @@ impl<D: Desk> Distribution for Service<D> {
     }
 
     async fn renew(&self, request: Request<RenewRequest>) -> Result<Response<Enrollment>, Status> {
-        let caller = self.caller(&request)?;
+        let caller = self.caller(request.extensions())?;
         self.desk.renew(caller, request.into_inner()).await.map(Response::new)
+    }
+}
+
+impl<D: Desk> Sync for Service<D> {
+    fn sync(&self, request: http::Request<Body>) -> http::Response<Body> {
+        let caller = match self.caller(request.extensions()) {
+            Ok(caller) => caller,
+            Err(status) => return status.into_http(),
+        };
+        let (outgoing, pieces) = mpsc::channel(OUTGOING_LEN);
+        tokio::spawn(session::run(Arc::clone(&self.desk), caller, Incoming::new(request), outgoing));
+        stream::answer(pieces)
     }
 }
 
 impl<D: Desk> Service<D> {
     /// The agent or relay that calls, by its certificate.
-    fn caller<T>(&self, request: &Request<T>) -> Result<Caller, Status> {
+    fn caller(&self, extensions: &Extensions) -> Result<Caller, Status> {
         let refused = |status: Status| {
             self.desk.metrics().agents_refused.add(1);
             status
         };
-        let peer = request.extensions().get::<Arc<Peer>>();
+        let peer = extensions.get::<Arc<Peer>>();
         let peer = peer.ok_or_else(|| Status::internal("a connection without ends"))?;
         let ends = Ends { remote: peer.remote, local: peer.local };
         let Some(holder) = &peer.holder else {
@@ -136,7 +138,7 @@ impl<D: Desk> Service<D> {
 
 /// Serves until `shutdown`, and then until the sessions have ended.
 pub(crate) async fn serve<D: Desk>(
-    incoming: mpsc::Receiver<Incoming>,
+    incoming: mpsc::Receiver<Through>,
     desk: Arc<D>,
     mut shutdown: watch::Receiver<bool>,
 ) -> Result<(), tonic::transport::Error> {
@@ -167,9 +169,9 @@ pub(crate) async fn serve<D: Desk>(
 
 /// Sends connections where their bounds are, until nobody takes them any more.
 async fn part<D: Desk>(
-    mut incoming: mpsc::Receiver<Incoming>,
-    agents: mpsc::Sender<Incoming>,
-    relays: mpsc::Sender<Incoming>,
+    mut incoming: mpsc::Receiver<Through>,
+    agents: mpsc::Sender<Through>,
+    relays: mpsc::Sender<Through>,
 ) {
     loop {
         let through = tokio::select! {

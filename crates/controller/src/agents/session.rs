@@ -11,20 +11,22 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bulkhead_wire::proto::agent_message::Body as Incoming;
+use bulkhead_wire::proto::agent_message::Body as Said;
 use bulkhead_wire::proto::controller_message::Body;
-use bulkhead_wire::proto::{AgentMessage, ControllerMessage, Hello, Welcome};
+use bulkhead_wire::proto::{AgentMessage, Hello, Welcome};
 use bulkhead_wire::{PACKING, PROTOCOL, come_back, come_back_elsewhere, proto};
+use bytes::Bytes;
 use futures::{FutureExt, StreamExt};
-use prost::Message;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
-use tonic::{Status, Streaming};
+use tonic::Status;
 use tracing::Instrument;
 
 use super::desk::{Begin, Caller, Desk, Part, Publication, Published, Speaker};
+use super::messages::Message;
 use super::pump::Pump;
 use super::registry::Admission;
 use super::source::Source;
+use super::stream::{Encode, Incoming, Pieces};
 use crate::access::{Revocation, Revoked};
 use crate::clock;
 use crate::context::stopped;
@@ -54,15 +56,10 @@ const DRAIN_TIME_EACH: Duration = Duration::from_millis(2);
 /// See [`DRAIN_TIME_EACH`]: 2500 agents fill it.
 pub(crate) const DRAIN_TIME_MAX: Duration = Duration::from_secs(5);
 
-type Outgoing = mpsc::Sender<Result<ControllerMessage, Status>>;
+type Outgoing = mpsc::Sender<Result<Bytes, Status>>;
 
 /// Holds the conversation until either side ends it.
-pub(super) async fn run<D: Desk>(
-    desk: Arc<D>,
-    caller: Caller,
-    mut incoming: Streaming<AgentMessage>,
-    outgoing: Outgoing,
-) {
+pub(super) async fn run<D: Desk>(desk: Arc<D>, caller: Caller, mut incoming: Incoming, outgoing: Outgoing) {
     if *desk.draining().borrow() {
         // It may be gone already.
         let _ = outgoing.try_send(Err(elsewhere()));
@@ -158,11 +155,11 @@ fn leaves_after(host: &str, agents: usize) -> Duration {
 async fn admit<D: Desk>(
     desk: &D,
     caller: &Caller,
-    incoming: &mut Streaming<AgentMessage>,
+    incoming: &mut Incoming,
 ) -> Result<(Hello, Speaker, Admission), Status> {
     let first = tokio::time::timeout(HELLO_TIME_MAX, incoming.message()).await;
     let first = first.map_err(|_elapsed| Status::deadline_exceeded("no Hello"))??;
-    let Some(Incoming::Hello(hello)) = first.and_then(|message| message.body) else {
+    let Some(Said::Hello(hello)) = first.and_then(|message| message.body) else {
         return Err(Status::invalid_argument("the first message must be Hello"));
     };
     if hello.protocol != PROTOCOL {
@@ -217,7 +214,7 @@ impl<D: Desk> Session<D> {
     async fn converse(
         &mut self,
         (hello, speaker, caller, began): (&Hello, &Speaker, &Caller, u64),
-        incoming: &mut Streaming<AgentMessage>,
+        incoming: &mut Incoming,
         syncing: OwnedSemaphorePermit,
     ) -> Result<(), Status> {
         let (acks, mut later) = mpsc::channel(ACKS_LEN);
@@ -322,28 +319,28 @@ impl<D: Desk> Session<D> {
 
     async fn take_in(&mut self, message: AgentMessage) -> Result<(), Status> {
         match message.body {
-            Some(Incoming::Subscribe(subscribe)) => {
+            Some(Said::Subscribe(subscribe)) => {
                 let told = self.told.as_mut().ok_or_else(|| {
                     Status::invalid_argument("a relay subscribes once for all hosts, in its own session")
                 })?;
                 let known = (self.epoch_is_ours && subscribe.revision > 0).then_some(subscribe.revision);
                 told.pump.subscribe(&mut *self.desk.source_mut(), &subscribe, known)
             }
-            Some(Incoming::Unsubscribe(proto::Unsubscribe { handle })) => {
+            Some(Said::Unsubscribe(proto::Unsubscribe { handle })) => {
                 if let Some(told) = &mut self.told {
                     told.pump.unsubscribe(&mut *self.desk.source_mut(), handle);
                 }
                 Ok(())
             }
-            Some(Incoming::Inventory(_)) if self.is_relay() => {
+            Some(Said::Inventory(_)) if self.is_relay() => {
                 Err(Status::invalid_argument("a relay publishes for its hosts, in a session of each"))
             }
-            Some(Incoming::Inventory(inventory)) => self.publish(Publication::Inventory(inventory)).await,
-            Some(Incoming::Status(status)) => {
+            Some(Said::Inventory(inventory)) => self.publish(Publication::Inventory(inventory)).await,
+            Some(Said::Status(status)) => {
                 self.desk.status(&self.host, self.id, status).await;
                 Ok(())
             }
-            Some(Incoming::Hello(_)) => Err(Status::invalid_argument("a second Hello")),
+            Some(Said::Hello(_)) => Err(Status::invalid_argument("a second Hello")),
             // Of a newer agent; by the protocol's rules it can be ignored.
             None => Ok(()),
         }
@@ -389,36 +386,35 @@ impl<D: Desk> Session<D> {
         }
         self.desk.pace().told();
         let span = tracing::debug_span!("tell", host = %self.host, revision, messages = messages.len());
-        let send = async {
-            for message in messages {
-                self.send(message).await?;
-            }
-            Ok::<_, Status>(())
-        };
-        send.instrument(span).await?;
+        self.send_all(&messages).instrument(span).await?;
         let sent = std::mem::take(&mut self.unsaid);
         self.desk.registry().synced(&self.host, self.id, revision, subscriptions, sent);
         Ok(())
     }
 
     async fn send(&mut self, body: Body) -> Result<(), Status> {
-        let message = ControllerMessage { body: Some(body) };
-        let bytes = message.encoded_len() as u64;
-        match tokio::time::timeout(SEND_TIME_MAX, self.outgoing.send(Ok(message))).await {
-            Ok(Ok(())) => {
-                self.desk.metrics().agent_messages_sent.add(1);
-                self.desk.metrics().agent_bytes_sent.add(bytes);
-                self.unsaid = (self.unsaid.0 + 1, self.unsaid.1 + bytes);
-                Ok(())
-            }
-            Ok(Err(_closed)) => Err(Status::cancelled("the agent is gone")),
-            Err(_elapsed) => {
-                self.desk.metrics().sessions_cut_off.add(1);
-                Err(Status::resource_exhausted(format!(
-                    "the agent has taken no message for {SEND_TIME_MAX:?}"
-                )))
+        self.send_all(&[body.into()]).await
+    }
+
+    async fn send_all(&mut self, messages: &[Message]) -> Result<(), Status> {
+        for piece in Pieces::of(messages) {
+            match tokio::time::timeout(SEND_TIME_MAX, self.outgoing.send(Ok(piece))).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_closed)) => return Err(Status::cancelled("the agent is gone")),
+                Err(_elapsed) => {
+                    self.desk.metrics().sessions_cut_off.add(1);
+                    return Err(Status::resource_exhausted(format!(
+                        "the agent has taken no message for {SEND_TIME_MAX:?}"
+                    )));
+                }
             }
         }
+        let (count, bytes) =
+            (messages.len() as u64, messages.iter().map(|one| one.bytes() as u64).sum::<u64>());
+        self.desk.metrics().agent_messages_sent.add(count);
+        self.desk.metrics().agent_bytes_sent.add(bytes);
+        self.unsaid = (self.unsaid.0 + count, self.unsaid.1 + bytes);
+        Ok(())
     }
 
     fn end(mut self, speaker: &Speaker, ended: Result<(), Status>) {

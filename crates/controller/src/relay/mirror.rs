@@ -11,12 +11,11 @@ use bulkhead_engine::SelectorId;
 use bulkhead_model::{Kind, ObjectKey, Resource, Selector};
 use bulkhead_wire::proto::agent_message::Body as Up;
 use bulkhead_wire::proto::{self, Subscribe, Unsubscribe};
-use bulkhead_wire::{port_from_wire, prefix_from_wire};
 use tokio::sync::Notify;
 use tonic::Status;
 
 use super::reception::Batch;
-use crate::agents::{Answers, RELAY_SUBSCRIPTIONS_MAX, Source};
+use crate::agents::{Answers, RELAY_SUBSCRIPTIONS_MAX, Source, joining};
 use crate::clock;
 use crate::members::{Audience, Difference, Member, SELECTOR_LOG_LEN_MAX, SessionId, Subscriber};
 use crate::repository::{ChangeLog, Decoded, Hearers, View};
@@ -374,8 +373,7 @@ fn member(wire: &proto::Member) -> Member {
     Member {
         entity: wire.entity.as_str().into(),
         host: (!wire.host.is_empty()).then(|| wire.host.as_str().into()),
-        prefixes: wire.prefixes.iter().filter_map(|prefix| prefix_from_wire(prefix).ok()).collect(),
-        ports: wire.ports.iter().filter_map(port_from_wire).collect(),
+        join: joining(wire),
     }
 }
 

@@ -10,6 +10,7 @@ use bulkhead_model::policy::{DefaultAction, Order, TierSpec};
 use bulkhead_model::resource::{Metadata, Tier, Workload};
 use bulkhead_model::{Entity, Kind, Labels, ObjectKey, Resource};
 use bulkhead_store::Memory;
+use bulkhead_wire::proto::controller_message::Body;
 use proptest::prelude::*;
 
 use super::*;
@@ -196,10 +197,10 @@ async fn play(steps: Vec<Step>) {
                 agents[agent].pump.unsubscribe(&mut *repository.view_mut(), handle);
             }
             Step::Tell(agent) => {
-                let messages = agents[agent].pump.messages(&*repository.view());
+                let messages = agents[agent].pump.bodies(&*repository.view());
                 agents[agent].hear(messages);
                 agents[agent].check(&repository.view());
-                assert!(agents[agent].pump.messages(&*repository.view()).is_empty(), "all was told");
+                assert!(agents[agent].pump.bodies(&*repository.view()).is_empty(), "all was told");
             }
             Step::Reconnect(agent) => {
                 let agent = &mut agents[agent];
@@ -217,7 +218,7 @@ async fn play(steps: Vec<Step>) {
         }
     }
     for agent in &mut agents {
-        let messages = agent.pump.messages(&*repository.view());
+        let messages = agent.pump.bodies(&*repository.view());
         agent.hear(messages);
         agent.check(&repository.view());
     }

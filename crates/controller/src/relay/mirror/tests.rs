@@ -243,7 +243,7 @@ impl World {
     fn carry(&mut self, count: usize) {
         let Some(pump) = &mut self.upstream else { return };
         if self.carried.is_empty() {
-            self.carried.extend(pump.messages(&*self.repository.view()));
+            self.carried.extend(pump.bodies(&*self.repository.view()));
         }
         for _ in 0..count {
             let Some(body) = self.carried.pop_front() else { return };
@@ -278,7 +278,7 @@ impl World {
             return;
         }
         let agent = &mut self.agents[number];
-        let messages = agent.pump.messages(&self.mirror);
+        let messages = agent.pump.bodies(&self.mirror);
         if messages.is_empty() {
             return;
         }
@@ -297,7 +297,7 @@ impl World {
             let expected = truth.members(selector, agent.host);
             assert_eq!(*known, expected, "{selector} at {} as of {}", agent.host, agent.revision);
         }
-        assert!(agent.pump.messages(&self.mirror).is_empty(), "all was told");
+        assert!(agent.pump.bodies(&self.mirror).is_empty(), "all was told");
     }
 
     async fn act(&mut self, step: Step) {

@@ -10,6 +10,7 @@ use std::hash::{Hash, Hasher};
 
 use bulkhead_model::{Entity, Kind, Resource, document};
 use bulkhead_store::{Memory, Precondition, Store, Transaction};
+use bulkhead_wire::proto::controller_message::Body;
 use stateright::{Checker, Model, Property};
 
 use super::super::*;
@@ -321,7 +322,7 @@ impl World {
             }
             Action::Tell => {
                 let Some(pump) = &mut self.session else { return };
-                self.down.extend(pump.messages(&*self.repository.view()));
+                self.down.extend(pump.bodies(&*self.repository.view()));
             }
             Action::Deliver => {
                 let Some(body) = self.down.pop_front() else { return };
@@ -397,7 +398,7 @@ impl World {
         let (up, down) = (format!("{:?}", self.up), self.down.iter().map(heard).collect::<Vec<_>>());
         let mut quiet = false;
         if let Some(pump) = &mut self.session {
-            let silent = pump.messages(&*self.repository.view()).is_empty();
+            let silent = pump.bodies(&*self.repository.view()).is_empty();
             quiet = silent && self.up.is_empty() && self.down.is_empty();
         }
         if quiet {
