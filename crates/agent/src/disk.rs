@@ -195,8 +195,8 @@ fn read(database: &Database) -> Result<Remembered, redb::Error> {
     }
     for row in transaction.open_table(RESOURCES)?.iter()? {
         let (_, value) = row?;
-        let json = serde_json::from_slice(value.value()).map_err(|_| damaged("resource"))?;
-        remembered.resources.push(Resource::from_json(&json).map_err(|_| damaged("resource"))?);
+        let resource = Resource::from_json_text(value.value());
+        remembered.resources.push(resource.map_err(|_| damaged("resource"))?);
     }
     for row in transaction.open_table(SELECTORS)?.iter()? {
         let (selector, ()) = row.map(|(selector, _)| (selector, ()))?;
@@ -276,7 +276,7 @@ fn try_write(database: &Database, changes: &Changes) -> Result<(), redb::Error> 
             let key = key.to_string();
             match resource {
                 Some(resource) => {
-                    table.insert(key.as_str(), resource.to_json().to_string().as_bytes())?;
+                    table.insert(key.as_str(), resource.to_json_text().as_bytes())?;
                 }
                 None => {
                     table.remove(key.as_str())?;

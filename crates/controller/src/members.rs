@@ -288,8 +288,9 @@ impl Members {
 
     /// What has become of an entity, for the readers of a selector.
     pub(crate) fn became(&self, id: SelectorId, name: Arc<str>) -> Became {
-        let host = self.index.host_of(&name).map(|host| host.cloned());
-        let member = self.index.member(id, &name).map(Member::from);
+        let standing = self.index.standing(id, &name);
+        let host = standing.map(|(entity, _)| entity.host.cloned());
+        let member = standing.filter(|(_, is_member)| *is_member).map(|(entity, _)| Member::from(entity));
         Became { name, host, member }
     }
 

@@ -17,15 +17,16 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use bulkhead_model::entity::matches;
-use bulkhead_model::host_policy::{Attachment, CompiledId, EndpointBinding, HostDelta, HostPolicy, RuleId};
+use bulkhead_model::host_policy::{
+    Attachment, CompiledId, CompiledPolicy, EndpointBinding, HostDelta, HostPolicy, RuleId,
+};
 use bulkhead_model::policy::{PolicySpec, TierSpec};
 use bulkhead_model::ports::NamedPort;
 use bulkhead_model::settings::SettingsSpec;
 use bulkhead_model::time::Timestamp;
 use bulkhead_model::{Entity, ObjectKey, Prefix, RuleRef, Selector};
 
-use crate::classes::{AtomId, ClassChanges, Classes};
-use crate::program::Program;
+use crate::classes::{ClassChanges, Classes};
 use crate::selector_index::SelectorIndex;
 use crate::world::predefined_tiers;
 
@@ -37,11 +38,12 @@ mod naming;
 mod not_ready;
 mod own;
 mod rules;
+mod slots;
 
 use atoms::Atoms;
-use bind::Subject;
 pub use not_ready::NotReady;
 use rules::RuleTable;
+use slots::Slots;
 
 /// A workload on this host.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,32 +65,6 @@ pub struct Member {
     pub prefixes: Vec<Prefix>,
     /// Ports that it gives names to.
     pub ports: Vec<NamedPort>,
-}
-
-/// What a compiled policy is made from: equal keys, equal tables.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct SubjectKey {
-    subject: Subject,
-    settings_version: u64,
-    tiers_version: u64,
-    /// Versions of the policies that apply, in order.
-    policies: Vec<u64>,
-}
-
-#[derive(Debug)]
-struct Slot {
-    key: SubjectKey,
-    program: Program,
-    /// Atoms that tell what named ports mean elsewhere; the program itself does not read them.
-    name_atoms: Vec<AtomId>,
-    /// Whether its tables are part of the host policy.
-    live: bool,
-}
-
-impl Slot {
-    fn atoms(&self) -> impl Iterator<Item = AtomId> {
-        self.program.atoms().chain(self.name_atoms.iter().copied())
-    }
 }
 
 #[derive(Debug)]
@@ -134,12 +110,13 @@ pub struct HostEngine {
     locals: BTreeMap<Arc<str>, Local>,
     atoms: Atoms,
     classes: Classes,
-    slots: BTreeMap<CompiledId, Slot>,
-    slot_by_key: HashMap<SubjectKey, CompiledId>,
+    slots: Slots,
     rules: RuleTable,
+    /// Local endpoints to be chosen for.
     dirty: BTreeSet<Arc<str>>,
+    /// Those that were chosen for and are not bound to what they should be.
+    unbound: BTreeSet<Arc<str>>,
     next_version: u64,
-    next_slot: u32,
     revision: u64,
     policy: HostPolicy,
 }
@@ -161,12 +138,11 @@ impl HostEngine {
             locals: BTreeMap::new(),
             atoms: Atoms::default(),
             classes: Classes::new(),
-            slots: BTreeMap::new(),
-            slot_by_key: HashMap::new(),
+            slots: Slots::default(),
             rules: RuleTable::default(),
             dirty: BTreeSet::new(),
+            unbound: BTreeSet::new(),
             next_version: 0,
-            next_slot: CompiledId::NONE.0 + 1,
             revision: 0,
             policy: HostPolicy::default(),
         }
@@ -323,6 +299,11 @@ impl HostEngine {
         self.atoms.unresolved().cloned().collect()
     }
 
+    /// Another number whenever [`HostEngine::wanted`] or [`HostEngine::waiting`] answers something else than before.
+    pub fn asks(&self) -> u64 {
+        self.atoms.asks()
+    }
+
     /// All members of a selector: what is not named is gone. Ignored if the selector is not wanted.
     pub fn set_members(&mut self, selector: &Selector, members: impl IntoIterator<Item = Member>) {
         let members = members.into_iter().filter(|member| member.host.as_ref() != Some(&self.host));
@@ -364,20 +345,27 @@ impl HostEngine {
         self.rows_for_born_classes(&changes, &mut delta);
         delta.addresses = std::mem::take(&mut changes.addresses);
         self.enliven(&mut delta);
-        self.bind_endpoints(&mut delta);
-        self.drop_unused(&changes, &mut delta);
+        // Else the endpoints use what they used.
+        if !self.unbound.is_empty() {
+            self.bind_endpoints(&mut delta);
+            self.drop_unused(&mut delta);
+        }
+        self.drop_rows(&changes, &mut delta);
         delta.rules = self.rules.take_new();
         self.policy.apply(&delta);
         delta
     }
 
     fn rows_for_born_classes(&mut self, changes: &ClassChanges, delta: &mut HostDelta) {
-        for (id, slot) in self.slots.iter_mut().filter(|(_, slot)| slot.live) {
+        if changes.born.is_empty() {
+            return;
+        }
+        for (id, slot) in self.slots.live_mut() {
             let default = slot.program.row(&[]);
             for class in &changes.born {
                 let row = slot.program.row(self.classes.signature(*class));
                 if row != default {
-                    delta.rows.push((*id, *class, row));
+                    delta.rows.push((id, *class, row));
                 }
             }
         }
@@ -385,11 +373,8 @@ impl HostEngine {
 
     /// Makes the tables of compiled policies that somebody waits for and whose selectors are all answered.
     fn enliven(&mut self, delta: &mut HostDelta) {
-        for (id, slot) in self.slots.iter_mut().filter(|(_, slot)| !slot.live) {
-            if !slot.atoms().all(|atom| self.atoms.is_resolved(atom)) {
-                continue;
-            }
-            slot.live = true;
+        let atoms = &self.atoms;
+        for (id, slot) in self.slots.enliven(|slot| slot.atoms().all(|atom| atoms.is_resolved(atom))) {
             let default_row = slot.program.row(&[]);
             let mut rows = BTreeMap::new();
             for class in self.classes.iter() {
@@ -398,25 +383,34 @@ impl HostEngine {
                     rows.insert(class, row);
                 }
             }
-            let compiled = bulkhead_model::host_policy::CompiledPolicy { id: *id, default_row, rows };
-            delta.policies.push(compiled);
+            delta.policies.push(CompiledPolicy { id, default_row, rows });
         }
     }
 
+    /// Binds those that were chosen for to their tables, as far as these are live.
     fn bind_endpoints(&mut self, delta: &mut HostDelta) {
-        for (name, local) in &mut self.locals {
+        for name in std::mem::take(&mut self.unbound) {
+            let Some(local) = self.locals.get_mut(&name) else {
+                if self.policy.endpoints.contains_key(&name) {
+                    delta.endpoints.insert(name, None);
+                }
+                continue;
+            };
             for (current, desired) in local.current.iter_mut().zip(local.desired) {
-                if desired.is_some_and(|id| self.slots.get(&id).is_some_and(|slot| slot.live)) {
+                if desired.is_some_and(|id| self.slots.is_live(id)) {
                     *current = desired;
                 }
+            }
+            if local.current != local.desired {
+                self.unbound.insert(Arc::clone(&name));
             }
             let [ingress, egress] = local.current.map(|id| id.unwrap_or(CompiledId::NONE));
             // A workload without tables is closed. A host would lose itself, and the repository with it: it is bound
             // once both directions are known.
             if local.endpoint.attachment.is_of_host() && [ingress, egress].contains(&CompiledId::NONE) {
                 // No policy is for what it forwards any more.
-                if local.desired == [None; 2] && self.policy.endpoints.contains_key(name) {
-                    delta.endpoints.insert(Arc::clone(name), None);
+                if local.desired == [None; 2] && self.policy.endpoints.contains_key(&name) {
+                    delta.endpoints.insert(name, None);
                 }
                 continue;
             }
@@ -430,23 +424,20 @@ impl HostEngine {
             addresses.dedup();
             let binding =
                 EndpointBinding { attachment: local.endpoint.attachment, addresses, ingress, egress };
-            if self.policy.endpoints.get(name) != Some(&binding) {
-                delta.endpoints.insert(Arc::clone(name), Some(binding));
+            if self.policy.endpoints.get(&name) != Some(&binding) {
+                delta.endpoints.insert(name, Some(binding));
             }
-        }
-        for name in self.policy.endpoints.keys().filter(|name| !self.locals.contains_key(*name)) {
-            delta.endpoints.insert(Arc::clone(name), None);
         }
     }
 
-    fn drop_unused(&mut self, changes: &ClassChanges, delta: &mut HostDelta) {
+    /// Takes out the compiled policies that nobody is bound to any more or is to be.
+    fn drop_unused(&mut self, delta: &mut HostDelta) {
         let locals = self.locals.values();
         let used: BTreeSet<CompiledId> =
             locals.flat_map(|local| local.current.into_iter().chain(local.desired)).flatten().collect();
-        let unused: Vec<_> = self.slots.keys().filter(|id| !used.contains(id)).copied().collect();
+        let unused: Vec<_> = self.slots.ids().filter(|id| !used.contains(id)).collect();
         for id in unused {
-            if let Some(slot) = self.slots.remove(&id) {
-                self.slot_by_key.remove(&slot.key);
+            if let Some(slot) = self.slots.remove(id) {
                 self.atoms.release(slot.atoms());
                 if self.policy.policies.contains_key(&id) {
                     delta.removed_policies.push(id);
@@ -456,14 +447,18 @@ impl HostEngine {
                 delta.policies.retain(|compiled| compiled.id != id);
             }
         }
-        for (id, slot) in &mut self.slots {
-            if let Some(compiled) = self.policy.policies.get(id) {
+    }
+
+    fn drop_rows(&mut self, changes: &ClassChanges, delta: &mut HostDelta) {
+        if changes.died.is_empty() {
+            return;
+        }
+        for (id, slot) in self.slots.values_mut() {
+            if let Some(compiled) = self.policy.policies.get(&id) {
                 let died = changes.died.iter().filter(|class| compiled.rows.contains_key(class));
-                delta.removed_rows.extend(died.map(|class| (*id, *class)));
+                delta.removed_rows.extend(died.map(|class| (id, *class)));
             }
-            if !changes.died.is_empty() {
-                slot.program.shrink();
-            }
+            slot.program.shrink();
         }
     }
 }

@@ -244,13 +244,13 @@ impl MemberIndex {
         })
     }
 
-    /// One member of a selector, if it is one now.
-    pub fn member(&self, id: SelectorId, name: &str) -> Option<MemberRef<'_>> {
+    /// An entity that is known, as the members of a selector are, and whether it is one of them now.
+    pub fn standing(&self, id: SelectorId, name: &str) -> Option<(MemberRef<'_>, bool)> {
         let (entity, known) = self.entities.get_key_value(name)?;
         let shared = self.sets.get(&known.set).is_some_and(|set| set.matched.iter().any(|one| *one == id));
         let (prefixes, host, ports) = (&known.prefixes, known.host.as_ref(), &known.ports);
-        let member = shared || known.matched_alone.contains(&id);
-        member.then_some(MemberRef { entity, prefixes, host, ports })
+        let is_member = shared || known.matched_alone.contains(&id);
+        Some((MemberRef { entity, prefixes, host, ports }, is_member))
     }
 
     /// The hosts that those are on whom a selector selects now; `None` if it must be asked about each entity alone.
@@ -263,11 +263,6 @@ impl MemberIndex {
         let selected = sets.filter(|set| matches(selector, &set.labels)).flat_map(|set| set.entities.iter());
         let hosts = selected.filter_map(|name| self.entities.get(name)?.own.host.clone());
         Some(hosts.collect())
-    }
-
-    /// The host of an entity that is known, if it has one.
-    pub fn host_of(&self, name: &str) -> Option<Option<&Arc<str>>> {
-        self.entities.get(name).map(|known| known.host.as_ref())
     }
 
     /// Adds or replaces an entity and answers what that means to every selector asked for.

@@ -41,6 +41,8 @@ struct Link {
     /// Events of the inventories that were not acknowledged yet, with the number of starts in each.
     published: VecDeque<(u64, Vec<EventId>, u32)>,
     synced: bool,
+    /// What the engine asked for when it was subscribed to.
+    asks: Option<u64>,
     last_status: Option<AgentStatus>,
     status_told: Option<Instant>,
     status_owed: bool,
@@ -364,8 +366,15 @@ impl Agent {
         loop {
             // Applied by nobody: the engine keeps what the kernel would have.
             let _delta = self.engine.flush();
-            out.extend(self.subscriptions());
             let mut answered = false;
+            let asks = Some(self.engine.asks());
+            if self.link.as_ref().is_some_and(|link| link.asks == asks) {
+                if self.engine.needs_flush() {
+                    continue;
+                }
+                break;
+            }
+            out.extend(self.subscriptions());
             for selector in self.engine.waiting() {
                 if let Some(known) = self.members.get(&selector) {
                     let members: Vec<Member> =
@@ -386,6 +395,7 @@ impl Agent {
     fn subscriptions(&mut self) -> Vec<Out> {
         let mut out = Vec::new();
         let Some(link) = self.link.as_mut().filter(|link| link.epoch.is_some()) else { return out };
+        link.asks = Some(self.engine.asks());
         let same_epoch = link.epoch.as_ref() == Some(&self.epoch);
         let wanted: BTreeSet<&Selector> = self.engine.wanted().collect();
         let mut dropped = Vec::new();
@@ -466,7 +476,7 @@ impl Agent {
 }
 
 fn text(workload: &Resource) -> bytes::Bytes {
-    workload.to_json().to_string().into_bytes().into()
+    workload.to_json_text().into()
 }
 
 fn member(wire: &bulkhead_wire::proto::Member) -> Member {

@@ -143,9 +143,8 @@ impl Inner {
         if let Some(object) = self.objects.get(&**text) {
             return Ok(Arc::clone(object));
         }
-        let json = serde_json::from_slice(text)?;
-        let resource =
-            Resource::from_json(&json).map_err(|problems| anyhow::anyhow!("{}: {problems:?}", json))?;
+        let resource = Resource::from_json_text(text)
+            .map_err(|problems| anyhow::anyhow!("{}: {problems:?}", String::from_utf8_lossy(text)))?;
         let meaning = resource.meaning();
         let only_policies = meaning.tiers.is_empty()
             && meaning.entities.is_empty()

@@ -28,6 +28,8 @@ pub(super) struct Link {
     epoch: Option<String>,
     subscriptions: BTreeMap<Selector, u32>,
     selectors: BTreeMap<u32, Selector>,
+    /// What the engine asked for when all of it was subscribed to and nothing else.
+    followed: Option<u64>,
     next_handle: u32,
     /// Subscriptions whose first answer has not arrived.
     unanswered: BTreeSet<u32>,
@@ -65,6 +67,7 @@ impl Agent {
                     epoch: None,
                     subscriptions: BTreeMap::new(),
                     selectors: BTreeMap::new(),
+                    followed: None,
                     next_handle: 1,
                     unanswered: BTreeSet::new(),
                     buffer: Vec::new(),
@@ -160,9 +163,7 @@ impl Agent {
     fn resources_heard(&mut self, heard: &Resources) {
         let mut named = BTreeSet::new();
         for json in &heard.upserts {
-            let parsed = serde_json::from_slice(json)
-                .map_err(|error| error.to_string())
-                .and_then(|value| Resource::from_json(&value).map_err(|problems| join(&problems)));
+            let parsed = Resource::from_json_text(json).map_err(|problems| join(&problems));
             match parsed {
                 Ok(resource) => {
                     let key = resource.key();
@@ -247,6 +248,10 @@ impl Agent {
     /// Subscribes to what the engine wants and to nothing else; members that are remembered are given to the
     /// engine at once. Answers whether the engine was given any.
     pub(super) fn follow_wanted(&mut self) -> bool {
+        let asks = Some(self.engine.asks());
+        if self.link.as_ref().is_some_and(|link| link.followed == asks) {
+            return false;
+        }
         let wanted: BTreeSet<Selector> = self.engine.wanted().cloned().collect();
         let mut answered = false;
         for selector in self.engine.waiting() {
@@ -266,6 +271,9 @@ impl Agent {
                 self.members.remove(&selector);
                 self.unsaved.members.retain(|(of, _), _| *of != selector);
                 self.unsaved.selectors.insert(selector, None);
+            }
+            if let Some(link) = &mut self.link {
+                link.followed = asks;
             }
         }
         self.update_subscriptions(&wanted);
@@ -325,8 +333,7 @@ impl Agent {
         let before = link.published.as_ref().unwrap_or(&nothing);
         let complete = link.published.is_none();
         let changed = now.iter().filter(|(name, workload)| before.get(*name) != Some(workload));
-        let upserts: Vec<_> =
-            changed.map(|(_, workload)| workload.to_json().to_string().into_bytes().into()).collect();
+        let upserts: Vec<_> = changed.map(|(_, workload)| workload.to_json_text().into()).collect();
         let removes: Vec<_> = before.keys().filter(|name| !now.contains_key(*name)).cloned().collect();
         if !complete && upserts.is_empty() && removes.is_empty() {
             return;

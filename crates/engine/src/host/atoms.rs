@@ -77,6 +77,8 @@ pub(super) struct Atoms {
     /// Atoms that nobody reads any more, still part of the classes.
     retired: BTreeSet<AtomId>,
     next: AtomId,
+    /// How often selectors have come, gone or been answered.
+    asks: u64,
 }
 
 impl Atoms {
@@ -94,6 +96,7 @@ impl Atoms {
                 true
             }
             AtomKind::Selector(selector) => {
+                self.asks += 1;
                 for entity in self.locals.values().filter(|entity| matches(selector, &entity.labels)) {
                     entity.prefixes.iter().for_each(|prefix| classes.add(*prefix, id));
                     local.insert(Arc::clone(&entity.name), Prefixes::new(&entity.prefixes));
@@ -144,8 +147,13 @@ impl Atoms {
             for prefix in atom.remote.values().chain(atom.local.values()).flat_map(Prefixes::as_slice) {
                 classes.remove(*prefix, id);
             }
+            self.asks += u64::from(matches!(atom.kind, AtomKind::Selector(_)));
             self.ids.remove(&atom.kind);
         }
+    }
+
+    pub(super) fn asks(&self) -> u64 {
+        self.asks
     }
 
     pub(super) fn selectors(&self) -> impl Iterator<Item = &Selector> {
@@ -213,7 +221,7 @@ impl Atoms {
             atom.remote_ports.remove(&name);
             replace(classes, id, &mut atom.remote, &name, None);
         }
-        atom.resolved = true;
+        self.asks += u64::from(!std::mem::replace(&mut atom.resolved, true));
     }
 
     pub(super) fn change_members(

@@ -12,12 +12,14 @@ use super::atoms::{AtomKind, Atoms};
 use super::bind::{self, Subject};
 use super::naming::{Naming, namings};
 use super::own::own_families;
-use super::{HostEngine, NotReady, Slot, SubjectKey};
+use super::slots::{Slot, SubjectKey};
+use super::{HostEngine, NotReady};
 use crate::program::Program;
 
 impl HostEngine {
     /// Finds or makes the compiled policies that an endpoint should be bound to.
     pub(super) fn choose(&mut self, name: &Arc<str>) {
+        self.unbound.insert(Arc::clone(name));
         let Some(local) = self.locals.get(name) else { return };
         let entity = local.endpoint.entity.clone();
         let forwarded = local.endpoint.is_forwarding();
@@ -109,8 +111,8 @@ impl HostEngine {
             tiers_version: self.tiers_version,
             policies: applicable.iter().map(|(_, stored)| stored.version).collect(),
         };
-        if let Some(id) = self.slot_by_key.get(&subject) {
-            return Ok(*id);
+        if let Some(id) = self.slots.find(&subject) {
+            return Ok(id);
         }
         let mut tiers = bind::tiers(
             &self.tiers,
@@ -124,21 +126,18 @@ impl HostEngine {
         }
         let program = Program::new(tiers, (posture, self.rules.id(RuleRef::DefaultPosture)));
         self.atoms.acquire(program.atoms().chain(name_atoms.iter().copied()));
-        let id = CompiledId(self.next_slot);
-        self.next_slot += 1;
-        self.slot_by_key.insert(subject.clone(), id);
-        self.slots.insert(id, Slot { key: subject, program, name_atoms, live: false });
-        Ok(id)
+        Ok(self.slots.insert(Slot::new(subject, program, name_atoms)))
     }
 
     /// Endpoints whose tables were made for other meanings of named ports than those of now are chosen for again.
     pub(super) fn choose_for_renamed_ports(&mut self) {
+        if !self.slots.has_naming() {
+            return;
+        }
         for (name, local) in &self.locals {
-            let stale = local.desired.iter().flatten().filter_map(|id| self.slots.get(id)).any(|slot| {
-                let subject = &slot.key.subject;
-                let mut named = subject.named.iter();
-                subject.direction == Direction::Egress
-                    && named.any(|(naming, known)| meanings(&self.atoms, naming) != *known)
+            let stale = self.slots.naming(local.desired.into_iter().flatten()).any(|slot| {
+                let mut named = slot.key.subject.named.iter();
+                named.any(|(naming, known)| meanings(&self.atoms, naming) != *known)
             });
             if stale {
                 self.dirty.insert(Arc::clone(name));

@@ -35,7 +35,7 @@ impl HostEngine {
         let mut result: BTreeMap<Arc<str>, Vec<NotReady>> = BTreeMap::new();
         for (name, local) in &self.locals {
             let mut reasons: BTreeSet<NotReady> = local.broken.iter().cloned().collect();
-            for slot in local.desired.iter().flatten().filter_map(|id| self.slots.get(id)) {
+            for slot in local.desired.iter().flatten().filter_map(|id| self.slots.get(*id)) {
                 let waiting = slot.atoms().filter(|atom| !self.atoms.is_resolved(*atom));
                 let selectors = waiting.filter_map(|atom| self.atoms.selector(atom).cloned());
                 reasons.extend(selectors.map(NotReady::Waiting));

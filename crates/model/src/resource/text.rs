@@ -75,6 +75,9 @@ fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> R
     T::deserialize(deserializer).map(Some)
 }
 
+/// Larger than what is written of most workloads.
+const USUAL_BYTES: usize = 512;
+
 /// What is written of a workload.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -193,8 +196,16 @@ impl Resource {
                 source: spec.source.as_deref(),
             },
         };
+        let mut text = Vec::with_capacity(USUAL_BYTES);
         // Nothing in it can fail to be written; a document says the same.
-        serde_json::to_string(&written).unwrap_or_else(|_| self.to_json().to_string())
+        match serde_json::to_writer(&mut text, &written).map(|()| String::from_utf8(text)) {
+            Ok(Ok(mut text)) => {
+                // It is kept for as long as the workload is.
+                text.shrink_to_fit();
+                text
+            }
+            Ok(Err(_)) | Err(_) => self.to_json().to_string(),
+        }
     }
 }
 
