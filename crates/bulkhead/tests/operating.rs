@@ -181,7 +181,25 @@ const STEPS: &[Step] = &[
         "bulkhead certificate revoke relay/site1",
         AsItStands,
         "at LINE 'bulkhead status | grep site1'",
-        "eventually LINE '! connected'
+        "eventually LINE '! connected'",
+    ),
+    step(
+        "bulkhead relay list",
+        AsItStands,
+        "",
+        "at LINE 'grep -E \"^site1 +site1-\\*,web1 +20\" last'
+         at LINE 'bulkhead relay list -o json | answer \"a[\\\"items\\\"][0][\\\"hosts\\\"] == [\\\"site1-*\\\", \\\"web1\\\"]\"'",
+    ),
+    step(
+        "bulkhead relay delete site1",
+        AsItStands,
+        "",
+        "at LINE 'grep \"relay site1 is deleted\" last'
+         refused LINE 'bulkhead relay list | grep site1'
+         refused LINE 'bulkhead relay delete site1'
+         refused LINE 'bulkhead relay --name site1 list'
+         at LINE 'bulkhead token create --relay site1 --hosts web1'
+         at LINE 'bulkhead relay delete site1 --output json | answer \"a[\\\"hosts\\\"] == [\\\"web1\\\"]\"'
          stop agent; stop relay; stop c1; stop etcd KILL",
     ),
 ];

@@ -640,6 +640,79 @@ async fn a_revoked_relay_sends_its_agents_elsewhere_and_may_join_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_deleted_relay_is_shut_out_and_its_name_is_free() {
+    let fixture = Fixture::new().await;
+    let remote = self::remote(&fixture, &["s1-*"]).await;
+    let listed = async || fixture.get(&format!("{V1}/relays")).await["items"].clone();
+    let all = listed().await;
+    assert_eq!((&all[0]["name"], &all[0]["hosts"]), (&json!("site1"), &json!(["s1-*"])), "{all}");
+    assert!(
+        all[0]["by"].as_str().unwrap().starts_with("operator/root") && all[0]["since"].is_string(),
+        "{all}"
+    );
+    let mut a = remote.site.agent("s1-a").await;
+    let (of_a, own) = (
+        credentials(fixture.authority(), &Identity::agent("s1-a").unwrap()),
+        Credentials::load(&remote.directory.path().join("identity"), relay::IDENTITY_FILES).unwrap().unwrap(),
+    );
+    // More tokens than one transaction removes; others stay.
+    let mut unused = String::new();
+    for _ in 0..101 {
+        unused = relay_token(&fixture, &["s1-*"]).await;
+    }
+    fixture.token(json!({ "relay": "site2", "hosts": ["s2-*"] })).await;
+    fixture.token(json!({ "host": "site1" })).await;
+    remote.is_connected().await;
+    let mut again = remote.site.agent_at("s1-a", "", 0).await;
+    again.welcomed().await;
+    a.ended().await;
+
+    assert_eq!(fixture.delete("relays/site1").await, 200);
+    again.ended().await;
+    eventually("its host has no session", async || agent_of(&fixture, "s1-a").await["connected"] == false)
+        .await;
+    remote.reads("/readyz", "no controller lets this relay in").await;
+    let behind = ends(&remote.site, &of_a, Hello { host: "s1-a".into(), ..Hello::default() }).await;
+    assert!(is_elsewhere(&behind.unwrap()));
+    fixture.agent("s1-a").await;
+    let all = listed().await;
+    assert!(all.as_array().unwrap().len() == 1 && all[0]["name"] == "site2", "{all}");
+    let status = fixture.get(&format!("{V1}/status")).await;
+    assert_eq!(status["relays"].as_array().unwrap().len(), 1, "{status}");
+    let tokens = fixture.get(&format!("{V1}/tokens")).await["items"].clone();
+    assert_eq!(tokens.as_array().unwrap().len(), 2, "{tokens}");
+    for nobody in ["relays/site1", "relays/never", "relays/a%2Fb"] {
+        assert_eq!(fixture.delete(nobody).await, 404, "{nobody}");
+    }
+    let elsewhere = tempfile::tempdir().unwrap();
+    let refused = relay::start(relay_config(&fixture, elsewhere.path(), Some(unused))).await.unwrap_err();
+    assert!(refused.to_string().contains("unknown, used up, or expired"), "{refused}");
+
+    // A new one has the name, and what the former has is good for nothing beside it.
+    let new = self::remote(&fixture, &["s1-*"]).await;
+    let mut a = new.site.agent("s1-a").await;
+    let former = ends(&fixture, &own, Hello::default()).await.unwrap();
+    assert_eq!(former.code(), Code::Unauthenticated, "{former:?}");
+    remote.reads("/readyz", "no controller lets this relay in").await;
+    a.hears_nothing().await;
+    new.reads("/readyz", "ok").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn that_a_relay_is_deleted_stands_in_the_audit_log() {
+    let (config, _directory) = restartable().await;
+    let audit = config.data_directory.join("audit/audit.jsonl");
+    let fixture = Fixture::with(config).await;
+    relay_token(&fixture, &["s1-*"]).await;
+    assert_eq!(fixture.delete("relays/site1").await, 200);
+    assert_eq!(fixture.delete("relays/site1").await, 404, "what is not there is not deleted");
+    let text = std::fs::read_to_string(audit).unwrap();
+    let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let deleted: Vec<_> = lines.filter(|line| line.to_string().contains("relay delete")).collect();
+    assert!(deleted.len() == 1 && deleted[0].to_string().contains("s1-*"), "{deleted:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_relay_with_a_token_of_another_fleet_joins_that() {
     let (former, fixture) = (Fixture::new().await, Fixture::new().await);
     let Remote { relay, directory, .. } = remote(&former, &["s1-*"]).await;
