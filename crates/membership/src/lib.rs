@@ -15,6 +15,7 @@ use bulkhead_wire::proto::distribution_client::DistributionClient;
 use bulkhead_wire::proto::{EnrollRequest, Enrollment, RenewRequest};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::watch;
 use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 
@@ -79,7 +80,7 @@ pub struct Membership {
     controllers: Vec<String>,
     /// Which of them is in use.
     in_use: AtomicUsize,
-    current: Mutex<Option<Arc<Credentials>>>,
+    current: watch::Sender<Option<Arc<Credentials>>>,
     /// The controller has said that the certificate is good for nothing: it is revoked, perhaps.
     refused: AtomicBool,
     /// Of the session; what else is told to the controller takes the same connection.
@@ -105,7 +106,7 @@ impl Membership {
             let holder = credentials.holder();
             holder.is_ok_and(|holder| holder.identity == identity)
         };
-        let current = Mutex::new(credentials.filter(own).map(Arc::new));
+        let current = watch::Sender::new(credentials.filter(own).map(Arc::new));
         let (controllers, in_use) = (by_preference(identity.name(), &controllers), AtomicUsize::new(0));
         Ok(Self {
             identity,
@@ -170,7 +171,12 @@ impl Membership {
     }
 
     fn credentials(&self) -> Option<Arc<Credentials>> {
-        lock(&self.current).clone()
+        self.current.borrow().clone()
+    }
+
+    /// What it has, whenever that is another: a renewed certificate, other authorities.
+    pub fn changes(&self) -> watch::Receiver<Option<Arc<Credentials>>> {
+        self.current.subscribe()
     }
 
     /// A new connection to the controller in use; joins before, if there is no valid certificate, or a token that may be worth
@@ -285,13 +291,44 @@ impl Membership {
         }
         credentials.save(&self.directory, self.files).map_err(unusable)?;
         let credentials = Arc::new(credentials);
-        *lock(&self.current) = Some(Arc::clone(&credentials));
+        self.current.send_replace(Some(Arc::clone(&credentials)));
         Ok(credentials)
     }
 
-    /// Renews the certificate whenever half of its life is over, for as long as the agent runs.
+    /// Takes up what somebody has put into the directory: another bundle of authorities, or what an authority of one's own
+    /// has signed.
+    fn look_into_directory(&self) {
+        let Some(before) = self.credentials() else { return };
+        // Not there, or half of it: somebody is writing.
+        let Ok(Some(found)) = Credentials::load(&self.directory, self.files) else { return };
+        let texts = |one: &Credentials| [one.certificate.clone(), one.key.clone(), one.authorities.clone()];
+        if texts(&found) == texts(&before) {
+            return;
+        }
+        let is_ours = found.holder().is_ok_and(|holder| holder.identity == self.identity);
+        let is_good = is_ours && found.valid_at(SystemTime::now()).unwrap_or(false);
+        // A certificate and another's key are no pair.
+        if !is_good || client_config(&found.authorities, Some(&found), PROTOCOL).is_err() {
+            return;
+        }
+        let taken = self.current.send_if_modified(|current| {
+            // Unless it has joined meanwhile: then it looks again.
+            let is_as_before = current.as_ref().is_some_and(|current| Arc::ptr_eq(current, &before));
+            if is_as_before {
+                *current = Some(Arc::new(found));
+            }
+            is_as_before
+        });
+        if taken {
+            tracing::info!(directory = %self.directory.display(), "took up other files of the certificate");
+        }
+    }
+
+    /// Renews the certificate whenever half of its life is over, and takes up what is put into its directory, for as long as
+    /// the agent runs.
     pub async fn keep_current(self: Arc<Self>) {
         loop {
+            self.look_into_directory();
             let due = self.credentials().and_then(|own| own.holder().ok()).map(|own| {
                 let left = own.not_after.duration_since(SystemTime::now()).unwrap_or_default();
                 (own.renew_at() <= SystemTime::now(), left / LOOKS_PER_LIFE)
@@ -379,7 +416,7 @@ mod tests {
                 token: token.map(|authority| JoinToken::generate(authority.certificate())),
                 controllers: Vec::new(),
                 in_use: AtomicUsize::new(0),
-                current: Mutex::new(Some(Arc::new(own.clone()))),
+                current: watch::Sender::new(Some(Arc::new(own.clone()))),
                 refused: AtomicBool::new(false),
                 channel: Mutex::new(None),
             };

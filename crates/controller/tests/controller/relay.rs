@@ -1,11 +1,11 @@
 //! Agents behind a relay, and what it may and may not do.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bulkhead_controller::relay::{self, Relay};
 use bulkhead_controller::{Config, StoreKind};
-use bulkhead_identity::{Credentials, Identity, JoinToken, Key, tls};
+use bulkhead_identity::{Authority, Credentials, Identity, JoinToken, Key, tls};
 use bulkhead_wire::proto::agent_message::Body as Up;
 use bulkhead_wire::proto::controller_message::Body as Down;
 use bulkhead_wire::proto::{
@@ -435,6 +435,68 @@ async fn hosts_of_a_relay_that_is_gone_are_kept_for_the_grace() {
     beats.abort();
 }
 
+/// The controllers have another bundle: a relay hears of it when it renews its certificate, and lets agents in by it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changed_bundle_of_the_controllers_reaches_a_running_relay() {
+    let (config, _directory) = restartable().await;
+    let config = Config { certificate_lifetime_s: 8, ..config };
+    let fixture = Fixture::with(config.clone()).await;
+    let remote = remote(&fixture, &["s1-*"]).await;
+    let mut a = remote.site.agent("s1-a").await;
+    let new = Authority::generate("new", SystemTime::now()).unwrap();
+    let of_new = credentials(&new, &Identity::agent("s1-b").unwrap());
+    let comes_in = async || {
+        let hello = Hello { host: "s1-b".into(), ..Hello::default() };
+        ends(&remote.site, &of_new, hello).await.is_none()
+    };
+    assert!(!comes_in().await);
+    fixture.controller.shutdown().await.unwrap();
+    let path = config.identity_directory().join("ca.crt");
+    std::fs::write(&path, std::fs::read_to_string(&path).unwrap() + new.bundle()).unwrap();
+    let _fixture = Fixture::with(config).await;
+    eventually("its certificate is good now", comes_in).await;
+    a.hears_nothing().await;
+}
+
+/// The same with what somebody puts into the relay's directory.
+#[tokio::test(flavor = "multi_thread")]
+async fn other_files_of_a_relays_certificate_are_taken_up() {
+    let (config, _directory) = restartable().await;
+    let [old, new] = ["old", "new"].map(|name| Authority::generate(name, SystemTime::now()).unwrap());
+    let both = format!("{}{}", old.bundle(), new.bundle());
+    old.save(&config.identity_directory()).unwrap();
+    std::fs::write(config.identity_directory().join("ca.crt"), &both).unwrap();
+    // So that it is looked every three seconds, and renewed after thirty.
+    let fixture = Fixture::with(Config { certificate_lifetime_s: 60, ..config }).await;
+    let remote = remote(&fixture, &["s1-*"]).await;
+    let mut a = remote.site.agent("s1-a").await;
+    let of_new = credentials(&new, &Identity::agent("s1-b").unwrap());
+    let comes_in = async || {
+        let hello = Hello { host: "s1-b".into(), ..Hello::default() };
+        ends(&remote.site, &of_new, hello).await.is_none()
+    };
+    assert!(comes_in().await);
+    let files = remote.directory.path().join("identity");
+    std::fs::write(files.join("ca.crt"), old.bundle()).unwrap();
+    eventually("one authority is gone", async || !comes_in().await).await;
+    // What is no bundle, and a certificate whose key is another's or whose holder is, change nothing.
+    std::fs::write(files.join("ca.crt"), "nothing").unwrap();
+    let site1 =
+        Credentials { authorities: both.clone(), ..credentials(&new, &Identity::relay("site1").unwrap()) };
+    let others = Credentials { authorities: both, ..credentials(&new, &Identity::relay("site2").unwrap()) };
+    for wrong in [Credentials { key: others.key.clone(), ..site1.clone() }, others] {
+        wrong.save(&files, relay::IDENTITY_FILES).unwrap();
+        tokio::time::sleep(Duration::from_millis(3500)).await;
+        assert!(!comes_in().await);
+    }
+    site1.save(&files, relay::IDENTITY_FILES).unwrap();
+    eventually("both are there", comes_in).await;
+    // It shows its new certificate, which only the new authority vouches for.
+    let by_new = tls::client_config(new.bundle(), Some(&of_new), "h2").unwrap();
+    tls::connect_as_agent(&remote.relay.agents.to_string(), &by_new).await.unwrap();
+    a.hears_nothing().await;
+}
+
 /// A relay that starts anew knows nothing until its controller has told it; its agents are told everything once.
 #[tokio::test(flavor = "multi_thread")]
 async fn agents_come_back_to_a_relay_that_was_restarted() {
@@ -507,7 +569,7 @@ async fn a_relay_speaks_for_its_own_hosts_alone_and_an_agent_for_itself() {
     // A host that is not on its list, a certificate of another, one of another authority, and none.
     assert_eq!(code(&site, for_host("other", &other)).await, denied);
     assert_eq!(code(&site, for_host("s1-a", &b)).await, denied);
-    let stranger = bulkhead_identity::Authority::generate("x", std::time::SystemTime::now()).unwrap();
+    let stranger = Authority::generate("x", SystemTime::now()).unwrap();
     let forged = credentials(&stranger, &Identity::agent("s1-a").unwrap());
     assert_eq!(code(&site, for_host("s1-a", &forged)).await, denied);
     assert_eq!(code(&site, Hello { host: "s1-a".into(), ..Hello::default() }).await, denied);
@@ -642,7 +704,7 @@ async fn a_revoked_relay_sends_its_agents_elsewhere_and_may_join_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deleted_relay_is_shut_out_and_its_name_is_free() {
     let fixture = Fixture::new().await;
-    let remote = self::remote(&fixture, &["s1-*"]).await;
+    let remote = remote(&fixture, &["s1-*"]).await;
     let listed = async || fixture.get(&format!("{V1}/relays")).await["items"].clone();
     let all = listed().await;
     assert_eq!((&all[0]["name"], &all[0]["hosts"]), (&json!("site1"), &json!(["s1-*"])), "{all}");
