@@ -26,10 +26,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bulkhead_identity::Identity;
 use bulkhead_identity::door::Limits;
 use bulkhead_identity::tls::{self, ServerIdentity, ServerSettings};
-use bulkhead_identity::{Credentials, Identity};
-use bulkhead_membership::{Membership, MembershipError, Place};
+use bulkhead_membership::{Held, Membership, MembershipError, Place};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
@@ -223,12 +223,13 @@ pub async fn start(config: Config) -> Result<Relay, Error> {
 
 /// Shows agents a renewed certificate, and lets them in by the authorities that it came with.
 async fn show_current(
-    changes: &mut watch::Receiver<Option<Arc<Credentials>>>,
+    changes: &mut watch::Receiver<Option<Held>>,
     server: &ServerIdentity,
     settings: &ServerSettings,
 ) {
     while changes.changed().await.is_ok() {
-        let Some(now) = changes.borrow_and_update().clone() else { continue };
+        let held = changes.borrow_and_update().clone();
+        let Some(Held { credentials: now, .. }) = held else { continue };
         if let Err(error) = settings.trust(&now.authorities).and_then(|()| server.replace(&now)) {
             tracing::error!(%error, "the relay's new certificate cannot be used");
         }
