@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use bulkhead_engine::LocalEndpoint;
 use bulkhead_model::flow::{Decision, FlowEnd, FlowRecord, RawFlow};
@@ -16,6 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::address_book::{AddressBook, Owner};
+use crate::clock;
 use crate::config::{FLOW_QUEUE_LEN, FLOW_RING_LEN};
 use crate::trace;
 use crate::trace::Watched;
@@ -48,8 +49,8 @@ pub(crate) struct Clock {
 
 impl Clock {
     pub(crate) fn now() -> Self {
-        let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        Self { monotonic_ns: monotonic_ns(), unix_ms: u64::try_from(unix.as_millis()).unwrap_or_default() }
+        let unix_ms = u64::try_from(clock::since_epoch().as_millis()).unwrap_or_default();
+        Self { monotonic_ns: monotonic_ns(), unix_ms }
     }
 
     fn unix_ms(self, monotonic_ns: u64) -> u64 {

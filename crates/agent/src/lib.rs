@@ -28,6 +28,7 @@ use tokio::sync::{mpsc, watch};
 
 mod address_book;
 mod api;
+mod clock;
 pub mod config;
 mod disk;
 mod flows;

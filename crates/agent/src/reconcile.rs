@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use bulkhead_dataplane::{Dataplane, DataplaneError};
 use bulkhead_discover::{Found, NotManaged};
@@ -26,7 +26,7 @@ use crate::hosts::Here;
 use crate::inputs::{Input, sources};
 use crate::locals::Locals;
 use crate::session::{Conversation, Progress};
-use crate::{AgentError, Config};
+use crate::{AgentError, Config, clock};
 
 mod controller;
 mod cost;
@@ -50,7 +50,7 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(2);
 
 /// The second that it is now.
 fn now() -> Timestamp {
-    Timestamp::since_epoch(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default())
+    Timestamp::since_epoch(clock::since_epoch())
 }
 
 /// What holds until the repository says otherwise.
@@ -493,3 +493,6 @@ async fn readable(events: Option<&AsyncFd<OwnedFd>>) {
         None => tokio::time::sleep(Duration::from_millis(100)).await,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -23,7 +23,7 @@ pub(crate) use daemons::{
 };
 pub(crate) use fleet::{SimArgs, SimStore};
 pub(crate) use identities::{
-    CertificateArgs, CertificateCommand, InitArgs, KubeconfigArgs, TokenArgs, TokenCommand,
+    CertificateArgs, CertificateCommand, InitArgs, KubeconfigArgs, RelayCommand, TokenArgs, TokenCommand,
 };
 pub(crate) use stores::{EtcdArgs, StoreArgs, StoreCommand, StoreSettings};
 
@@ -104,7 +104,7 @@ pub(crate) enum Command {
     Controller(ControllerArgs),
     /// Run the agent of this host
     Agent(AgentArgs),
-    /// Run a relay: a controller to the agents of a remote site, and one subscriber to the controllers
+    /// Run a relay: a controller to the agents of a remote site, and one subscriber to the controllers; list and delete relays
     Relay(RelayArgs),
     /// Run controller and agent on one host
     Standalone(StandaloneArgs),

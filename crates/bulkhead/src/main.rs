@@ -56,7 +56,10 @@ async fn run(cli: Cli) -> Result<(), Failure> {
     match command {
         Command::Controller(args) => daemons::controller(&args).await,
         Command::Agent(args) => daemons::agent(&common, &args).await,
-        Command::Relay(args) => daemons::relay(&args).await,
+        Command::Relay(args) => match &args.command {
+            None => daemons::relay(&args).await,
+            Some(command) => commands::identities::relay(&common, command).await,
+        },
         Command::Standalone(args) => daemons::standalone(&common, &args).await,
         Command::Init(args) => commands::identities::init(&common, &args),
         Command::Token(args) => commands::identities::token(&common, &args.command).await,

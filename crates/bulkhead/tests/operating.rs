@@ -1,11 +1,15 @@
 //! The commands of docs/operating.md, each of them run in the order in which they stand there, on a machine of its own (see
-//! `operating/prelude.sh`). What cannot be run as it stands is listed in [`STEPS`] with the reason.
+//! `operating/prelude.sh`). What cannot be run as it stands is listed in [`STEPS`] with the reason. Its blocks of settings are
+//! loaded by the programs whose they are.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+
+use bulkhead_model::document;
+use serde_json::{Map, Value};
 
 const BINARY: &str = env!("CARGO_BIN_EXE_bulkhead");
 
@@ -181,7 +185,25 @@ const STEPS: &[Step] = &[
         "bulkhead certificate revoke relay/site1",
         AsItStands,
         "at LINE 'bulkhead status | grep site1'",
-        "eventually LINE '! connected'
+        "eventually LINE '! connected'",
+    ),
+    step(
+        "bulkhead relay list",
+        AsItStands,
+        "",
+        "at LINE 'grep -E \"^site1 +site1-\\*,web1 +20\" last'
+         at LINE 'bulkhead relay list -o json | answer \"a[\\\"items\\\"][0][\\\"hosts\\\"] == [\\\"site1-*\\\", \\\"web1\\\"]\"'",
+    ),
+    step(
+        "bulkhead relay delete site1",
+        AsItStands,
+        "",
+        "at LINE 'grep \"relay site1 is deleted\" last'
+         refused LINE 'bulkhead relay list | grep site1'
+         refused LINE 'bulkhead relay delete site1'
+         refused LINE 'bulkhead relay --name site1 list'
+         at LINE 'bulkhead token create --relay site1 --hosts web1'
+         at LINE 'bulkhead relay delete site1 --output json | answer \"a[\\\"hosts\\\"] == [\\\"web1\\\"]\"'
          stop agent; stop relay; stop c1; stop etcd KILL",
     ),
 ];
@@ -355,6 +377,80 @@ fn every_command_of_the_document_runs() {
     let (said, wrong) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     println!("{said}");
     assert!(output.status.success() && said.ends_with("all done\n"), "{said}\n{wrong}");
+}
+
+/// Blocks of settings, by their first line, with the program whose they are.
+const SETTINGS: &[(&str, &str)] = &[("oidc:", "controller"), ("store: etcd", "controller")];
+
+/// Fenced blocks of `yaml` that hold no objects.
+fn settings(text: &str) -> Vec<&str> {
+    let blocks = text.split("\n```yaml\n").skip(1).map(|rest| rest.split("\n```").next().unwrap());
+    blocks.filter(|block| !block.contains("kind:")).collect()
+}
+
+/// What a program says of settings: no more than that one of its flags cannot be used, which it looks at after them.
+fn said_of(program: &str, settings: &str) -> String {
+    let directory = tempfile::tempdir().unwrap();
+    let path = |name: &str| directory.path().join(name);
+    std::fs::write(path("settings.yaml"), settings).unwrap();
+    let mut command = Command::new(BINARY);
+    command.arg(program).arg("--config").arg(path("settings.yaml"));
+    match program {
+        // Below a file no directory can be made.
+        "controller" => {
+            command.args(["--store", "memory:", "--socket", "none", "--data-dir"]);
+            command.arg(path("settings.yaml").join("data"));
+        }
+        _ => {
+            command.arg("--join-token-file").arg(path("token"));
+        }
+    }
+    let output = command.output().unwrap();
+    assert!(!output.status.success(), "{program}: {output:?}");
+    String::from_utf8(output.stderr).unwrap()
+}
+
+/// The same settings with a key that nobody knows, in each mapping that there is.
+fn with_unknown_keys(settings: &Value) -> Vec<Value> {
+    let Value::Object(map) = settings else { return Vec::new() };
+    let mut all = vec![settings.clone()];
+    all[0]["nobodyKnows"] = Value::from(1);
+    for (key, value) in map {
+        all.extend(with_unknown_keys(value).into_iter().map(|value| {
+            let mut whole = settings.clone();
+            whole[key] = value;
+            whole
+        }));
+    }
+    all
+}
+
+#[test]
+fn every_block_of_settings_is_loaded() {
+    let text = std::fs::read_to_string(manual()).unwrap();
+    let blocks = settings(&text);
+    for (first, _) in SETTINGS {
+        let found = blocks.iter().any(|block| block.lines().next() == Some(*first));
+        assert!(found, "no longer in the document: {first}");
+    }
+    let mut programs = vec![("controller", ""), ("agent", ""), ("relay", "")];
+    for block in blocks {
+        let first = block.lines().next();
+        let known = SETTINGS.iter().find(|(line, _)| Some(*line) == first);
+        let (_, program) = known.unwrap_or_else(|| panic!("whose settings are these?\n{block}"));
+        programs.push((program, block));
+    }
+    for (program, block) in programs {
+        let said = said_of(program, block);
+        let last = if program == "controller" { "Not a directory" } else { "cannot read" };
+        assert!(said.contains(last) && !said.contains("settings.yaml:"), "{program}:\n{block}\n{said}");
+        let documents = document::read("operating.md", block).unwrap();
+        let read = documents.first().map_or_else(|| Value::Object(Map::new()), |one| one.to_json());
+        for wrong in with_unknown_keys(&read) {
+            let said = said_of(program, &wrong.to_string());
+            assert!(said.contains("unknown field `nobodyKnows`"), "{program}:\n{wrong}\n{said}");
+        }
+    }
 }
 
 /// Commands in running text are at least commands that there are.

@@ -196,6 +196,18 @@ pub(crate) const ROUTES: &[Route] = &[
         handlers: || axum::routing::delete(identities::delete_token),
     },
     Route {
+        path: "/apis/bulkhead.dev/v1/relays",
+        whom: Whom::Admins,
+        methods: &["get"],
+        handlers: || axum::routing::get(identities::relays),
+    },
+    Route {
+        path: "/apis/bulkhead.dev/v1/relays/{name}",
+        whom: Whom::Admins,
+        methods: &["delete"],
+        handlers: || axum::routing::delete(identities::delete_relay),
+    },
+    Route {
         path: "/apis/bulkhead.dev/v1/certificates",
         whom: Whom::Admins,
         methods: &["post"],

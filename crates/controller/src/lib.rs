@@ -39,6 +39,8 @@ mod flows;
 mod guard;
 mod members;
 mod metrics;
+#[cfg(test)]
+mod modelled;
 pub mod relay;
 mod repository;
 mod stopping;

@@ -28,8 +28,8 @@ use std::time::Duration;
 
 use bulkhead_identity::Identity;
 use bulkhead_identity::door::Limits;
-use bulkhead_identity::tls::{self, ServerIdentity};
-use bulkhead_membership::{Membership, MembershipError, Place};
+use bulkhead_identity::tls::{self, ServerIdentity, ServerSettings};
+use bulkhead_membership::{Held, Membership, MembershipError, Place};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
@@ -48,8 +48,6 @@ pub const IDENTITY_FILES: &str = "relay";
 const AGENTS_PROTOCOL: &str = "h2";
 /// How long to wait before another attempt to join.
 const JOIN_RETRY: Duration = Duration::from_secs(1);
-/// How often it is looked whether there is a new certificate to show.
-const LOOK_EVERY: Duration = Duration::from_secs(10);
 /// How often an agent is to speak before a controller has said so: a third of a controller's default lease.
 const HEARTBEAT_MS: u32 = 20_000;
 
@@ -164,13 +162,16 @@ pub async fn start(config: Config) -> Result<Relay, Error> {
             }
         }
     };
+    // Before it is used: what is taken up from here on is heard of.
+    let mut changes = membership.changes();
     let server = ServerIdentity::new(&own).map_err(|error| broken(&error))?;
     let config_of_tls =
         tls::server_config(&server, &own.authorities, AGENTS_PROTOCOL).map_err(|error| broken(&error))?;
     let advertised = config.advertise_agents.unwrap_or_else(|| agents_address.to_string());
     let (stop, shutdown) = watch::channel(false);
     let (drain, draining) = watch::channel(false);
-    let (sessions, door) = tls::listen_within(listener, config_of_tls, "agents", Limits::default());
+    let (sessions, door) =
+        tls::listen_within(listener, Arc::clone(&config_of_tls), "agents", Limits::default());
     let shared = Arc::new_cyclic(|this| Shared {
         this: this.clone(),
         name: config.name.clone(),
@@ -207,7 +208,7 @@ pub async fn start(config: Config) -> Result<Relay, Error> {
     parts.spawn(async move {
         tokio::select! {
             () = Arc::clone(&membership).keep_current() => {}
-            () = show_current(&membership, &server) => {}
+            () = show_current(&mut changes, &server, &config_of_tls) => {}
             () = stopped(&mut shut) => {}
         }
         Ok(())
@@ -220,18 +221,17 @@ pub async fn start(config: Config) -> Result<Relay, Error> {
     Ok(Relay { agents: agents_address, probes: probes_address, drain, stop, parts, shared })
 }
 
-/// Shows agents a renewed certificate.
-async fn show_current(membership: &Membership, server: &ServerIdentity) {
-    let mut shown = membership.valid_credentials();
-    loop {
-        tokio::time::sleep(LOOK_EVERY).await;
-        let Some(now) = membership.valid_credentials() else { continue };
-        if shown.as_ref().is_some_and(|shown| shown.certificate == now.certificate) {
-            continue;
-        }
-        match server.replace(&now) {
-            Ok(()) => shown = Some(now),
-            Err(error) => tracing::error!(%error, "the relay's new certificate cannot be used"),
+/// Shows agents a renewed certificate, and lets them in by the authorities that it came with.
+async fn show_current(
+    changes: &mut watch::Receiver<Option<Held>>,
+    server: &ServerIdentity,
+    settings: &ServerSettings,
+) {
+    while changes.changed().await.is_ok() {
+        let held = changes.borrow_and_update().clone();
+        let Some(Held { credentials: now, .. }) = held else { continue };
+        if let Err(error) = settings.trust(&now.authorities).and_then(|()| server.replace(&now)) {
+            tracing::error!(%error, "the relay's new certificate cannot be used");
         }
     }
 }

@@ -112,12 +112,46 @@ fn roots(authorities: &str) -> Result<Arc<RootCertStore>, CredentialsError> {
     Ok(Arc::new(roots))
 }
 
+/// What a listener shows and whom it trusts; both can be replaced while it serves.
+#[derive(Debug)]
+pub struct ServerSettings {
+    identity: Arc<ServerIdentity>,
+    protocol: String,
+    current: RwLock<Arc<ServerConfig>>,
+}
+
+impl ServerSettings {
+    /// Asks callers for a certificate of these authorities from the next handshake on.
+    ///
+    /// # Errors
+    /// If they cannot be used; the ones before stay.
+    pub fn trust(&self, authorities: &str) -> Result<(), CredentialsError> {
+        // A whole new one: with the old one's memory of sessions, callers would come in unasked.
+        let new = made(&self.identity, authorities, &self.protocol)?;
+        *self.current.write().unwrap_or_else(PoisonError::into_inner) = new;
+        Ok(())
+    }
+
+    fn current(&self) -> Arc<ServerConfig> {
+        Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
 /// For a listener: asks callers for a certificate of the authorities, and lets those without one in as nobody.
 /// `protocol` is what is spoken inside (ALPN).
 ///
 /// # Errors
 /// If the authorities cannot be used.
 pub fn server_config(
+    identity: &Arc<ServerIdentity>,
+    authorities: &str,
+    protocol: &str,
+) -> Result<Arc<ServerSettings>, CredentialsError> {
+    let current = RwLock::new(made(identity, authorities, protocol)?);
+    Ok(Arc::new(ServerSettings { identity: Arc::clone(identity), protocol: protocol.to_owned(), current }))
+}
+
+fn made(
     identity: &Arc<ServerIdentity>,
     authorities: &str,
     protocol: &str,
@@ -293,19 +327,18 @@ pub async fn connect_to(
 
 /// Accepts until the receiver is dropped, with the usual [`Limits`]. Handshakes run beside each other, so that a caller that
 /// says nothing holds up nobody.
-pub fn listen(listener: TcpListener, config: Arc<ServerConfig>) -> mpsc::Receiver<Incoming> {
+pub fn listen(listener: TcpListener, config: Arc<ServerSettings>) -> mpsc::Receiver<Incoming> {
     listen_within(listener, config, "tls", Limits::default()).0
 }
 
 /// The same within these limits, by a `name` for the log; the [`Door`] tells who is there.
 pub fn listen_within(
     listener: TcpListener,
-    config: Arc<ServerConfig>,
+    config: Arc<ServerSettings>,
     name: &'static str,
     limits: Limits,
 ) -> (mpsc::Receiver<Incoming>, Arc<Door>) {
     let (accepted, incoming) = mpsc::channel(ACCEPTED_LEN);
-    let acceptor = TlsAcceptor::from(config);
     let door = Door::new(name, limits);
     let own = Arc::clone(&door);
     tokio::spawn(async move {
@@ -324,7 +357,8 @@ pub fn listen_within(
             };
             // Closed if there is none.
             let Some(place) = own.pending(remote.ip()) else { continue };
-            let (acceptor, accepted, door) = (acceptor.clone(), accepted.clone(), Arc::clone(&own));
+            let acceptor = TlsAcceptor::from(config.current());
+            let (accepted, door) = (accepted.clone(), Arc::clone(&own));
             tokio::spawn(async move {
                 // Boxed, since thousands may wait and few are at it.
                 let handshake = async {

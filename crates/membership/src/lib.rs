@@ -1,11 +1,14 @@
 //! How an agent or a relay is known to the controllers: it joins with a token, has a certificate, renews it, and finds a
 //! controller that answers.
 
+mod clock;
+mod held;
+
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use bulkhead_identity::tls::{self, client_config, joining_client_config};
 use bulkhead_identity::{
@@ -15,8 +18,11 @@ use bulkhead_wire::proto::distribution_client::DistributionClient;
 use bulkhead_wire::proto::{EnrollRequest, Enrollment, RenewRequest};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::watch;
 use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
+
+pub use held::Held;
 
 /// The key of somebody that has asked to join and has no answer yet. If the answer was lost, whoever has the key may ask again.
 const JOINING_KEY: &str = "joining.key";
@@ -30,7 +36,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 const KEEPALIVE: Duration = Duration::from_secs(10);
 /// How often it is looked at whether the certificate is to be renewed, and a failed renewal is tried again.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
-/// The same for certificates that last for minutes, as tests have them: a part of what is left of their life.
+/// The same for certificates that last for minutes, as tests have them: a part of their life.
 const LOOKS_PER_LIFE: u32 = 20;
 
 /// Who somebody is to be, and where.
@@ -79,7 +85,7 @@ pub struct Membership {
     controllers: Vec<String>,
     /// Which of them is in use.
     in_use: AtomicUsize,
-    current: Mutex<Option<Arc<Credentials>>>,
+    current: watch::Sender<Option<Held>>,
     /// The controller has said that the certificate is good for nothing: it is revoked, perhaps.
     refused: AtomicBool,
     /// Of the session; what else is told to the controller takes the same connection.
@@ -105,7 +111,8 @@ impl Membership {
             let holder = credentials.holder();
             holder.is_ok_and(|holder| holder.identity == identity)
         };
-        let current = Mutex::new(credentials.filter(own).map(Arc::new));
+        let current = credentials.filter(own).map(Held::found).transpose()?;
+        let current = watch::Sender::new(current);
         let (controllers, in_use) = (by_preference(identity.name(), &controllers), AtomicUsize::new(0));
         Ok(Self {
             identity,
@@ -164,13 +171,23 @@ impl Membership {
         lock(&self.channel).clone()
     }
 
-    /// What it has, if that is good now.
+    /// What it has, if that may be good now: whether it is, decides the clock of whoever is shown it.
     pub fn valid_credentials(&self) -> Option<Arc<Credentials>> {
-        self.credentials().filter(|own| own.valid_at(SystemTime::now()).unwrap_or(false))
+        let held = self.held().filter(|held| held.may_be_good());
+        held.map(|held| held.credentials)
+    }
+
+    fn held(&self) -> Option<Held> {
+        self.current.borrow().clone()
     }
 
     fn credentials(&self) -> Option<Arc<Credentials>> {
-        lock(&self.current).clone()
+        self.held().map(|held| held.credentials)
+    }
+
+    /// What it has, whenever that is another: a renewed certificate, other authorities.
+    pub fn changes(&self) -> watch::Receiver<Option<Held>> {
+        self.current.subscribe()
     }
 
     /// A new connection to the controller in use; joins before, if there is no valid certificate, or a token that may be worth
@@ -284,20 +301,55 @@ impl Membership {
             )));
         }
         credentials.save(&self.directory, self.files).map_err(unusable)?;
-        let credentials = Arc::new(credentials);
-        *lock(&self.current) = Some(Arc::clone(&credentials));
-        Ok(credentials)
+        let held = Held::made(credentials).map_err(unusable)?;
+        self.current.send_replace(Some(held.clone()));
+        Ok(held.credentials)
     }
 
-    /// Renews the certificate whenever half of its life is over, for as long as the agent runs.
+    /// Takes up what somebody has put into the directory: another bundle of authorities, or what an authority of one's own
+    /// has signed.
+    fn look_into_directory(&self) {
+        let Some(before) = self.credentials() else { return };
+        // Not there, or half of it: somebody is writing.
+        let Ok(Some(found)) = Credentials::load(&self.directory, self.files) else { return };
+        let texts = |one: &Credentials| [one.certificate.clone(), one.key.clone(), one.authorities.clone()];
+        if texts(&found) == texts(&before) {
+            return;
+        }
+        let is_ours = found.holder().is_ok_and(|holder| holder.identity == self.identity);
+        // A certificate and another's key are no pair.
+        if !is_ours || client_config(&found.authorities, Some(&found), PROTOCOL).is_err() {
+            return;
+        }
+        let Ok(found) = Held::found(found) else { return };
+        if !found.may_be_good() {
+            return;
+        }
+        let taken = self.current.send_if_modified(|current| {
+            // Unless it has joined meanwhile: then it looks again.
+            let is_as_before =
+                current.as_ref().is_some_and(|current| Arc::ptr_eq(&current.credentials, &before));
+            if is_as_before {
+                *current = Some(found);
+            }
+            is_as_before
+        });
+        if taken {
+            tracing::info!(directory = %self.directory.display(), "took up other files of the certificate");
+        }
+    }
+
+    /// Renews the certificate whenever half of its life is over, and takes up what is put into its directory, for as long as
+    /// the agent runs.
     pub async fn keep_current(self: Arc<Self>) {
         loop {
-            let due = self.credentials().and_then(|own| own.holder().ok()).map(|own| {
-                let left = own.not_after.duration_since(SystemTime::now()).unwrap_or_default();
-                (own.renew_at() <= SystemTime::now(), left / LOOKS_PER_LIFE)
-            });
-            let wait = due.map_or(LOOK_EVERY, |(_, part)| part.clamp(Duration::from_millis(100), LOOK_EVERY));
-            if due.is_some_and(|(due, _)| due)
+            self.look_into_directory();
+            let held = self.held();
+            // Of its life, and not of what is left of it: that would be nothing for a clock that is ahead.
+            let part =
+                |held: &Held| (held.life() / LOOKS_PER_LIFE).clamp(Duration::from_millis(100), LOOK_EVERY);
+            let wait = held.as_ref().map_or(LOOK_EVERY, part);
+            if held.is_some_and(|held| held.is_due())
                 && let Err(status) = self.renew().await
             {
                 tracing::warn!(
@@ -361,50 +413,4 @@ fn address(url: &str) -> &str {
 }
 
 #[cfg(test)]
-mod tests {
-    use bulkhead_identity::Authority;
-
-    use super::*;
-
-    #[test]
-    fn a_token_is_better_than_a_certificate_that_is_refused_once_or_of_another_authority() {
-        let now = SystemTime::now();
-        let [authority, other] = ["one", "other"].map(|name| Authority::generate(name, now).unwrap());
-        for identity in [Identity::agent("h1").unwrap(), Identity::relay("r1").unwrap()] {
-            let own = authority.issue(&identity, Duration::from_secs(600), now, &[]).unwrap();
-            let membership = |token: Option<&Authority>| Membership {
-                identity: identity.clone(),
-                directory: PathBuf::new(),
-                files: "unused",
-                token: token.map(|authority| JoinToken::generate(authority.certificate())),
-                controllers: Vec::new(),
-                in_use: AtomicUsize::new(0),
-                current: Mutex::new(Some(Arc::new(own.clone()))),
-                refused: AtomicBool::new(false),
-                channel: Mutex::new(None),
-            };
-            let same = membership(Some(&authority));
-            assert!(!same.has_better(&own) && !same.has_token_of_another_authority());
-            same.refused();
-            assert!(same.has_better(&own) && !same.has_better(&own), "it is tried once");
-            let another = membership(Some(&other));
-            assert!(another.has_better(&own) && another.has_token_of_another_authority());
-            let without = membership(None);
-            without.refused();
-            assert!(!without.has_better(&own) && !without.has_token_of_another_authority());
-        }
-    }
-
-    #[test]
-    fn hosts_spread_over_controllers() {
-        let controllers = ["https://a:1/".to_owned(), "b:1".to_owned(), "c:1".to_owned()];
-        let mut firsts = std::collections::BTreeMap::new();
-        for number in 0..300 {
-            let order = by_preference(&format!("h{number}"), &controllers);
-            assert_eq!(order, by_preference(&format!("h{number}"), &controllers));
-            *firsts.entry(order[0].clone()).or_insert(0) += 1;
-        }
-        assert_eq!(firsts.keys().collect::<Vec<_>>(), ["a:1", "b:1", "c:1"]);
-        assert!(firsts.values().all(|count| *count > 60), "{firsts:?}");
-    }
-}
+mod tests;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use super::StoreSettings;
+use super::{RelayCommand, StoreSettings};
 
 #[derive(Debug, Args)]
 pub(crate) struct LogArgs {
@@ -146,7 +146,10 @@ pub(crate) enum Posture {
 }
 
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true, disable_help_subcommand = true)]
 pub(crate) struct RelayArgs {
+    #[command(subcommand)]
+    pub(crate) command: Option<RelayCommand>,
     /// Settings as YAML; flags win over it
     #[arg(long, value_name = "FILE")]
     pub(crate) config: Option<PathBuf>,

@@ -65,6 +65,18 @@ pub(crate) enum TokenCommand {
     },
 }
 
+/// What is done about relays, beside running one.
+#[derive(Debug, Subcommand)]
+pub(crate) enum RelayCommand {
+    /// Show the relays that there may be, and for which hosts they may speak
+    List,
+    /// Delete a relay: its sessions end, its certificates and tokens are good for nothing, and its name is free
+    Delete {
+        /// Its name
+        name: String,
+    },
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct CertificateArgs {
     #[command(subcommand)]

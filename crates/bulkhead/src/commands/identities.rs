@@ -1,4 +1,4 @@
-//! `init`, `token`, `certificate`, `whoami`: who may come in.
+//! `init`, `token`, `relay list` and `delete`, `certificate`, `whoami`: who may come in.
 
 use std::path::Path;
 use std::time::{Duration, SystemTime};
@@ -9,7 +9,7 @@ use bulkhead_identity::{Authority, Credentials, Identity, Key, LIFETIME, LIFETIM
 use hyper::Method;
 use serde_json::{Value, json};
 
-use crate::cli::{CertificateCommand, Common, InitArgs, TokenCommand};
+use crate::cli::{CertificateCommand, Common, InitArgs, RelayCommand, TokenCommand};
 use crate::client::{API, ClientConfig, call, default_config_path, encode};
 use crate::failure::Failure;
 use crate::output::{self, text};
@@ -117,6 +117,30 @@ fn tokens(list: &Value) -> String {
         vec![text(item, "/id"), what, uses, text(item, "/expiresAt"), text(item, "/by")]
     });
     output::table(&["ID", "FOR", "USES", "EXPIRES", "MADE BY"], &rows.collect::<Vec<_>>())
+}
+
+pub(crate) async fn relay(common: &Common, command: &RelayCommand) -> Result<(), Failure> {
+    let path = format!("{API}/relays");
+    match command {
+        RelayCommand::List => {
+            let list = call(common.controller(), Method::GET, &path, None).await?;
+            output::show(common.output, &list, || Ok(relays(&list)))
+        }
+        RelayCommand::Delete { name } => {
+            let path = format!("{path}/{}", encode(name));
+            let gone = call(common.controller(), Method::DELETE, &path, None).await?;
+            output::show(common.output, &gone, || Ok(format!("relay {name} is deleted\n")))
+        }
+    }
+}
+
+fn relays(list: &Value) -> String {
+    let rows = list["items"].as_array().into_iter().flatten().map(|item| {
+        let hosts = item["hosts"].as_array().into_iter().flatten().filter_map(Value::as_str);
+        let hosts = hosts.collect::<Vec<_>>().join(",");
+        vec![text(item, "/name"), hosts, text(item, "/since"), text(item, "/by")]
+    });
+    output::table(&["NAME", "HOSTS", "SINCE", "BY"], &rows.collect::<Vec<_>>())
 }
 
 pub(crate) async fn certificate(common: &Common, command: &CertificateCommand) -> Result<(), Failure> {

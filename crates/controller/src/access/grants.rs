@@ -28,6 +28,8 @@ const OPERATOR_PREFIX: &str = "bho1";
 const AGAIN_MS_MAX: u64 = 3_600_000;
 /// How often a write is tried if others write the same.
 const ATTEMPTS_MAX: usize = 5;
+/// Most tokens that are removed in one transaction.
+const REMOVED_AT_ONCE: usize = 100;
 
 /// What the repository says about tokens and revocations, as of one revision.
 #[derive(Debug, Default)]
@@ -169,6 +171,42 @@ impl Grants {
     /// What a relay may do, and since which revision.
     pub(crate) fn relay(&self, name: &str) -> Option<(Relay, Revision)> {
         self.state().relays.get(name).cloned()
+    }
+
+    /// Removes what a relay may do, with its tokens; its certificates are revoked, lest whoever has one comes back when
+    /// the name is given away anew. What it could do; `None`: there is no such relay.
+    pub(crate) async fn remove_relay(&self, revocation: &Revocation) -> Result<Option<Relay>, StoreError> {
+        let Revoked::Holder(holder) = &revocation.of else { return Ok(None) };
+        let Some(name) = holder.strip_prefix("relay/") else { return Ok(None) };
+        let mut attempts = 0;
+        loop {
+            let (relay, unchanged, tokens) = {
+                let state = self.state();
+                let Some((relay, revision)) = state.relays.get(name).cloned() else { return Ok(None) };
+                let is_its = |token: &Token| matches!(&token.grant, Grant::Relay { name: of } if of == name);
+                let tokens = state.tokens.values().filter(|(token, _)| is_its(token));
+                let tokens: Vec<_> =
+                    tokens.take(REMOVED_AT_ONCE + 1).map(|(token, _)| token.id.clone()).collect();
+                (relay, Precondition::AtRevision(revision), tokens)
+            };
+            let remove =
+                |transaction: Transaction, id: &String| transaction.delete(token_key(id), Precondition::Any);
+            if tokens.len() > REMOVED_AT_ONCE {
+                self.put(tokens.iter().take(REMOVED_AT_ONCE).fold(Transaction::new(), remove)).await?;
+                continue;
+            }
+            let text = serde_json::to_vec(revocation).unwrap_or_default();
+            let transaction = Transaction::new()
+                // A token that is made meanwhile writes it: then there is another token to remove.
+                .delete(relay_key(name), unchanged)
+                .delete(joined_key(holder), Precondition::Any)
+                .put(revocation_key(&revocation.of), text, Precondition::Any);
+            match self.put(tokens.iter().fold(transaction, remove)).await {
+                Ok(()) => return Ok(Some(relay)),
+                Err(StoreError::Conflict { .. }) if attempts < ATTEMPTS_MAX => attempts += 1,
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     /// Takes one use of a relay's token for the key that it joins with.

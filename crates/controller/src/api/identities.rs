@@ -1,4 +1,4 @@
-//! Tokens, certificates and revocations: what administrators do about who may come in.
+//! Tokens, relays, certificates and revocations: what administrators do about who may come in.
 
 use axum::extract::{Path, State};
 use axum::http::StatusCode;
@@ -254,6 +254,50 @@ pub(super) async fn delete_token(
     }
 }
 
+/// `GET /apis/bulkhead.dev/v1/relays`.
+pub(super) async fn relays(State(context): Shared, parameters: Parameters) -> Result<Json<Value>, Refusal> {
+    parameters.only(&[])?;
+    let items: Vec<_> = context.grants.relays().iter().map(relay).collect();
+    Ok(Json(json!({ "apiVersion": API_VERSION, "kind": "RelayList", "items": items })))
+}
+
+fn relay(one: &Relay) -> Value {
+    json!({ "name": one.name, "hosts": one.hosts, "since": clock::rfc3339(one.since_ms), "by": one.by })
+}
+
+/// `DELETE /apis/bulkhead.dev/v1/relays/{name}`.
+pub(super) async fn delete_relay(
+    State(context): Shared,
+    Path(name): Path<String>,
+    Extension(caller): Extension<Caller>,
+    parameters: Parameters,
+) -> Result<Json<Value>, Refusal> {
+    parameters.only(&[])?;
+    let none = || Refusal::not_found(format!("there is no relay {name:?}"));
+    if context.grants.relay(&name).is_none() {
+        return Err(none());
+    }
+    room_for_revocation(&context)?;
+    context.audit.ready().await?;
+    let identity = Identity::relay(&name).map_err(|error| Refusal::bad_request(error.to_string()))?;
+    let revocation = Revocation {
+        of: Revoked::Holder(identity.to_string()),
+        since_ms: clock::now_ms(),
+        by: caller.to_string(),
+        reason: "the relay was deleted".into(),
+    };
+    tracing::warn!(relay = name, by = %caller, "a relay was deleted");
+    let remove = async move {
+        let removed = context.grants.remove_relay(&revocation).await?;
+        if let Some(removed) = &removed {
+            context.audit.done(&caller.name(), &caller.from(), "relay delete", relay(removed)).await;
+        }
+        Ok::<_, StoreError>(removed)
+    };
+    let removed = to_the_end(remove).await??.ok_or_else(none)?;
+    Ok(Json(relay(&removed)))
+}
+
 /// `POST /apis/bulkhead.dev/v1/certificates`.
 pub(super) async fn create_certificate(
     State(context): Shared,
@@ -324,10 +368,7 @@ pub(super) async fn revoke(
         (None, Some(holder)) => Revoked::Holder(checked_holder(&holder)?),
         _ => return Err(Refusal::bad_request("expected a serial (hexadecimal) or a holder")),
     };
-    if !context.grants.has_room_for_revocation() {
-        let message = "too many revocations: make a new authority instead";
-        return Err(Refusal::new(StatusCode::CONFLICT, "TooManyRevocations", message));
-    }
+    room_for_revocation(&context)?;
     context.audit.ready().await?;
     let made = Revocation { of, since_ms: clock::now_ms(), by: caller.to_string(), reason };
     tracing::warn!(of = ?made.of, by = %made.by, "a certificate was revoked");
@@ -340,6 +381,14 @@ pub(super) async fn revoke(
     };
     to_the_end(revoke).await??;
     Ok((StatusCode::CREATED, Json(answer)))
+}
+
+fn room_for_revocation(context: &Context) -> Result<(), Refusal> {
+    if context.grants.has_room_for_revocation() {
+        return Ok(());
+    }
+    let message = "too many revocations: make a new authority instead";
+    Err(Refusal::new(StatusCode::CONFLICT, "TooManyRevocations", message))
 }
 
 fn checked_holder(holder: &str) -> Result<String, Refusal> {

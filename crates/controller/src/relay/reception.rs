@@ -48,3 +48,12 @@ impl Reception {
         self.owed.is_empty()
     }
 }
+
+#[cfg(test)]
+impl Reception {
+    /// What it answers depends on.
+    pub(super) fn seen(&self) -> String {
+        let owed: std::collections::BTreeSet<_> = self.owed.iter().collect();
+        format!("{owed:?} {:?}", self.batch)
+    }
+}

@@ -60,14 +60,12 @@ async fn until_ready(site: &Site) -> Duration {
     }
 }
 
-/// Nothing but flow records fit; whoever sends them gets receipts all the same.
-async fn report_flow(site: &Site) {
-    let record = flow_record(1, "192.0.2.1", "10.1.0.1", "deny", "none").to_string();
+/// Sends flow records of a policy of each name; whoever does gets a receipt, whatever room there is.
+async fn report_flows(site: &Site, names: &[String]) {
+    let record = |name: &String| flow_record(1, "192.0.2.1", "10.1.0.1", "deny", name).to_string().into();
     let (sender, batches) = mpsc::channel(4);
-    sender
-        .send(FlowBatch { sequence: 9, records: vec![record.into()], ..FlowBatch::default() })
-        .await
-        .unwrap();
+    let records = names.iter().map(record).collect();
+    sender.send(FlowBatch { sequence: 9, records, ..FlowBatch::default() }).await.unwrap();
     let answer = site.client("h1").report_flows(ReceiverStream::new(batches)).await;
     let mut receipts = answer.unwrap().into_inner();
     assert_eq!(receipts.message().await.unwrap().unwrap().sequence, 9);
@@ -110,7 +108,7 @@ async fn a_controller_whose_disk_is_full_refuses_changes_and_serves_on() {
     // Reads and sessions go on, those that begin now too, and of a host that nobody has heard of.
     has_all(&a.site, "p", acknowledged).await;
     fleet.converges(&a.site, &[&a.site]).await;
-    report_flow(&a.site).await;
+    report_flows(&a.site, &["none".into()]).await;
     let mut newcomer = a.site.agent("newcomer").await;
     let workload = [("web.newcomer", "newcomer", json!({ "role": "r0" }), "10.9.0.1")];
     let published = newcomer.publish(true, &workload, &[]);
@@ -205,4 +203,81 @@ async fn a_change_that_the_audit_log_has_no_room_for_is_refused() {
     assert_eq!(metric(&a, "audit_lines_waiting").await, 0);
     until_ready(&a).await;
     assert_eq!(verify_audit(&disk.path().join("audit")).unwrap(), refused + 2, "before, the refused, p");
+}
+
+/// The names of the policies of all flow records that are answered, the oldest first.
+async fn reported(site: &Site) -> Vec<String> {
+    let answer = site.get(&format!("{V1}/flows?limit=1000")).await;
+    let names = answer["items"].as_array().unwrap().iter().rev();
+    names.map(|flow| flow["enforced"]["rule"]["policy"].as_str().unwrap().to_owned()).collect()
+}
+
+async fn until_reported(site: &Site, names: &[String]) {
+    let began = Instant::now();
+    while reported(site).await != names {
+        assert!(began.elapsed() < CONVERGES, "{:?}", reported(site).await);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// The repository has room, in etcd, and the window of flow records has not: those that are not written are counted, and
+/// everything else goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn flow_records_that_there_is_no_room_for_are_counted() {
+    const IN_MEMORY: usize = 5;
+    const LOST: &str = "flows_lost_total{cause=\"disk\"}";
+    let etcd = EtcdServer::cluster(1);
+    let (disk, identity) = (SmallDisk::new(DISK_BYTES), tempfile::tempdir().unwrap());
+    let config = Config {
+        data_directory: disk.path().to_owned(),
+        identity_directory: Some(identity.path().to_owned()),
+        flow_records_in_memory: IN_MEMORY,
+        ..one_of(&etcd, "a")
+    };
+    let names =
+        |what: &str, count: usize| (0..count).map(|number| format!("{what}{number}")).collect::<Vec<_>>();
+    let a = Fixture::with(config.clone()).await;
+    let before = names("before", 20);
+    report_flows(&a, &before).await;
+    until_reported(&a, &before).await;
+    assert_eq!(metric(&a, LOST).await, 0);
+
+    // There is room to begin with, and not to end: the commit of what came together fails half-way. A record names its policy
+    // twice, and takes a page of twice its size.
+    disk.fill((16 << 20) + (512 << 10));
+    let long = "x".repeat(68 << 10);
+    let large: Vec<_> = (0..80).map(|number| format!("{long}{number}")).collect();
+    report_flows(&a, &large).await;
+    let counted = async |count: u64| {
+        let began = Instant::now();
+        while metric(&a, LOST).await < count {
+            assert!(began.elapsed() < CONVERGES, "they must be counted");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        assert_eq!(metric(&a, LOST).await, count);
+    };
+    counted(80).await;
+    // Nor is there now.
+    disk.fill(0);
+    let lost = names("lost", 7);
+    report_flows(&a, &lost).await;
+    counted(87).await;
+    // What is in memory is answered, agents come and publish.
+    let answered = reported(&a).await;
+    assert_eq!(answered[answered.len() - IN_MEMORY..], lost[2..]);
+    let mut agent = a.agent("h1").await;
+    let published = agent.publish(true, &[("web.h1", "h1", json!({ "role": "web" }), "10.0.0.1")], &[]).await;
+    assert!(published.refused.is_empty(), "{published:?}");
+
+    // With room they are written again, without a restart, and what was there before is still there.
+    disk.make_room();
+    let after = names("after", 20);
+    report_flows(&a, &after).await;
+    let all = [before, after].concat();
+    until_reported(&a, &all).await;
+    counted(87).await;
+    let Fixture { controller, .. } = a;
+    controller.shutdown().await.unwrap();
+    let again = Fixture::with(config).await;
+    assert_eq!(reported(&again).await, all);
 }

@@ -76,7 +76,7 @@ async fn every_endpoint_knows_every_role() {
     for (path, item) in document["paths"].as_object().unwrap() {
         for method in item.as_object().unwrap().keys().filter(|key| *key != "parameters") {
             let public = item["get"]["security"] == json!([]);
-            let of_admins = ["/tokens", "/certificates", "/revocations", "/backup"]
+            let of_admins = ["/tokens", "/relays", "/certificates", "/revocations", "/backup"]
                 .iter()
                 .any(|part| path.contains(part));
             let least = match method.as_str() {

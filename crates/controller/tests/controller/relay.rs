@@ -1,11 +1,11 @@
 //! Agents behind a relay, and what it may and may not do.
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bulkhead_controller::relay::{self, Relay};
 use bulkhead_controller::{Config, StoreKind};
-use bulkhead_identity::{Credentials, Identity, JoinToken, Key, tls};
+use bulkhead_identity::{Authority, Credentials, Identity, JoinToken, Key, tls};
 use bulkhead_wire::proto::agent_message::Body as Up;
 use bulkhead_wire::proto::controller_message::Body as Down;
 use bulkhead_wire::proto::{
@@ -435,6 +435,68 @@ async fn hosts_of_a_relay_that_is_gone_are_kept_for_the_grace() {
     beats.abort();
 }
 
+/// The controllers have another bundle: a relay hears of it when it renews its certificate, and lets agents in by it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changed_bundle_of_the_controllers_reaches_a_running_relay() {
+    let (config, _directory) = restartable().await;
+    let config = Config { certificate_lifetime_s: 8, ..config };
+    let fixture = Fixture::with(config.clone()).await;
+    let remote = remote(&fixture, &["s1-*"]).await;
+    let mut a = remote.site.agent("s1-a").await;
+    let new = Authority::generate("new", SystemTime::now()).unwrap();
+    let of_new = credentials(&new, &Identity::agent("s1-b").unwrap());
+    let comes_in = async || {
+        let hello = Hello { host: "s1-b".into(), ..Hello::default() };
+        ends(&remote.site, &of_new, hello).await.is_none()
+    };
+    assert!(!comes_in().await);
+    fixture.controller.shutdown().await.unwrap();
+    let path = config.identity_directory().join("ca.crt");
+    std::fs::write(&path, std::fs::read_to_string(&path).unwrap() + new.bundle()).unwrap();
+    let _fixture = Fixture::with(config).await;
+    eventually("its certificate is good now", comes_in).await;
+    a.hears_nothing().await;
+}
+
+/// The same with what somebody puts into the relay's directory.
+#[tokio::test(flavor = "multi_thread")]
+async fn other_files_of_a_relays_certificate_are_taken_up() {
+    let (config, _directory) = restartable().await;
+    let [old, new] = ["old", "new"].map(|name| Authority::generate(name, SystemTime::now()).unwrap());
+    let both = format!("{}{}", old.bundle(), new.bundle());
+    old.save(&config.identity_directory()).unwrap();
+    std::fs::write(config.identity_directory().join("ca.crt"), &both).unwrap();
+    // So that it is looked every three seconds, and renewed after thirty.
+    let fixture = Fixture::with(Config { certificate_lifetime_s: 60, ..config }).await;
+    let remote = remote(&fixture, &["s1-*"]).await;
+    let mut a = remote.site.agent("s1-a").await;
+    let of_new = credentials(&new, &Identity::agent("s1-b").unwrap());
+    let comes_in = async || {
+        let hello = Hello { host: "s1-b".into(), ..Hello::default() };
+        ends(&remote.site, &of_new, hello).await.is_none()
+    };
+    assert!(comes_in().await);
+    let files = remote.directory.path().join("identity");
+    std::fs::write(files.join("ca.crt"), old.bundle()).unwrap();
+    eventually("one authority is gone", async || !comes_in().await).await;
+    // What is no bundle, and a certificate whose key is another's or whose holder is, change nothing.
+    std::fs::write(files.join("ca.crt"), "nothing").unwrap();
+    let site1 =
+        Credentials { authorities: both.clone(), ..credentials(&new, &Identity::relay("site1").unwrap()) };
+    let others = Credentials { authorities: both, ..credentials(&new, &Identity::relay("site2").unwrap()) };
+    for wrong in [Credentials { key: others.key.clone(), ..site1.clone() }, others] {
+        wrong.save(&files, relay::IDENTITY_FILES).unwrap();
+        tokio::time::sleep(Duration::from_millis(3500)).await;
+        assert!(!comes_in().await);
+    }
+    site1.save(&files, relay::IDENTITY_FILES).unwrap();
+    eventually("both are there", comes_in).await;
+    // It shows its new certificate, which only the new authority vouches for.
+    let by_new = tls::client_config(new.bundle(), Some(&of_new), "h2").unwrap();
+    tls::connect_as_agent(&remote.relay.agents.to_string(), &by_new).await.unwrap();
+    a.hears_nothing().await;
+}
+
 /// A relay that starts anew knows nothing until its controller has told it; its agents are told everything once.
 #[tokio::test(flavor = "multi_thread")]
 async fn agents_come_back_to_a_relay_that_was_restarted() {
@@ -507,7 +569,7 @@ async fn a_relay_speaks_for_its_own_hosts_alone_and_an_agent_for_itself() {
     // A host that is not on its list, a certificate of another, one of another authority, and none.
     assert_eq!(code(&site, for_host("other", &other)).await, denied);
     assert_eq!(code(&site, for_host("s1-a", &b)).await, denied);
-    let stranger = bulkhead_identity::Authority::generate("x", std::time::SystemTime::now()).unwrap();
+    let stranger = Authority::generate("x", SystemTime::now()).unwrap();
     let forged = credentials(&stranger, &Identity::agent("s1-a").unwrap());
     assert_eq!(code(&site, for_host("s1-a", &forged)).await, denied);
     assert_eq!(code(&site, Hello { host: "s1-a".into(), ..Hello::default() }).await, denied);
@@ -637,6 +699,79 @@ async fn a_revoked_relay_sends_its_agents_elsewhere_and_may_join_again() {
     let remote = Remote { relay, site, directory };
     remote.reads("/readyz", "ok").await;
     remote.site.agent("s1-a").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deleted_relay_is_shut_out_and_its_name_is_free() {
+    let fixture = Fixture::new().await;
+    let remote = remote(&fixture, &["s1-*"]).await;
+    let listed = async || fixture.get(&format!("{V1}/relays")).await["items"].clone();
+    let all = listed().await;
+    assert_eq!((&all[0]["name"], &all[0]["hosts"]), (&json!("site1"), &json!(["s1-*"])), "{all}");
+    assert!(
+        all[0]["by"].as_str().unwrap().starts_with("operator/root") && all[0]["since"].is_string(),
+        "{all}"
+    );
+    let mut a = remote.site.agent("s1-a").await;
+    let (of_a, own) = (
+        credentials(fixture.authority(), &Identity::agent("s1-a").unwrap()),
+        Credentials::load(&remote.directory.path().join("identity"), relay::IDENTITY_FILES).unwrap().unwrap(),
+    );
+    // More tokens than one transaction removes; others stay.
+    let mut unused = String::new();
+    for _ in 0..101 {
+        unused = relay_token(&fixture, &["s1-*"]).await;
+    }
+    fixture.token(json!({ "relay": "site2", "hosts": ["s2-*"] })).await;
+    fixture.token(json!({ "host": "site1" })).await;
+    remote.is_connected().await;
+    let mut again = remote.site.agent_at("s1-a", "", 0).await;
+    again.welcomed().await;
+    a.ended().await;
+
+    assert_eq!(fixture.delete("relays/site1").await, 200);
+    again.ended().await;
+    eventually("its host has no session", async || agent_of(&fixture, "s1-a").await["connected"] == false)
+        .await;
+    remote.reads("/readyz", "no controller lets this relay in").await;
+    let behind = ends(&remote.site, &of_a, Hello { host: "s1-a".into(), ..Hello::default() }).await;
+    assert!(is_elsewhere(&behind.unwrap()));
+    fixture.agent("s1-a").await;
+    let all = listed().await;
+    assert!(all.as_array().unwrap().len() == 1 && all[0]["name"] == "site2", "{all}");
+    let status = fixture.get(&format!("{V1}/status")).await;
+    assert_eq!(status["relays"].as_array().unwrap().len(), 1, "{status}");
+    let tokens = fixture.get(&format!("{V1}/tokens")).await["items"].clone();
+    assert_eq!(tokens.as_array().unwrap().len(), 2, "{tokens}");
+    for nobody in ["relays/site1", "relays/never", "relays/a%2Fb"] {
+        assert_eq!(fixture.delete(nobody).await, 404, "{nobody}");
+    }
+    let elsewhere = tempfile::tempdir().unwrap();
+    let refused = relay::start(relay_config(&fixture, elsewhere.path(), Some(unused))).await.unwrap_err();
+    assert!(refused.to_string().contains("unknown, used up, or expired"), "{refused}");
+
+    // A new one has the name, and what the former has is good for nothing beside it.
+    let new = self::remote(&fixture, &["s1-*"]).await;
+    let mut a = new.site.agent("s1-a").await;
+    let former = ends(&fixture, &own, Hello::default()).await.unwrap();
+    assert_eq!(former.code(), Code::Unauthenticated, "{former:?}");
+    remote.reads("/readyz", "no controller lets this relay in").await;
+    a.hears_nothing().await;
+    new.reads("/readyz", "ok").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn that_a_relay_is_deleted_stands_in_the_audit_log() {
+    let (config, _directory) = restartable().await;
+    let audit = config.data_directory.join("audit/audit.jsonl");
+    let fixture = Fixture::with(config).await;
+    relay_token(&fixture, &["s1-*"]).await;
+    assert_eq!(fixture.delete("relays/site1").await, 200);
+    assert_eq!(fixture.delete("relays/site1").await, 404, "what is not there is not deleted");
+    let text = std::fs::read_to_string(audit).unwrap();
+    let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let deleted: Vec<_> = lines.filter(|line| line.to_string().contains("relay delete")).collect();
+    assert!(deleted.len() == 1 && deleted[0].to_string().contains("s1-*"), "{deleted:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

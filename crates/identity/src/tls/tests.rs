@@ -97,6 +97,38 @@ async fn a_machine_that_joins_knows_the_controller_by_the_token() {
 }
 
 #[tokio::test]
+async fn a_server_trusts_other_authorities_from_the_next_handshake_on() {
+    let (authority, other) = (authority(), authority());
+    let now = SystemTime::now();
+    let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let identity = ServerIdentity::new(&controller(&authority, now)).unwrap();
+    let settings = server_config(&identity, authority.bundle(), "test").unwrap();
+    let mut incoming = listen(listener, Arc::clone(&settings));
+    tokio::spawn(async move {
+        while let Some((mut stream, _peer)) = incoming.recv().await {
+            stream.write_all(b"in").await.unwrap();
+            let _ = stream.shutdown().await;
+        }
+    });
+    let of = |by: &Authority| client_config(authority.bundle(), Some(&agent(by, now)), "test").unwrap();
+    // The same all along, so that they may remember their sessions.
+    let (before, after) = (of(&authority), of(&other));
+    let both = format!("{}{}", authority.bundle(), other.bundle());
+    for (trusted, lets_in) in
+        [(None, [true, false]), (Some(both.as_str()), [true, true]), (Some(other.bundle()), [false, true])]
+    {
+        if let Some(authorities) = trusted {
+            settings.trust(authorities).unwrap();
+        }
+        let comes_in = [ask(&address, &before).await.is_ok(), ask(&address, &after).await.is_ok()];
+        assert_eq!(comes_in, lets_in, "{trusted:?}");
+    }
+    assert!(settings.trust("nothing").is_err());
+    assert!(ask(&address, &after).await.is_ok(), "the ones before stay");
+}
+
+#[tokio::test]
 async fn a_server_shows_its_new_certificate_from_the_next_handshake_on() {
     let authority = authority();
     let now = SystemTime::now();

@@ -1,6 +1,8 @@
 //! Whatever happens in whatever order between repository, relay and agents: at each barrier an agent knows what the
 //! repository said at one revision, and when nothing more is to come, what it says now.
 
+mod model;
+
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 

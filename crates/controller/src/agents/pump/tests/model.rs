@@ -5,32 +5,22 @@
 //! be told apart are one state. A connection delivers in order what it delivers: what is lost is the end of it, with the
 //! connection. An agent that starts anew remembers what it knew at the last barrier.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::hash::{Hash, Hasher};
 
-use bulkhead_model::{Entity, Kind, Resource, document};
-use bulkhead_store::{Memory, Precondition, Store, Transaction};
+use bulkhead_store::Memory;
 use bulkhead_wire::proto::controller_message::Body;
 use stateright::{Checker, Model, Property};
 
 use super::super::*;
+use crate::modelled::{self, Agent, HOST, Heard, Truth, WRITES, heard};
 use crate::repository::Repository;
 
-const HOST: &str = "h1";
 /// Restarts of either side, and replacements of the store by an older copy, in one history.
 const RESTARTS_MAX: u8 = 1;
 const RESTORES_MAX: u8 = 1;
 /// What the older copy has of the writes.
 const RESTORED: usize = 2;
-
-/// What is written, one transaction each. The third changes a policy and whom it speaks of together: an agent must never know
-/// one without the other.
-const WRITES: [&[&str]; 4] = [
-    &["Policy a", "Workload w1 a"],
-    &["Workload w2 a"],
-    &["Policy b", "Workload w1 b", "-Workload w2", "Workload own b"],
-    &["Workload w2 b"],
-];
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Action {
@@ -46,155 +36,6 @@ enum Action {
     RestartAgent,
     /// The store is replaced by an older copy: another epoch.
     Restore,
-}
-
-/// Members by name, with the role that they had when it was said.
-type Members = BTreeMap<String, String>;
-
-/// What the repository said at a revision.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
-struct Truth {
-    policy: Option<String>,
-    workloads: BTreeMap<String, (String, String)>,
-}
-
-impl Truth {
-    fn of(view: &View) -> Self {
-        let policy = view.of_kind(Kind::Policy).next().map(|object| selector_of(&object.resource));
-        let workloads = view.of_kind(Kind::Workload).filter_map(|object| {
-            let entity = Entity::of(&object.resource)?;
-            let host = entity.host.as_deref().unwrap_or_default().to_owned();
-            Some((entity.name.to_string(), (host, entity.labels.get("role")?.to_owned())))
-        });
-        Self { policy, workloads: workloads.collect() }
-    }
-
-    fn members(&self, selector: &str) -> Members {
-        let elsewhere = self.workloads.iter().filter(|(_, (host, _))| host != HOST);
-        let matching = elsewhere.filter(|(_, (_, role))| selector == format!("role == \"{role}\""));
-        matching.map(|(name, (_, role))| (name.clone(), role.clone())).collect()
-    }
-}
-
-fn selector_of(resource: &Resource) -> String {
-    let json = resource.to_json();
-    let text = json["spec"]["ingress"][0]["from"]["selector"].as_str().unwrap_or_default().to_owned();
-    Selector::parse(&text).unwrap().canonical().to_string()
-}
-
-/// The agent, as far as the protocol is concerned.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
-struct Agent {
-    epoch: u8,
-    revision: u64,
-    /// Remembered members are complete up to here.
-    members_revision: u64,
-    policy: Option<String>,
-    members: BTreeMap<String, Members>,
-    /// Of this connection.
-    subscribed: BTreeMap<u32, String>,
-    unanswered: BTreeSet<u32>,
-    /// A handle never stands for two subscriptions of a connection: answers to the first may still be on their way.
-    last_handle: u32,
-    buffer: Vec<Heard>,
-}
-
-/// What an agent understands of a message.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-enum Heard {
-    Policies { snapshot: bool, upserts: Vec<String>, gone: bool },
-    Members { handle: u32, snapshot: bool, joins: Vec<String>, leaves: Vec<String> },
-    Synced(u64),
-}
-
-fn heard(body: &Body) -> Heard {
-    match body {
-        Body::Resources(resources) => {
-            let policies = resources.upserts.iter().filter_map(|json| {
-                let resource = Resource::from_json(&serde_json::from_slice(json).unwrap()).unwrap();
-                (resource.kind() == Kind::Policy).then(|| selector_of(&resource))
-            });
-            let gone = resources.removes.iter().any(|key| key.kind == "Policy");
-            Heard::Policies { snapshot: resources.snapshot, upserts: policies.collect(), gone }
-        }
-        Body::Members(members) => Heard::Members {
-            handle: members.handle,
-            snapshot: members.snapshot,
-            joins: members.joins.iter().map(|member| member.entity.clone()).collect(),
-            leaves: members.leaves.clone(),
-        },
-        Body::Synced(synced) => Heard::Synced(synced.revision),
-        Body::Welcome(_) | Body::InventoryAck(_) | Body::Revocations(_) => {
-            unreachable!("the pump says none of these")
-        }
-    }
-}
-
-impl Agent {
-    /// What it subscribes to and unsubscribes from, as its policies ask for.
-    fn follow(&mut self) -> Vec<Result<proto::Subscribe, u32>> {
-        let wanted: BTreeSet<String> = self.policy.iter().cloned().collect();
-        let mut said = Vec::new();
-        let unwanted: Vec<u32> = self
-            .subscribed
-            .iter()
-            .filter(|(_, selector)| !wanted.contains(*selector))
-            .map(|(handle, _)| *handle)
-            .collect();
-        for handle in unwanted {
-            let selector = self.subscribed.remove(&handle).unwrap();
-            self.unanswered.remove(&handle);
-            self.members.remove(&selector);
-            said.push(Err(handle));
-        }
-        self.members.retain(|selector, _| wanted.contains(selector));
-        for selector in wanted {
-            if self.subscribed.values().any(|known| *known == selector) {
-                continue;
-            }
-            self.last_handle += 1;
-            let handle = self.last_handle;
-            let revision = if self.members.contains_key(&selector) { self.members_revision } else { 0 };
-            said.push(Ok(proto::Subscribe { handle, selector: selector.clone(), revision }));
-            self.subscribed.insert(handle, selector);
-            self.unanswered.insert(handle);
-        }
-        said
-    }
-
-    fn synced(&mut self, revision: u64) {
-        for message in std::mem::take(&mut self.buffer) {
-            match message {
-                Heard::Policies { snapshot, upserts, gone } => {
-                    if snapshot || gone {
-                        self.policy = None;
-                    }
-                    self.policy = upserts.into_iter().next_back().or(self.policy.take());
-                }
-                Heard::Members { handle, snapshot, joins, leaves } => {
-                    self.unanswered.remove(&handle);
-                    // The answer to a question that was taken back meanwhile.
-                    let Some(selector) = self.subscribed.get(&handle) else { continue };
-                    let known = self.members.entry(selector.clone()).or_default();
-                    if snapshot {
-                        known.clear();
-                    }
-                    leaves.iter().for_each(|name| drop(known.remove(name)));
-                    known.extend(joins.into_iter().map(|name| (name, role_in(selector))));
-                }
-                Heard::Synced(_) => unreachable!("it ends the buffer"),
-            }
-        }
-        let asked = |selector: &String| self.subscribed.values().any(|known| known == selector);
-        if self.unanswered.is_empty() && self.members.keys().all(asked) {
-            self.members_revision = revision;
-        }
-        self.revision = revision;
-    }
-}
-
-fn role_in(selector: &str) -> String {
-    selector.split('"').nth(1).unwrap_or_default().to_owned()
 }
 
 /// Everything, while a history is played.
@@ -213,39 +54,14 @@ struct World {
     wrong: Option<String>,
 }
 
-async fn write(store: &Memory, number: usize) {
-    let mut transaction = Transaction::new();
-    for line in WRITES[number] {
-        let words: Vec<&str> = line.split(' ').collect();
-        let (key, text) = match words.as_slice() {
-            ["Policy", role] => (
-                "/bulkhead.dev/v1/policies/_/p".to_owned(),
-                format!(
-                    "apiVersion: bulkhead.dev/v1\nkind: Policy\nmetadata: {{name: p}}\nspec: {{appliesTo: all(), \
-                     ingress: [{{action: Allow, from: {{selector: role == '{role}'}}}}]}}"
-                ),
-            ),
-            ["Workload", name, role] => {
-                let host = if *name == "own" { HOST } else { "h2" };
-                (
-                    format!("/bulkhead.dev/v1/workloads/_/{name}.{host}"),
-                    format!(
-                        "apiVersion: bulkhead.dev/v1\nkind: Workload\nmetadata: {{name: {name}.{host}, labels: \
-                         {{role: {role}}}}}\nspec: {{host: {host}, addresses: [10.0.0.1]}}"
-                    ),
-                )
-            }
-            ["-Workload", name] => {
-                let key = format!("/bulkhead.dev/v1/workloads/_/{name}.h2");
-                transaction = transaction.delete(key, Precondition::Any);
-                continue;
-            }
-            other => panic!("{other:?}"),
-        };
-        let resource = document::parse("model", &text).unwrap().remove(0).resource;
-        transaction = transaction.put(key, resource.to_json().to_string(), Precondition::Any);
+impl Pump {
+    /// What its messages depend on, besides what it tells from.
+    pub(crate) fn seen(&self) -> String {
+        let mut known: Vec<_> = self.subscriptions.iter().map(|(handle, one)| (*handle, one.known)).collect();
+        known.sort_unstable();
+        let unheard = self.subscriber.changed_len();
+        format!("{:?} {known:?} {:?} {} {unheard}", self.resources_known, self.new, self.unanswered)
     }
-    store.apply(transaction).await.unwrap();
 }
 
 impl World {
@@ -258,7 +74,7 @@ impl World {
             written: 0,
             epoch: 1,
             truths: BTreeMap::new(),
-            agent: Agent::default(),
+            agent: Agent::of(HOST),
             session: None,
             sessions: 0,
             up: VecDeque::new(),
@@ -281,16 +97,13 @@ impl World {
         }
         self.up.clear();
         self.down.clear();
-        self.agent.buffer.clear();
-        self.agent.subscribed.clear();
-        self.agent.unanswered.clear();
-        self.agent.last_handle = 0;
+        self.agent.disconnect();
     }
 
     async fn act(&mut self, action: Action) {
         match action {
             Action::Write => {
-                write(&self.store, self.written).await;
+                modelled::write(&self.store, WRITES[self.written]).await;
                 self.written += 1;
                 self.repository.catch_up().await;
                 self.note_truth();
@@ -354,8 +167,8 @@ impl World {
                 self.counts[3] += 1;
                 self.disconnect();
                 self.store = Arc::new(Memory::new());
-                for number in 0..RESTORED.min(self.written) {
-                    write(&self.store, number).await;
+                for lines in WRITES.iter().take(RESTORED.min(self.written)) {
+                    modelled::write(&self.store, lines).await;
                 }
                 self.written = RESTORED.min(self.written);
                 self.repository = Repository::open(Arc::clone(&self.store) as _).await.unwrap();
@@ -371,30 +184,11 @@ impl World {
             self.wrong = Some(format!("there was no revision {revision}"));
             return;
         };
-        if self.agent.policy != truth.policy {
-            self.wrong =
-                Some(format!("at {revision}: {:?} instead of {:?}", self.agent.policy, truth.policy));
-        }
-        for (handle, selector) in &self.agent.subscribed {
-            let answered = !self.agent.unanswered.contains(handle);
-            let known = self.agent.members.get(selector).cloned().unwrap_or_default();
-            if answered && known != truth.members(selector) {
-                self.wrong = Some(format!(
-                    "at {revision} {selector}: {known:?} instead of {:?}",
-                    truth.members(selector)
-                ));
-            }
-        }
+        self.wrong = self.wrong.take().or_else(|| self.agent.differs(truth, revision));
     }
 
     fn seen(mut self) -> Seen {
-        let session = self.session.as_ref().map(|pump| {
-            let mut known: Vec<_> =
-                pump.subscriptions.iter().map(|(handle, one)| (*handle, one.known)).collect();
-            known.sort_unstable();
-            let unheard = pump.subscriber.changed_len();
-            format!("{:?} {known:?} {:?} {} {unheard}", pump.resources_known, pump.new, pump.unanswered)
-        });
+        let session = self.session.as_ref().map(Pump::seen);
         let (up, down) = (format!("{:?}", self.up), self.down.iter().map(heard).collect::<Vec<_>>());
         let mut quiet = false;
         if let Some(pump) = &mut self.session {
@@ -404,10 +198,7 @@ impl World {
         if quiet {
             let newest = self.repository.view().revision;
             let concerned = self.truths.get(&(self.epoch, newest)).cloned().unwrap_or_default();
-            let members = self.agent.policy.as_ref().map(|selector| {
-                self.agent.members.get(selector).cloned().unwrap_or_default() == concerned.members(selector)
-            });
-            if self.agent.policy != concerned.policy || members == Some(false) {
+            if !self.agent.is_current(&concerned) {
                 self.wrong = Some(format!(
                     "nothing more is to come, and it knows {:?}, not {concerned:?}",
                     self.agent
