@@ -13,7 +13,7 @@ mod session;
 mod source;
 mod stream;
 
-pub(crate) use desk::{Begin, Caller, Desk, FlowStreams, Part, Publication, Published, Speaker};
+pub(crate) use desk::{Begin, Caller, Desk, FlowStreams, Part, Publication, Published, Sessions, Speaker};
 pub(crate) use gate::Enrolling;
 pub(crate) use inventory::{name_in, published_by};
 pub(crate) use messages::{joining, packed};

@@ -6,7 +6,7 @@ use bulkhead_identity::door::Door;
 use tokio::sync::{Semaphore, watch};
 
 use crate::access::{Grants, Oidc, Trust};
-use crate::agents::{Enrolling, Pace, Registry};
+use crate::agents::Sessions;
 use crate::api::Rates;
 use crate::audit::Audit;
 use crate::cluster::Cluster;
@@ -20,10 +20,6 @@ pub(crate) const STREAMS_MAX: usize = 4096;
 /// Most evaluations and searches at once.
 pub(crate) const SEARCHES_MAX: usize = 4;
 
-/// Most agents that are told at the same time what they lack when they connect. Each takes a transaction for its host and up
-/// to a snapshot of all policies: so many fill the store's groups, and their snapshots are far below a tenth of the memory.
-pub(crate) const SYNCING_MAX: usize = 256;
-
 /// Shared by the API, the agents' sessions and the background tasks.
 #[derive(Debug)]
 pub(crate) struct Context {
@@ -36,11 +32,10 @@ pub(crate) struct Context {
     pub(crate) audit: Audit,
     /// How often each caller of the API has asked lately.
     pub(crate) rates: Rates,
-    /// How often each address has tried to join lately.
-    pub(crate) enrolling: Enrolling,
     /// Who stands at the listeners' doors.
     pub(crate) doors: [(&'static str, Arc<Door>); 2],
-    pub(crate) registry: Registry,
+    /// Agents', and what they share.
+    pub(crate) sessions: Sessions,
     /// The other controllers.
     pub(crate) cluster: Cluster,
     pub(crate) flows: Flows,
@@ -50,12 +45,6 @@ pub(crate) struct Context {
     pub(crate) streams: Arc<Semaphore>,
     /// Evaluations and searches that take memory or a thread of their own; others wait.
     pub(crate) searches: Semaphore,
-    /// Agents that are being told what they lack when they connect: each holds one until it has been told, and the others
-    /// are sent away for a moment.
-    pub(crate) syncing: Arc<Semaphore>,
-    pub(crate) pace: Pace,
-    /// Becomes true before everything stops, when agents are to go to other controllers.
-    pub(crate) draining: watch::Receiver<bool>,
     /// Becomes true when everything is to stop.
     pub(crate) shutdown: watch::Receiver<bool>,
 }

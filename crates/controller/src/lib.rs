@@ -62,11 +62,11 @@ pub use audit::{AuditError, verify as verify_audit};
 pub use config::{Config, EtcdConfig, StoreKind};
 
 use access::{Grants, Oidc, Trust};
-use agents::{Enrolling, Pace, Registry};
+use agents::Sessions;
 use api::Rates;
 use audit::Audit;
 use cluster::{Cluster, ControllerRecord};
-use context::{Context, SEARCHES_MAX, STREAMS_MAX, SYNCING_MAX};
+use context::{Context, SEARCHES_MAX, STREAMS_MAX};
 use flows::Flows;
 use metrics::Metrics;
 use repository::Repository;
@@ -239,7 +239,7 @@ impl Controller {
             return;
         }
         self.drain.send_replace(true);
-        stopping::gone(&self.context.registry).await;
+        stopping::gone(&self.context.sessions.registry).await;
     }
 
     /// Stops serving, finishes what is under way, and closes the files.
@@ -302,17 +302,13 @@ async fn open(
         config,
         audit,
         rates: Rates::default(),
-        enrolling: Enrolling::default(),
         doors,
-        registry: Registry::default(),
+        sessions: Sessions::new(Arc::clone(&metrics), draining, shutdown.clone()),
         flows,
         metrics,
         started_ms,
         streams: Arc::new(Semaphore::new(STREAMS_MAX)),
         searches: Semaphore::new(SEARCHES_MAX),
-        syncing: Arc::new(Semaphore::new(SYNCING_MAX)),
-        pace: Pace::default(),
-        draining,
         shutdown,
     })
 }

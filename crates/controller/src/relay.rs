@@ -31,13 +31,12 @@ use bulkhead_identity::door::Limits;
 use bulkhead_identity::tls::{self, ServerIdentity, ServerSettings};
 use bulkhead_membership::{Held, Membership, MembershipError, Place};
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tonic::Code;
 
-use crate::agents::{self, Enrolling, Pace, Registry};
-use crate::context::{SYNCING_MAX, stopped};
-use crate::metrics::Metrics;
+use crate::agents::{self, Sessions};
+use crate::context::stopped;
 use crate::{Error, listen, stopping};
 
 use desk::Shared;
@@ -176,15 +175,9 @@ pub async fn start(config: Config) -> Result<Relay, Error> {
         this: this.clone(),
         name: config.name.clone(),
         agents_at: advertised.clone(),
-        registry: Registry::default(),
-        metrics: Metrics::default(),
+        sessions: Sessions::new(Arc::default(), draining, shutdown.clone()),
         counters: desk::Counters::default(),
-        enrolling: Enrolling::default(),
         door,
-        syncing: Arc::new(Semaphore::new(SYNCING_MAX)),
-        pace: Pace::default(),
-        draining,
-        shutdown: shutdown.clone(),
         mirror: std::sync::RwLock::default(),
         membership: Arc::clone(&membership),
         line: watch::Sender::new(None),
@@ -252,7 +245,7 @@ impl Relay {
     /// If a part failed.
     pub async fn shutdown(mut self) -> Result<(), Error> {
         self.drain.send_replace(true);
-        stopping::gone(&self.shared.registry).await;
+        stopping::gone(&self.shared.sessions.registry).await;
         self.stop.send_replace(true);
         let result = stopping::ended(&mut self.parts).await;
         tracing::info!("relay has stopped");

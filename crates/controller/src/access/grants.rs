@@ -382,7 +382,7 @@ pub(crate) async fn follow(
             })
             .collect();
         if !changed.is_empty() {
-            context.registry.close_where(
+            context.sessions.registry.close_where(
                 |holder| changed.contains(&holder.identity),
                 || Status::unavailable("the hosts of this relay have changed"),
             );
@@ -392,7 +392,10 @@ pub(crate) async fn follow(
             continue;
         }
         let revoked = |holder: &Holder| grants.is_revoked(holder);
-        context.registry.close_where(revoked, || Status::unauthenticated("the certificate is revoked"));
+        context
+            .sessions
+            .registry
+            .close_where(revoked, || Status::unauthenticated("the certificate is revoked"));
         context.repository.view().wake_relays();
     }
 }

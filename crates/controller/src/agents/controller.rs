@@ -14,19 +14,16 @@ use bulkhead_wire::address_from_wire;
 use bulkhead_wire::proto::{
     AgentStatus, EnrollRequest, Enrollment, FlowBatch, FlowReceipt, Hello, Relayed, RenewRequest,
 };
-use tokio::sync::{Semaphore, watch};
 use tonic::Status;
 use tracing::Instrument;
 
-use super::desk::{Begin, Caller, Desk, FlowStreams, Part, Publication, Published, Speaker};
-use super::registry::Registry;
-use super::{Enrolling, Pace, inventory};
+use super::desk::{Begin, Caller, Desk, FlowStreams, Part, Publication, Published, Sessions, Speaker};
+use super::inventory;
 use crate::access::{self, EnrollmentError, HostPatterns, Revocation, Revoked};
 use crate::clock;
 use crate::context::{Context, stopped};
 use crate::guard::Ends;
 use crate::members::SessionId;
-use crate::metrics::Metrics;
 use crate::repository::View;
 
 #[async_trait::async_trait]
@@ -42,32 +39,8 @@ impl Desk for Context {
         self.repository.view_mut()
     }
 
-    fn registry(&self) -> &Registry {
-        &self.registry
-    }
-
-    fn metrics(&self) -> &Metrics {
-        &self.metrics
-    }
-
-    fn enrolling(&self) -> &Enrolling {
-        &self.enrolling
-    }
-
-    fn syncing(&self) -> &Arc<Semaphore> {
-        &self.syncing
-    }
-
-    fn pace(&self) -> &Pace {
-        &self.pace
-    }
-
-    fn draining(&self) -> watch::Receiver<bool> {
-        self.draining.clone()
-    }
-
-    fn shutdown(&self) -> watch::Receiver<bool> {
-        self.shutdown.clone()
+    fn sessions(&self) -> &Sessions {
+        &self.sessions
     }
 
     fn epoch(&self) -> String {
@@ -171,7 +144,7 @@ impl Desk for Context {
     }
 
     async fn status(&self, host: &Arc<str>, id: SessionId, status: AgentStatus) {
-        self.registry.status(host, id, status);
+        self.sessions.registry.status(host, id, status);
     }
 
     async fn enroll(&self, caller: Option<Caller>, request: EnrollRequest) -> Result<Enrollment, Status> {
@@ -331,7 +304,7 @@ fn ends_of(relayed: &Relayed) -> Option<Ends> {
 
 fn not_enrolled(context: &Context, error: &EnrollmentError) -> Status {
     context.metrics.agents_refused.add(1);
-    if let Some(more) = context.enrolling.log.now() {
+    if let Some(more) = context.sessions.enrolling.log.now() {
         tracing::warn!(%error, more, "no certificate was given");
     }
     let message = error.to_string();

@@ -21,6 +21,10 @@ use crate::guard::Ends;
 use crate::members::SessionId;
 use crate::metrics::Metrics;
 
+/// Most agents that are told at the same time what they lack when they connect. Each takes a transaction for its host and up
+/// to a snapshot of all policies: so many fill the store's groups, and their snapshots are far below a tenth of the memory.
+const SYNCING_MAX: usize = 256;
+
 /// Who calls: by his certificate, which is neither ended nor revoked.
 #[derive(Debug, Clone)]
 pub(crate) struct Caller {
@@ -88,6 +92,42 @@ pub(crate) enum Published {
 /// Batches of one agent, and where their receipts go.
 pub(crate) type FlowStreams = (Streaming<FlowBatch>, mpsc::Sender<Result<FlowReceipt, Status>>);
 
+/// What all sessions share.
+#[derive(Debug)]
+pub(crate) struct Sessions {
+    pub(crate) registry: Registry,
+    pub(crate) metrics: Arc<Metrics>,
+    /// How often each address has tried to join lately.
+    pub(crate) enrolling: Enrolling,
+    /// Agents that are being told what they lack when they connect: each holds one until it has been told, and the others
+    /// are sent away for a moment.
+    pub(crate) syncing: Arc<Semaphore>,
+    pub(crate) pace: Pace,
+    /// Becomes true before everything stops, when agents are to go to others.
+    pub(crate) draining: watch::Receiver<bool>,
+    /// Becomes true when everything is to stop.
+    pub(crate) shutdown: watch::Receiver<bool>,
+}
+
+impl Sessions {
+    /// None yet. They are sent away, and stop, when these turn true.
+    pub(crate) fn new(
+        metrics: Arc<Metrics>,
+        draining: watch::Receiver<bool>,
+        shutdown: watch::Receiver<bool>,
+    ) -> Self {
+        Self {
+            registry: Registry::default(),
+            metrics,
+            enrolling: Enrolling::default(),
+            syncing: Arc::new(Semaphore::new(SYNCING_MAX)),
+            pace: Pace::default(),
+            draining,
+            shutdown,
+        }
+    }
+}
+
 /// What sessions need of whoever holds them.
 #[async_trait::async_trait]
 pub(crate) trait Desk: Send + Sync + 'static {
@@ -98,13 +138,7 @@ pub(crate) trait Desk: Send + Sync + 'static {
     /// What is told. Not to be held over an await.
     fn source(&self) -> RwLockReadGuard<'_, Self::Source>;
     fn source_mut(&self) -> RwLockWriteGuard<'_, Self::Source>;
-    fn registry(&self) -> &Registry;
-    fn metrics(&self) -> &Metrics;
-    fn enrolling(&self) -> &Enrolling;
-    fn syncing(&self) -> &Arc<Semaphore>;
-    fn pace(&self) -> &Pace;
-    fn draining(&self) -> watch::Receiver<bool>;
-    fn shutdown(&self) -> watch::Receiver<bool>;
+    fn sessions(&self) -> &Sessions;
     /// Of what is told now.
     fn epoch(&self) -> String;
     /// As agents hear it.

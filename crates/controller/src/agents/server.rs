@@ -78,9 +78,9 @@ impl<D: Desk> Distribution for Service<D> {
         let caller = if peer.holder.is_some() { self.caller(request.extensions()).ok() } else { None };
         // What a relay passes on was counted by the relay, for each address of its site: here all would be one.
         let is_relay = caller.is_some() && is_relay::<D>(peer);
-        let enrolling = self.desk.enrolling();
+        let enrolling = &self.desk.sessions().enrolling;
         if !is_relay && !enrolling.may_try(from) {
-            self.desk.metrics().enrolls_too_many.add(1);
+            self.desk.sessions().metrics.enrolls_too_many.add(1);
             if let Some(more) = enrolling.log.now() {
                 tracing::warn!(%from, more, "an address tries to join too often");
             }
@@ -113,7 +113,7 @@ impl<D: Desk> Service<D> {
     /// The agent or relay that calls, by its certificate.
     fn caller(&self, extensions: &Extensions) -> Result<Caller, Status> {
         let refused = |status: Status| {
-            self.desk.metrics().agents_refused.add(1);
+            self.desk.sessions().metrics.agents_refused.add(1);
             status
         };
         let peer = extensions.get::<Arc<Peer>>();

@@ -60,15 +60,17 @@ type Outgoing = mpsc::Sender<Result<Bytes, Status>>;
 
 /// Holds the conversation until either side ends it.
 pub(super) async fn run<D: Desk>(desk: Arc<D>, caller: Caller, mut incoming: Incoming, outgoing: Outgoing) {
-    if *desk.draining().borrow() {
+    if *desk.sessions().draining.borrow() {
         // It may be gone already.
         let _ = outgoing.try_send(Err(elsewhere()));
         return;
     }
-    let Ok(syncing) = Arc::clone(desk.syncing()).try_acquire_owned() else {
-        desk.metrics().sessions_deferred.add(1);
-        let deferred =
-            come_back(away(desk.metrics().sessions_deferred.value()), "other agents are being told first");
+    let Ok(syncing) = Arc::clone(&desk.sessions().syncing).try_acquire_owned() else {
+        desk.sessions().metrics.sessions_deferred.add(1);
+        let deferred = come_back(
+            away(desk.sessions().metrics.sessions_deferred.value()),
+            "other agents are being told first",
+        );
         // It may be gone already.
         let _ = outgoing.try_send(Err(deferred));
         return;
@@ -84,9 +86,9 @@ pub(super) async fn run<D: Desk>(desk: Arc<D>, caller: Caller, mut incoming: Inc
     };
     let host = Arc::clone(&speaker.key);
     tracing::info!(%host, version = %hello.version, session = admission.id, "agent connected");
-    desk.metrics().sessions_opened.add(1);
+    desk.sessions().metrics.sessions_opened.add(1);
     if admission.replaced {
-        desk.metrics().sessions_replaced.add(1);
+        desk.sessions().metrics.sessions_replaced.add(1);
     }
     let Admission { id, closed, replaced: _ } = admission;
     let epoch_is_ours = hello.epoch == desk.epoch();
@@ -169,10 +171,10 @@ async fn admit<D: Desk>(
         )));
     }
     let speaker = desk.speaker(caller, &hello)?;
-    let admission = desk.registry().admit(&speaker, &hello)?;
+    let admission = desk.sessions().registry.admit(&speaker, &hello)?;
     // It may have been revoked between the look at the certificate and the moment at which a revocation ends the session.
     if std::iter::once(&speaker.holder).chain(&speaker.via).any(|holder| desk.revoked(holder)) {
-        desk.registry().leave(&speaker.key, admission.id);
+        desk.sessions().registry.leave(&speaker.key, admission.id);
         return Err(Status::unauthenticated("the certificate is revoked"));
     }
     Ok((hello, speaker, admission))
@@ -225,13 +227,13 @@ impl<D: Desk> Session<D> {
         self.welcome().await?;
         self.tell().await?;
         drop(syncing);
-        let mut shutdown = self.desk.shutdown();
-        let mut draining = self.desk.draining();
+        let mut shutdown = self.desk.sessions().shutdown.clone();
+        let mut draining = self.desk.sessions().draining.clone();
         let desk = Arc::clone(&self.desk);
         let host = Arc::clone(&self.host);
         let sent_away = async move {
             stopped(&mut draining).await;
-            tokio::time::sleep(leaves_after(&host, desk.registry().connected())).await;
+            tokio::time::sleep(leaves_after(&host, desk.sessions().registry.connected())).await;
         };
         tokio::pin!(sent_away);
         let lease = self.desk.lease();
@@ -244,7 +246,7 @@ impl<D: Desk> Session<D> {
             let message = tokio::select! {
                 message = incoming.message() => message?,
                 () = wake(woken.as_deref()) => {
-                    if let Some(moment) = self.desk.pace().wait() {
+                    if let Some(moment) = self.desk.sessions().pace.wait() {
                         tokio::time::sleep(moment).await;
                     }
                     self.tell().await?;
@@ -269,7 +271,7 @@ impl<D: Desk> Session<D> {
             };
             let Some(message) = message else { return Ok(()) };
             silence.as_mut().reset(tokio::time::Instant::now() + lease);
-            self.desk.registry().seen(&self.host, self.id);
+            self.desk.sessions().registry.seen(&self.host, self.id);
             self.take_in(message).await?;
             // Subscriptions come in bursts: what is there already is answered together.
             for _ in 1..BURST_LEN_MAX {
@@ -384,11 +386,11 @@ impl<D: Desk> Session<D> {
         if messages.is_empty() {
             return Ok(());
         }
-        self.desk.pace().told();
+        self.desk.sessions().pace.told();
         let span = tracing::debug_span!("tell", host = %self.host, revision, messages = messages.len());
         self.send_all(&messages).instrument(span).await?;
         let sent = std::mem::take(&mut self.unsaid);
-        self.desk.registry().synced(&self.host, self.id, revision, subscriptions, sent);
+        self.desk.sessions().registry.synced(&self.host, self.id, revision, subscriptions, sent);
         Ok(())
     }
 
@@ -402,7 +404,7 @@ impl<D: Desk> Session<D> {
                 Ok(Ok(())) => {}
                 Ok(Err(_closed)) => return Err(Status::cancelled("the agent is gone")),
                 Err(_elapsed) => {
-                    self.desk.metrics().sessions_cut_off.add(1);
+                    self.desk.sessions().metrics.sessions_cut_off.add(1);
                     return Err(Status::resource_exhausted(format!(
                         "the agent has taken no message for {SEND_TIME_MAX:?}"
                     )));
@@ -411,8 +413,8 @@ impl<D: Desk> Session<D> {
         }
         let (count, bytes) =
             (messages.len() as u64, messages.iter().map(|one| one.bytes() as u64).sum::<u64>());
-        self.desk.metrics().agent_messages_sent.add(count);
-        self.desk.metrics().agent_bytes_sent.add(bytes);
+        self.desk.sessions().metrics.agent_messages_sent.add(count);
+        self.desk.sessions().metrics.agent_bytes_sent.add(bytes);
         self.unsaid = (self.unsaid.0 + count, self.unsaid.1 + bytes);
         Ok(())
     }
@@ -421,7 +423,7 @@ impl<D: Desk> Session<D> {
         if let Some(told) = &mut self.told {
             told.pump.close(&mut *self.desk.source_mut());
         }
-        self.desk.registry().leave(&self.host, self.id);
+        self.desk.sessions().registry.leave(&self.host, self.id);
         self.desk.end(speaker, self.id);
         match ended {
             Ok(()) => tracing::info!(host = %self.host, session = self.id, "agent left"),

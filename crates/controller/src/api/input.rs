@@ -154,7 +154,7 @@ pub(crate) fn terms(
     let manager = parameters.text("fieldManager").map(manager).transpose()?;
     let begins = manager.is_some();
     let accounts = Accounts::Changed { manager: manager.unwrap_or(OWN_MANAGER).to_owned(), begins };
-    let mut lifelines = context.registry.lifelines();
+    let mut lifelines = context.sessions.registry.lifelines();
     lifelines.extend(context.cluster.lifelines());
     // Who is on this machine's own socket cannot be cut off from it.
     if let Some(ends) = caller.ends {

@@ -35,7 +35,7 @@ pub(super) async fn readyz(State(context): Shared) -> Response {
         return (StatusCode::SERVICE_UNAVAILABLE, message).into_response();
     }
     let seen = context.repository.view().revision;
-    if *context.shutdown.borrow() || *context.draining.borrow() {
+    if *context.shutdown.borrow() || *context.sessions.draining.borrow() {
         return (StatusCode::SERVICE_UNAVAILABLE, "stopping\n").into_response();
     }
     if stored.saturating_sub(seen) > VIEW_LAG_MAX {
@@ -87,7 +87,7 @@ fn own_status(context: &Context) -> Value {
         },
         "confirmations": context.repository.confirmations().iter().map(standing).collect::<Vec<_>>(),
         "relays": relays(context),
-        "agents": context.registry.report(),
+        "agents": context.sessions.registry.report(),
     })
 }
 
@@ -102,7 +102,7 @@ fn relays(context: &Context) -> Vec<Value> {
             "by": relay.by,
             "connected": false,
         });
-        if let Some((agents_at, version)) = context.registry.relay(&relay.name) {
+        if let Some((agents_at, version)) = context.sessions.registry.relay(&relay.name) {
             shown["connected"] = json!(true);
             shown["agentsAt"] = json!(agents_at);
             shown["version"] = json!(version);
@@ -161,7 +161,7 @@ fn agent_metrics(page: &mut Page, context: &Context) {
     let cluster = &context.cluster;
     page.gauge("controllers", "Controllers that are registered.", cluster.controllers().len());
     page.gauge("sessions_elsewhere", "Hosts that other controllers serve.", cluster.sessions_elsewhere());
-    page.sessions(context.registry.connected(), metrics);
+    page.sessions(context.sessions.registry.connected(), metrics);
     let counters = [
         (
             "agent_sessions_moved_total",

@@ -47,7 +47,7 @@ fn gone(context: &Context, kept: Duration) -> Vec<String> {
     let mut table = context.cluster.table_mut();
     let is_gone = |host: &String| {
         // Its session may wait to be registered while the store is away.
-        if context.registry.is_connected(host) {
+        if context.sessions.registry.is_connected(host) {
             table.is_here(host);
             return false;
         }

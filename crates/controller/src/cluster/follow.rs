@@ -45,7 +45,7 @@ fn heed(context: &Context, event: Event) {
             // Of two sessions the one that was registered later is the newer one.
             if let Some(session) = cluster.registrations().taken(&host, revision) {
                 context.metrics.sessions_moved.add(1);
-                context.registry.close_session(&host, session, moved(&host, &controller));
+                context.sessions.registry.close_session(&host, session, moved(&host, &controller));
             }
         }
         Event::Taken { .. } => {}

@@ -341,7 +341,7 @@ async fn settle(context: &Context, steps: &[(Arc<str>, Step)], revision: Revisio
         };
         if expired.is_some_and(|expired| expired > live.began) {
             let reason = "the host's workloads had expired: connect and publish again";
-            context.registry.close_session(host, session, Status::aborted(reason));
+            context.sessions.registry.close_session(host, session, Status::aborted(reason));
         } else if overtaken && cluster.registrations().lose(host, session) {
             close(context, host, session);
         }
@@ -351,7 +351,7 @@ async fn settle(context: &Context, steps: &[(Arc<str>, Step)], revision: Revisio
 fn close(context: &Context, host: &str, session: SessionId) {
     let by = context.cluster.table().session(host).map(|(there, _)| there.controller.clone());
     context.metrics.sessions_moved.add(1);
-    context.registry.close_session(host, session, follow::moved(host, &by.unwrap_or_default()));
+    context.sessions.registry.close_session(host, session, follow::moved(host, &by.unwrap_or_default()));
 }
 
 impl Cluster {

@@ -13,7 +13,7 @@ use bulkhead_wire::proto;
 use bulkhead_wire::proto::distribution_client::DistributionClient;
 use bulkhead_wire::proto::{AgentStatus, EnrollRequest, Enrollment, Hello, Relayed, RenewRequest};
 use bulkhead_wire::{MESSAGE_BYTES_MAX, come_back_elsewhere};
-use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 use tonic::transport::Channel;
@@ -22,12 +22,11 @@ use super::lane::{self, INPUTS_LEN, Input, Whose};
 use super::mirror::Mirror;
 use crate::access::{HostPatterns, REVOCATIONS_MAX, Revocation, Revoked};
 use crate::agents::{
-    Begin, Caller, Desk, Enrolling, FlowStreams, Pace, Part, Publication, Published, RELAY_AGENTS_MAX,
-    Registry, Speaker,
+    Begin, Caller, Desk, FlowStreams, Part, Publication, Published, RELAY_AGENTS_MAX, Sessions, Speaker,
 };
 use crate::context::stopped;
 use crate::members::SessionId;
-use crate::metrics::{Counter, Metrics};
+use crate::metrics::Counter;
 
 /// Most certificates that are remembered as refused.
 const REFUSED_MAX: usize = 10_000;
@@ -65,17 +64,10 @@ pub(super) struct Shared {
     pub(super) name: String,
     /// Where agents reach it, as it says.
     pub(super) agents_at: String,
-    pub(super) registry: Registry,
-    pub(super) metrics: Metrics,
+    pub(super) sessions: Sessions,
     pub(super) counters: Counters,
-    /// How often each address of the site has tried to join lately.
-    pub(super) enrolling: Enrolling,
     /// Who stands at the agents' door.
     pub(super) door: Arc<Door>,
-    pub(super) syncing: Arc<Semaphore>,
-    pub(super) pace: Pace,
-    pub(super) draining: watch::Receiver<bool>,
-    pub(super) shutdown: watch::Receiver<bool>,
     pub(super) mirror: RwLock<Mirror>,
     pub(super) membership: Arc<Membership>,
     pub(super) line: watch::Sender<Option<Line>>,
@@ -138,7 +130,7 @@ impl Shared {
             }
         }
         let revoked = |holder: &Holder| self.revoked(holder);
-        self.registry.close_where(revoked, || Status::unauthenticated("the certificate is revoked"));
+        self.sessions.registry.close_where(revoked, || Status::unauthenticated("the certificate is revoked"));
     }
 
     pub(super) fn forget_refused(&self, serial: &str) {
@@ -185,32 +177,8 @@ impl Desk for Shared {
         self.mirror_mut()
     }
 
-    fn registry(&self) -> &Registry {
-        &self.registry
-    }
-
-    fn metrics(&self) -> &Metrics {
-        &self.metrics
-    }
-
-    fn enrolling(&self) -> &Enrolling {
-        &self.enrolling
-    }
-
-    fn syncing(&self) -> &Arc<Semaphore> {
-        &self.syncing
-    }
-
-    fn pace(&self) -> &Pace {
-        &self.pace
-    }
-
-    fn draining(&self) -> watch::Receiver<bool> {
-        self.draining.clone()
-    }
-
-    fn shutdown(&self) -> watch::Receiver<bool> {
-        self.shutdown.clone()
+    fn sessions(&self) -> &Sessions {
+        &self.sessions
     }
 
     fn epoch(&self) -> String {
@@ -248,11 +216,11 @@ impl Desk for Shared {
     fn speaker(&self, caller: &Caller, hello: &Hello) -> Result<Speaker, Status> {
         let holder = &caller.holder;
         let Identity::Agent(host) = &holder.identity else {
-            self.metrics.agents_refused.add(1);
+            self.sessions.metrics.agents_refused.add(1);
             return Err(Status::permission_denied(format!("a relay serves agents, not {}", holder.identity)));
         };
         if hello.relayed.is_some() || *host != hello.host || !is_name(host) {
-            self.metrics.agents_refused.add(1);
+            self.sessions.metrics.agents_refused.add(1);
             return Err(Status::permission_denied(format!(
                 "the certificate is of {}, not of host {:?}",
                 holder.identity, hello.host
@@ -279,7 +247,9 @@ impl Desk for Shared {
                 "this relay reaches no controller, and knows less",
             ));
         }
-        if self.registry.connected() >= RELAY_AGENTS_MAX && !self.registry.is_connected(host) {
+        if self.sessions.registry.connected() >= RELAY_AGENTS_MAX
+            && !self.sessions.registry.is_connected(host)
+        {
             return Err(come_back_elsewhere(FULL_AWAY, "this relay serves as many agents as it may"));
         }
         let (holder, ends) = (Arc::clone(holder), Some(caller.ends));
@@ -338,9 +308,9 @@ impl Desk for Shared {
     }
 
     async fn status(&self, host: &Arc<str>, id: SessionId, status: AgentStatus) {
-        self.registry.status(host, id, status.clone());
+        self.sessions.registry.status(host, id, status.clone());
         if let Some(lane) = self.lane(host, id) {
-            let status = AgentStatus { told: self.registry.told(host, id), ..status };
+            let status = AgentStatus { told: self.sessions.registry.told(host, id), ..status };
             // Closed: the session is about to end.
             let _ = lane.send(Input::Status(status)).await;
         }
@@ -369,7 +339,7 @@ impl Desk for Shared {
             let mut client = self.client()?;
             let (up, waiting) = mpsc::channel(BATCHES_LEN);
             let mut answers = client.report_flows(ReceiverStream::new(waiting)).await?.into_inner();
-            let (mut shutdown, mut shown) = (self.shutdown.clone(), Some(relayed(&caller)));
+            let (mut shutdown, mut shown) = (self.sessions.shutdown.clone(), Some(relayed(&caller)));
             loop {
                 tokio::select! {
                     batch = batches.message() => {

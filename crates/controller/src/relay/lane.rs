@@ -134,7 +134,7 @@ pub(super) async fn run(shared: Arc<Shared>, mut whose: Whose, mut inputs: mpsc:
         shared.remember_refused(&whose.serial);
     }
     admit(&mut whose, Err(refused.clone()));
-    shared.registry.close_session(&whose.host, whose.session, refused);
+    shared.sessions.registry.close_session(&whose.host, whose.session, refused);
 }
 
 fn admit(whose: &mut Whose, result: Result<(), Status>) {

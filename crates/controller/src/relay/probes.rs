@@ -33,7 +33,7 @@ pub(super) async fn serve(
 
 /// Ready is who can tell agents something, also if no controller is there: then it is what was known last.
 async fn readyz(State(shared): State<Arc<Shared>>) -> Response {
-    let why = if *shared.shutdown.borrow() || *shared.draining.borrow() {
+    let why = if *shared.sessions.shutdown.borrow() || *shared.sessions.draining.borrow() {
         "stopping\n"
     } else if shared.is_out.load(Ordering::Relaxed) {
         "no controller lets this relay in\n"
@@ -47,7 +47,7 @@ async fn readyz(State(shared): State<Arc<Shared>>) -> Response {
 
 async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
     let mut page = Page::default();
-    let (metrics, counters) = (&shared.metrics, &shared.counters);
+    let (metrics, counters) = (&shared.sessions.metrics, &shared.counters);
     let (revision, connected, selectors, unreadable) = {
         let mirror = shared.mirror();
         (mirror.revision(), mirror.is_connected(), mirror.selectors(), mirror.unreadable)
@@ -56,7 +56,7 @@ async fn metrics(State(shared): State<Arc<Shared>>) -> Response {
     page.gauge("relay_upstream_connected", "1 while a controller is connected.", u8::from(connected));
     page.gauge("selectors", "Selectors subscribed to upstream, each once for the site.", selectors);
     page.gauge("selectors_max", "Most that there may be.", RELAY_SUBSCRIPTIONS_MAX);
-    page.sessions(shared.registry.connected(), metrics);
+    page.sessions(shared.sessions.registry.connected(), metrics);
     page.gauge("agents_max", "Most that there may be.", RELAY_AGENTS_MAX);
     page.gauge("relay_lanes", "Hosts that have a way upstream or wait for one.", shared.lanes());
     let all = [

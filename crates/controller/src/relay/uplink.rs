@@ -57,7 +57,7 @@ pub(super) async fn run(shared: Arc<Shared>, mut shutdown: watch::Receiver<bool>
         if is_out {
             // Whoever serves the site now: it is not this relay any more.
             let reason = "this relay may not serve any more: go to another";
-            shared.registry.close_where(|_everybody| true, || come_back_elsewhere(AWAY, reason));
+            shared.sessions.registry.close_where(|_everybody| true, || come_back_elsewhere(AWAY, reason));
         }
         let doubled = RETRY_MIN.saturating_mul(1 << attempt.min(10)).min(RETRY_MAX);
         attempt = attempt.saturating_add(1);
@@ -176,6 +176,6 @@ fn take_in(shared: &Shared, epoch: &str, heard: Batch, revision: u64) {
     let other = shared.mirror_mut().take_in(epoch, heard, revision);
     if other {
         let reason = "the repository is another: connect again";
-        shared.registry.close_where(|_everybody| true, || Status::aborted(reason));
+        shared.sessions.registry.close_where(|_everybody| true, || Status::aborted(reason));
     }
 }
