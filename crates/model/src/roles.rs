@@ -11,7 +11,7 @@ const LIST_MAX: usize = 1000;
 /// What its holder may do; each may also do what those before it may.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Role {
-    /// Read everything but tokens and the like.
+    /// Read everything but tokens and the like; with namespaces, only what is in these.
     Viewer,
     /// Change policies, in the tiers and namespaces of the binding, and network sets in its namespaces.
     Editor,
@@ -51,7 +51,7 @@ pub struct RoleBindingSpec {
     pub groups: Vec<String>,
     /// Of an editor: only policies in these tiers; absent: in all.
     pub tiers: Option<Vec<String>>,
-    /// Of an editor: only objects in these namespaces; absent: in all, and in none.
+    /// Of an editor or viewer: only objects in these namespaces; absent: in all, and in none.
     pub namespaces: Option<Vec<String>>,
 }
 
@@ -62,13 +62,15 @@ impl RoleBindingSpec {
         let users = fields.optional(decoder, "users", subjects);
         let groups = fields.optional(decoder, "groups", subjects);
         let (mut tiers, mut namespaces) = (None, None);
-        if role.is_none() || role == Some(Role::Editor) {
+        if matches!(role, None | Some(Role::Editor)) {
             tiers = fields.optional(decoder, "tiers", names);
+        } else {
+            fields.refuse(decoder, "tiers", "only the role Editor is bound to tiers");
+        }
+        if matches!(role, None | Some(Role::Editor | Role::Viewer)) {
             namespaces = fields.optional(decoder, "namespaces", names);
         } else {
-            for name in ["tiers", "namespaces"] {
-                fields.refuse(decoder, name, "only the role Editor is bound to tiers or namespaces");
-            }
+            fields.refuse(decoder, "namespaces", "only the roles Editor and Viewer are bound to namespaces");
         }
         fields.finish(decoder);
         let (users, groups) = (users.unwrap_or_default(), groups.unwrap_or_default());
@@ -134,6 +136,7 @@ mod tests {
     fn bindings_come_back_as_they_were_written() {
         for spec in [
             "{role: Viewer, users: [ann@example.org]}",
+            "{role: Viewer, groups: [shop], namespaces: [shop]}",
             "{role: Editor, groups: [net], tiers: [application], namespaces: [shop, blog]}",
             "{role: Admin, users: [ann], groups: ['bulkhead:admins']}",
         ] {
@@ -150,6 +153,8 @@ mod tests {
             ("{role: Root, users: [ann]}", "expected Viewer, Editor, Operator, Admin"),
             ("{role: Viewer, users: [a b]}", "expected a name"),
             ("{role: Operator, users: [ann], tiers: [x]}", "only the role Editor"),
+            ("{role: Viewer, users: [ann], tiers: [x]}", "only the role Editor"),
+            ("{role: Admin, users: [ann], namespaces: [x]}", "only the roles Editor and Viewer"),
             ("{role: Editor, users: [ann], tier: [x]}", "unknown field"),
         ] {
             let problems = parse("test", &format!("{HEAD}{spec}")).unwrap_err();

@@ -12,6 +12,8 @@ use crate::repository::View;
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Permissions {
     role: Option<Role>,
+    /// Namespaces that somebody may read who may not read everything.
+    sees: BTreeSet<String>,
     /// Where an editor may edit; no more than his bindings say.
     scopes: Vec<Scope>,
 }
@@ -27,13 +29,13 @@ impl Permissions {
     /// Of a caller, as the repository's bindings are now.
     pub(crate) fn of(view: &View, caller: &Caller) -> Self {
         if caller.is_admin() {
-            return Self { role: Some(Role::Admin), scopes: Vec::new() };
+            return Self { role: Some(Role::Admin), ..Self::default() };
         }
         let user = match &caller.who {
             Who::Operator(name) => name.clone(),
             Who::Local { .. } => caller.name(),
             // They ask each other what only one of them knows.
-            Who::Controller(_) => return Self { role: Some(Role::Viewer), scopes: Vec::new() },
+            Who::Controller(_) => return Self { role: Some(Role::Viewer), ..Self::default() },
             Who::Agent(_) | Who::Relay(_) | Who::Nobody => return Self::default(),
         };
         let mut permissions = Self::default();
@@ -41,6 +43,10 @@ impl Permissions {
             let Resource::RoleBinding(binding) = &object.resource else { continue };
             let spec = &binding.spec;
             if !spec.binds(&user, caller.groups.iter().map(String::as_str)) {
+                continue;
+            }
+            if let (Role::Viewer, Some(namespaces)) = (spec.role, &spec.namespaces) {
+                permissions.sees.extend(namespaces.iter().cloned());
                 continue;
             }
             permissions.role = permissions.role.max(Some(spec.role));
@@ -54,9 +60,24 @@ impl Permissions {
         permissions
     }
 
-    /// The highest role.
+    /// The highest role that holds in all namespaces; an editor's bindings say where he may edit, and he may read everything.
     pub(crate) fn role(&self) -> Option<Role> {
         self.role
+    }
+
+    /// What he is, for people.
+    pub(crate) fn title(&self) -> Option<String> {
+        let seen = || self.sees.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+        match self.role {
+            Some(role) => Some(format!("the role {}", role.as_str())),
+            None if self.sees.is_empty() => None,
+            None => Some(format!("the role {} in namespaces {}", Role::Viewer.as_str(), seen())),
+        }
+    }
+
+    /// Whether he may read what is in a namespace; `None`: what is in none, or in all.
+    pub(crate) fn may_read(&self, namespace: Option<&str>) -> bool {
+        self.role >= Some(Role::Viewer) || namespace.is_some_and(|name| self.sees.contains(name))
     }
 
     /// Whether a change of an object is allowed; if not, why.

@@ -80,7 +80,8 @@ pub(super) async fn admit(State(context): Shared, mut request: Request, next: Ne
     let whom = path.and_then(|path| ROUTES.iter().find(|route| route.path == path));
     let whom = whom.map_or(Whom::Known, |route| route.whom);
     let permissions = Permissions::of(&context.repository.view(), &caller);
-    if let Err(refusal) = may_ask(whom, request.method(), &caller, &permissions) {
+    let namespace = path.and_then(|path| namespace_of(path, request.uri().path()));
+    if let Err(refusal) = may_ask(whom, request.method(), namespace, &caller, &permissions) {
         if caller.who != Who::Nobody && !reads(request.method()) {
             let (method, path) = (request.method(), request.uri().path());
             context.audit.refused(&caller, method, path, &refusal.message).await;
@@ -133,7 +134,19 @@ fn reads(method: &Method) -> bool {
     matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS)
 }
 
-fn may_ask(whom: Whom, method: &Method, caller: &Caller, permissions: &Permissions) -> Result<(), Refusal> {
+/// The namespace that a path is about, as it stands there.
+fn namespace_of<'a>(route: &str, path: &'a str) -> Option<&'a str> {
+    let (_, found) = route.split('/').zip(path.split('/')).find(|(part, _)| *part == "{namespace}")?;
+    Some(found)
+}
+
+fn may_ask(
+    whom: Whom,
+    method: &Method,
+    namespace: Option<&str>,
+    caller: &Caller,
+    permissions: &Permissions,
+) -> Result<(), Refusal> {
     if whom == Whom::Everybody {
         return Ok(());
     }
@@ -150,16 +163,13 @@ fn may_ask(whom: Whom, method: &Method, caller: &Caller, permissions: &Permissio
         Whom::Known | Whom::Roles => Role::Editor,
         Whom::Admins => Role::Admin,
     };
-    if permissions.role() >= Some(least) {
+    if permissions.role() >= Some(least) || least == Role::Viewer && permissions.may_read(namespace) {
         return Ok(());
     }
-    let has = match permissions.role() {
-        Some(role) => format!("has the role {}", role.as_str()),
-        None => "has no role".into(),
-    };
     let message = format!(
-        "{} {has}, and this takes {}: an administrator binds roles with a RoleBinding",
+        "{} has {}, and this takes {}: an administrator binds roles with a RoleBinding",
         caller.name(),
+        permissions.title().unwrap_or_else(|| "no role".into()),
         least.as_str()
     );
     Err(Refusal::new(StatusCode::FORBIDDEN, "Forbidden", message))

@@ -24,8 +24,9 @@ fn binding(name: &str, spec: &str) -> String {
     format!("apiVersion: bulkhead.dev/v1\nkind: RoleBinding\nmetadata: {{name: {name}}}\nspec: {spec}\n---\n")
 }
 
-const BINDINGS: [(&str, &str); 5] = [
+const BINDINGS: [(&str, &str); 6] = [
     ("view", "{role: Viewer, groups: [viewers]}"),
+    ("view-shop", "{role: Viewer, users: [clerk], namespaces: [shop, till]}"),
     ("edit-app", "{role: Editor, groups: [app-editors], tiers: [application]}"),
     ("edit-shop", "{role: Editor, users: [shopkeeper], namespaces: [shop]}"),
     ("operate", "{role: Operator, groups: [operators]}"),
@@ -65,6 +66,7 @@ async fn every_endpoint_knows_every_role() {
     let fixture = Fixture::with_roles().await;
     let callers = [
         ("none", fixture.operator("none", &["others"]), 0),
+        ("viewer of namespaces", fixture.operator("clerk", &[]), 0),
         ("viewer", fixture.operator("eve", &["viewers"]), 1),
         ("editor", fixture.operator("ed", &["app-editors"]), 2),
         ("operator", fixture.operator("ola", &["operators", "viewers"]), 3),
@@ -88,12 +90,15 @@ async fn every_endpoint_knows_every_role() {
             // A watch or a stream is not waited for: its head says it all.
             let plural = if path.starts_with("/api/") { "pods" } else { "policies" };
             let path = path.replace("{plural}", plural).replace("{group}/{version}", "networking.k8s.io/v1");
-            let path = path.replace("{group}", "networking.k8s.io").replace(['{', '}'], "");
+            let path = path.replace("{group}", "networking.k8s.io").replace("{namespace}", "shop");
+            let path = path.replace(['{', '}'], "");
             let method: Method = method.to_uppercase().parse().unwrap();
             for (name, caller, has) in &callers {
                 let status = fixture.send_as(caller, method.clone(), &path, String::new()).await.status();
                 let refused = status == StatusCode::FORBIDDEN || status == StatusCode::UNAUTHORIZED;
-                assert_eq!(refused, *has < least, "{method} {path} as {name}: {status}");
+                let of_his = *name == "viewer of namespaces" && path.contains("/namespaces/shop/");
+                let has = if of_his { 1 } else { *has };
+                assert_eq!(refused, has < least, "{method} {path} as {name}: {status}");
                 tried += 1;
             }
         }
@@ -164,6 +169,59 @@ async fn editors_keep_to_their_tiers_and_namespaces() {
     // What a binding gave, its end takes.
     assert_eq!(fixture.delete("rolebindings/edit-app").await, ok);
     assert_eq!(fixture.ask(&app, Method::GET, "policies", String::new()).await.0, no);
+}
+
+#[tokio::test]
+async fn viewers_of_namespaces_see_what_is_in_these_and_nothing_else() {
+    let fixture = Fixture::with_roles().await;
+    let (mine, other) = (policy("mine", "application", "shop"), policy("other", "application", "blog"));
+    fixture.apply(&(mine.clone() + &other + &policy("all", "application", ""))).await;
+    let clerk = fixture.operator("clerk", &[]);
+    let (ok, no) = (StatusCode::OK, StatusCode::FORBIDDEN);
+    for (path, expected) in [
+        ("namespaces/shop/policies", ok),
+        ("namespaces/shop/policies/mine", ok),
+        ("namespaces/till/policies", ok),
+        ("namespaces/blog/policies", no),
+        ("namespaces/blog/policies/other", no),
+        // Another way to write it is refused as well.
+        ("namespaces/blo%67/policies", no),
+        ("namespaces/shop%2f..%2fblog/policies", no),
+        ("policies", no),
+        ("policies/all", no),
+        ("tiers", no),
+        ("workloads", no),
+        ("namespaces", no),
+        ("flows", no),
+        ("history", no),
+        ("status", no),
+    ] {
+        let (status, answer) = fixture.ask(&clerk, Method::GET, path, String::new()).await;
+        assert_eq!(status, expected, "{path}: {answer}");
+        if status == no {
+            let message = answer["message"].as_str().unwrap();
+            assert!(message.contains("has the role Viewer in namespaces shop, till"), "{message}");
+        }
+    }
+    let (_, list) = fixture.ask(&clerk, Method::GET, "namespaces/shop/policies", String::new()).await;
+    let names: Vec<_> =
+        list["items"].as_array().unwrap().iter().map(|item| &item["metadata"]["name"]).collect();
+    assert_eq!(names, ["mine"]);
+    assert_eq!(fixture.apply_as(&clerk, &mine.replace("has(x)", "has(y)")).await, no);
+    // What kubectl asks before it tries.
+    let may = async |verb: &str, namespace: &str| {
+        let attributes =
+            json!({ "verb": verb, "group": "bulkhead.dev", "resource": "policies", "namespace": namespace });
+        let review = json!({ "kind": "SelfSubjectAccessReview", "apiVersion": "authorization.k8s.io/v1",
+            "spec": { "resourceAttributes": attributes } });
+        let path = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews";
+        let response = fixture.send_as(&clerk, Method::POST, path, review.to_string()).await;
+        let bytes = response.into_body().collect().await.unwrap().to_bytes();
+        let answer: Value = serde_json::from_slice(&bytes).unwrap();
+        answer["status"]["allowed"].as_bool().unwrap()
+    };
+    assert!(may("list", "shop").await && !may("list", "blog").await && !may("list", "").await);
+    assert!(!may("update", "shop").await);
 }
 
 #[tokio::test]

@@ -72,6 +72,13 @@ impl<'a> Where<'a> {
         }
     }
 
+    fn is_seen(self, permissions: &Permissions) -> bool {
+        match self {
+            Self::Everywhere => permissions.may_read(None),
+            Self::In(namespace) => permissions.may_read(namespace),
+        }
+    }
+
     fn allows(self, permissions: &Permissions, kind: Kind) -> bool {
         match self {
             Self::Everywhere => permissions.could_change_everywhere(kind),
@@ -109,7 +116,7 @@ pub(crate) async fn access(
     let (allowed, reason) = match (&asked.resource_attributes, &asked.non_resource_attributes) {
         (Some(attributes), _) => may(&permissions, attributes),
         (None, Some(path)) => {
-            let allowed = path.verb == "get" && permissions.role().is_some();
+            let allowed = path.verb == "get" && permissions.title().is_some();
             (allowed, role_of(&permissions))
         }
         (None, None) => {
@@ -121,7 +128,7 @@ pub(crate) async fn access(
 }
 
 fn role_of(permissions: &Permissions) -> String {
-    permissions.role().map_or_else(|| "no role".into(), |role| format!("the role {}", role.as_str()))
+    permissions.title().unwrap_or_else(|| "no role".into())
 }
 
 fn may(permissions: &Permissions, asked: &Attributes) -> (bool, String) {
@@ -138,7 +145,7 @@ fn may(permissions: &Permissions, asked: &Attributes) -> (bool, String) {
     let Some(kind) = kind.into_iter().find_map(|version| Kind::of_resource(&version, resource)) else {
         return (false, format!("there are no {resource:?} in the group {group:?}"));
     };
-    let reads = permissions.role() >= Some(Role::Viewer);
+    let reads = Where::of(namespace, kind).is_seen(permissions);
     let changes = Where::of(namespace, kind).allows(permissions, kind);
     let allowed = match verb.as_str() {
         verb if READS.contains(&verb) => reads,
@@ -161,7 +168,8 @@ pub(crate) async fn rules(
         json!({ "verbs": verbs, "apiGroups": [group], "resources": [kind.resource()] })
     };
     let mut rules = Vec::new();
-    for kind in Kind::ALL.iter().filter(|_| permissions.role().is_some()) {
+    let seen = |kind: &&Kind| Where::of(&asked.namespace, **kind).is_seen(&permissions);
+    for kind in Kind::ALL.iter().filter(seen) {
         let changes = Where::of(&asked.namespace, *kind).allows(&permissions, *kind);
         let verbs = if changes { [&READS[..], &CHANGES].concat() } else { READS.to_vec() };
         rules.extend(kind.manifest_versions().iter().map(|version| rule(&verbs, *kind, version)));
