@@ -180,6 +180,9 @@ pub(crate) struct GetArgs {
     pub(crate) kind: String,
     /// Name of one object
     pub(crate) name: Option<String>,
+    /// Only objects in this namespace
+    #[arg(short, long, value_name = "NAME")]
+    pub(crate) namespace: Option<String>,
     /// Only objects with these labels, e.g. "role == 'web'"
     #[arg(short = 'l', long, value_name = "SELECTOR")]
     pub(crate) selector: Option<String>,

@@ -50,6 +50,14 @@ fn kind_and_name(kind: &str, name: Option<&str>) -> Result<(Kind, Option<String>
     Ok((kind, name))
 }
 
+/// Path of all objects of a kind, or of those in a namespace.
+fn list_path(kind: Kind, namespace: Option<&str>) -> String {
+    match namespace {
+        Some(namespace) => format!("{API}/namespaces/{}/{}", encode(namespace), kind.plural()),
+        None => object_path(kind, None),
+    }
+}
+
 /// Path of a kind or an object; `namespace/name` names an object in a namespace.
 fn object_path(kind: Kind, name: Option<&str>) -> String {
     let plural = kind.plural();

@@ -88,6 +88,10 @@ fn what_kubectl_writes_bulkhead_shows_and_the_other_way_round() {
     let name =
         setup.kubectl(&["get", "policy", "other", "-n", "shop", "-o", "jsonpath={.metadata.namespace}"]);
     assert_eq!(name, "shop");
+    let shop = setup.bulkhead(&["get", "policies", "-n", "shop"]);
+    assert!(shop.lines().count() == 2 && shop.contains("shop/other"), "{shop}");
+    let one = setup.bulkhead(&["get", "policy", "other", "-n", "shop", "-o", "json"]);
+    assert_eq!(one, setup.bulkhead(&["get", "policy", "shop/other", "-o", "json"]));
     let all = setup.kubectl(&["get", "policies", "-A", "--chunk-size=1", "-o", "name"]);
     assert_eq!(all, "policy.bulkhead.dev/db\npolicy.bulkhead.dev/other\n", "two pages");
     let explained = setup.kubectl(&["explain", "policy.spec.ingress.action"]);

@@ -3,7 +3,7 @@
 use hyper::Method;
 use serde_json::Value;
 
-use super::{kind_and_name, object_path, query};
+use super::{kind_and_name, list_path, object_path, query};
 use crate::cli::{Common, Format, GetArgs};
 use crate::client::{call, lines};
 use crate::failure::Failure;
@@ -11,10 +11,18 @@ use crate::output::{self, table, text};
 use crate::yaml;
 use bulkhead_model::Kind;
 use bulkhead_model::columns::{cells, headings};
+use bulkhead_model::kind::Scope;
 
 pub(crate) async fn get(common: &Common, args: &GetArgs) -> Result<(), Failure> {
     let (kind, name) = kind_and_name(&args.kind, args.name.as_deref())?;
-    let path = object_path(kind, name.as_deref());
+    let path = match (&args.namespace, &name) {
+        (Some(_), _) if kind.scope() == Scope::Fleet => {
+            return Err(Failure::Usage(format!("{} are in no namespace", kind.plural())));
+        }
+        (Some(namespace), Some(name)) => object_path(kind, Some(&format!("{namespace}/{name}"))),
+        (_, Some(name)) => object_path(kind, Some(name)),
+        (namespace, None) => list_path(kind, namespace.as_deref()),
+    };
     let selector = query(&[("labelSelector", args.selector.as_deref())]);
     let target = common.controller();
     let mut answer =
@@ -59,7 +67,7 @@ async fn watch(common: &Common, kind: Kind, args: &GetArgs, first: &Value) -> Re
         ("resourceVersion", Some(&revision)),
         ("labelSelector", args.selector.as_deref()),
     ]);
-    let path = format!("{}{parameters}", object_path(kind, None));
+    let path = format!("{}{parameters}", list_path(kind, args.namespace.as_deref()));
     lines(common.controller(), &path, |mut event| match common.output {
         Format::Json | Format::Yaml => {
             without_owners(&mut event["object"]);
