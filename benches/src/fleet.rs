@@ -66,6 +66,11 @@ fn run(sizes: Sizes) -> anyhow::Result<Vec<Line>> {
         line.budget(budget, within)
     };
     let rate = line("activations", "1/s", "/activations_per_second");
+    let activated = rate.ours * number("/seconds");
+    let each = |what: &str, pointer: &str| {
+        let what = format!("fleet of {agents}, {workloads} workloads: {what}");
+        Line::new(what, "µs", number(pointer) / activated * 1e6)
+    };
     let kept = rate.ours >= f64::from(activations) * 0.99;
     Ok(vec![
         line("change, commit to the last concerned agent: p50", "ms", "/latency_ms/p50").beside(CILIUM, 9.0),
@@ -78,8 +83,8 @@ fn run(sizes: Sizes) -> anyhow::Result<Vec<Line>> {
         line("bytes to a concerned agent", "B", "/bytes_per_concerned_agent"),
         at_most(line("controller's memory", "MiB", "/controller_rss_mib"), 1024.0),
         line("engine with all policies", "MiB", "/agent_rss_mib/engine_with_all_policies"),
-        line("controller's processor time", "s", "/cpu_seconds/controller"),
-        line("agents' processor time", "s", "/cpu_seconds/agents"),
+        each("controller's processor time for an activation", "/cpu_seconds/controller"),
+        each("all agents' processor time for an activation", "/cpu_seconds/agents"),
         line("first connection of all", "s", "/first_sync_seconds"),
         line("all reconnect at once", "s", "/reconnect_storm_seconds"),
     ])
