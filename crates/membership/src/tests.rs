@@ -132,7 +132,7 @@ impl AsyncWrite for Through {
 /// All of it on one thread, whose time of day the test sets.
 #[tokio::test]
 async fn a_certificate_is_renewed_in_its_time_however_the_time_of_day_jumps() {
-    const LIFE: Duration = Duration::from_secs(3);
+    const LIFE: Duration = Duration::from_secs(5);
     let authority = Authority::generate("test", SystemTime::now()).unwrap();
     let issue = |identity: &Identity, life| authority.issue(identity, life, SystemTime::now(), &[]).unwrap();
     let identity = Identity::agent("h1").unwrap();
