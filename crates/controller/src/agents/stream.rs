@@ -6,7 +6,6 @@
 //! thousands of agents that are told everything once and little from then on, a quarter of a controller's memory
 //! (`docs/benchmarks.md`). Here nothing is kept between messages, and what many are told alike is shared and not copied.
 
-use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::task::{Context as Poller, Poll, ready};
@@ -32,14 +31,16 @@ const TOGETHER_BYTES: usize = 16 << 10;
 #[derive(Debug)]
 pub(crate) struct Incoming {
     body: Body,
-    /// What has come of messages that are not taken yet.
-    parts: VecDeque<Bytes>,
+    /// What has come and is not taken yet, as it came.
+    came: Bytes,
+    /// The same, put together of several parts. One of the two is empty.
+    together: BytesMut,
     ended: bool,
 }
 
 impl Incoming {
     pub(super) fn new(request: Request<Body>) -> Self {
-        Self { body: request.into_body(), parts: VecDeque::new(), ended: false }
+        Self { body: request.into_body(), came: Bytes::new(), together: BytesMut::new(), ended: false }
     }
 
     /// The next message; `None` when the agent has ended the stream.
@@ -50,38 +51,32 @@ impl Incoming {
         self.next().await.transpose()
     }
 
-    fn waiting(&self) -> usize {
-        self.parts.iter().map(Bytes::len).sum()
+    fn waiting(&self) -> &[u8] {
+        if self.together.is_empty() { &self.came } else { &self.together }
     }
 
-    /// Takes that much of what has come, which there must be: without a copy if it is in one piece.
-    fn take(&mut self, bytes: usize) -> Bytes {
-        match self.parts.front_mut() {
-            Some(first) if first.len() > bytes => first.split_to(bytes),
-            Some(first) if first.len() == bytes => self.parts.pop_front().unwrap_or_default(),
-            _ => {
-                let mut taken = BytesMut::with_capacity(bytes);
-                while let Some(first) = self.parts.front_mut() {
-                    let part = first.split_to(first.len().min(bytes - taken.len()));
-                    taken.put(part);
-                    if !first.is_empty() || taken.len() == bytes {
-                        break;
-                    }
-                    self.parts.pop_front();
-                }
-                self.parts.retain(|part| !part.is_empty());
-                taken.freeze()
-            }
+    /// Takes in what has come. Copied if there is something before it: a message may come byte by byte.
+    fn add(&mut self, part: Bytes) {
+        if self.waiting().is_empty() {
+            self.came = part;
+        } else {
+            let before = std::mem::take(&mut self.came);
+            self.together.extend_from_slice(&before);
+            self.together.extend_from_slice(&part);
         }
+    }
+
+    /// Takes that much out, which there must be.
+    fn take(&mut self, bytes: usize) -> Bytes {
+        if !self.together.is_empty() {
+            self.came = std::mem::take(&mut self.together).freeze();
+        }
+        self.came.split_to(bytes)
     }
 
     /// The first message, if it is there whole.
     fn first(&mut self) -> Result<Option<AgentMessage>, Status> {
-        let waiting = self.waiting();
-        if waiting < HEAD_BYTES {
-            return Ok(None);
-        }
-        let head: Vec<u8> = self.parts.iter().flatten().take(HEAD_BYTES).copied().collect();
+        let Some((head, rest)) = self.waiting().split_at_checked(HEAD_BYTES) else { return Ok(None) };
         let length = (&head[1..]).get_u32() as usize;
         if head[0] != 0 {
             return Err(Status::unimplemented("compressed messages are not read here"));
@@ -90,11 +85,12 @@ impl Incoming {
             let message = format!("a message of {length} bytes: {MESSAGE_BYTES_MAX} are read");
             return Err(Status::out_of_range(message));
         }
-        if waiting < HEAD_BYTES + length {
+        if rest.len() < length {
             return Ok(None);
         }
-        self.take(HEAD_BYTES);
-        let message = AgentMessage::decode(self.take(length));
+        let mut message = self.take(HEAD_BYTES + length);
+        message.advance(HEAD_BYTES);
+        let message = AgentMessage::decode(message);
         message.map(Some).map_err(|error| Status::internal(format!("no message: {error}")))
     }
 }
@@ -112,14 +108,18 @@ impl Stream for Incoming {
                 }
             }
             match ready!(Pin::new(&mut self.body).poll_frame(poller)) {
-                Some(Ok(frame)) => self.parts.extend(frame.into_data().ok().filter(|data| !data.is_empty())),
+                Some(Ok(frame)) => {
+                    if let Ok(part) = frame.into_data() {
+                        self.add(part);
+                    }
+                }
                 Some(Err(status)) => {
                     self.ended = true;
                     return Poll::Ready(Some(Err(status)));
                 }
                 None => {
                     self.ended = true;
-                    if !self.parts.is_empty() {
+                    if !self.waiting().is_empty() {
                         return Poll::Ready(Some(Err(Status::internal("the stream ends inside a message"))));
                     }
                 }
@@ -314,6 +314,21 @@ mod tests {
             prop_assert_eq!(&found[..], &messages[..whole]);
             prop_assert_eq!(status.map(|status| status.code()), cut_short.then_some(Code::Internal));
         }
+    }
+
+    #[test]
+    fn a_message_that_comes_byte_by_byte_is_kept_once() {
+        let message = said(1, 100_000);
+        let all = Bytes::from([framed(&message), framed(&said(2, 3))].concat());
+        let mut incoming = incoming(Vec::new());
+        for byte in 0..all.len() {
+            assert!(byte == 0 || incoming.waiting().len() == byte);
+            incoming.add(all.slice(byte..=byte));
+        }
+        assert!(incoming.together.capacity() < 4 * all.len(), "{}", incoming.together.capacity());
+        assert_eq!(incoming.first().unwrap(), Some(message));
+        assert_eq!((incoming.first().unwrap(), incoming.first().unwrap()), (Some(said(2, 3)), None));
+        assert_eq!(incoming.together.capacity(), 0, "nothing is kept");
     }
 
     #[test]
