@@ -2,6 +2,7 @@
 //! what the repository says, and an agent that does what the protocol asks.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{Hash, Hasher};
 
 use bulkhead_model::{Entity, Kind, Resource, Selector, document};
 use bulkhead_store::{Memory, Precondition, Store, Transaction};
@@ -21,6 +22,33 @@ pub(crate) const WRITES: [&[&str]; 4] = [
     &["Policy b", "Workload w1 b", "-Workload w2", "Workload own b"],
     &["Workload w2 b"],
 ];
+
+/// A state of a model: how it was reached, which can be played again, and by what it is told from others.
+#[derive(Debug, Clone)]
+pub(crate) struct State<A, S> {
+    pub(crate) way: Vec<A>,
+    pub(crate) seen: S,
+}
+
+impl<A, S: PartialEq> PartialEq for State<A, S> {
+    fn eq(&self, other: &Self) -> bool {
+        self.seen == other.seen
+    }
+}
+
+impl<A, S: Hash> Hash for State<A, S> {
+    fn hash<H: Hasher>(&self, hasher: &mut H) {
+        self.seen.hash(hasher);
+    }
+}
+
+/// Plays something to its end. Each thread of the checker has a runtime of its own.
+pub(crate) fn played<T>(play: impl Future<Output = T>) -> T {
+    thread_local! {
+        static RUNTIME: tokio::runtime::Runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    }
+    RUNTIME.with(|runtime| runtime.block_on(play))
+}
 
 /// Members by name, with the role that they had when it was said.
 type Members = BTreeMap<String, String>;

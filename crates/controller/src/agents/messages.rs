@@ -175,9 +175,8 @@ impl Encode for Message {
         }
     }
 
-    fn own_bytes(&self) -> usize {
-        let shared = if let Self::Packed { part, .. } = self { part.len() } else { 0 };
-        self.bytes() - shared
+    fn shared_bytes(&self) -> usize {
+        if let Self::Packed { part, .. } = self { part.len() } else { 0 }
     }
 
     fn write(&self, pieces: &mut Pieces) {

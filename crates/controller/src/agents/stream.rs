@@ -134,8 +134,8 @@ pub(crate) trait Encode {
     /// Bytes without the head.
     fn bytes(&self) -> usize;
 
-    /// Those of them that are not shared with others.
-    fn own_bytes(&self) -> usize;
+    /// Those of them that are shared with others.
+    fn shared_bytes(&self) -> usize;
 
     /// Writes just as many.
     fn write(&self, pieces: &mut Pieces);
@@ -152,15 +152,16 @@ impl Pieces {
     /// All of these messages, in order.
     pub(super) fn of<M: Encode>(messages: &[M]) -> Vec<Bytes> {
         let mut pieces = Self::default();
-        for (index, message) in messages.iter().enumerate() {
-            if pieces.open.len() + HEAD_BYTES + message.own_bytes() > TOGETHER_BYTES {
+        let sizes: Vec<_> = messages.iter().map(Size::of).collect();
+        for (index, (message, size)) in messages.iter().zip(&sizes).enumerate() {
+            if pieces.open.len() + size.own > TOGETHER_BYTES {
                 pieces.close();
             }
             if pieces.open.is_empty() {
-                pieces.open.reserve(room(&messages[index..]));
+                pieces.open.reserve(room(&sizes[index..]));
             }
             pieces.open.put_u8(0);
-            pieces.open.put_u32(u32::try_from(message.bytes()).unwrap_or(u32::MAX));
+            pieces.open.put_u32(u32::try_from(size.message).unwrap_or(u32::MAX));
             message.write(&mut pieces);
         }
         pieces.close();
@@ -185,16 +186,31 @@ impl Pieces {
     }
 }
 
+/// Bytes of a message.
+#[derive(Debug, Clone, Copy)]
+struct Size {
+    message: usize,
+    /// With the head, and without what is shared.
+    own: usize,
+    shares: bool,
+}
+
+impl Size {
+    fn of(message: &impl Encode) -> Self {
+        let (bytes, shared) = (message.bytes(), message.shared_bytes());
+        Self { message: bytes, own: HEAD_BYTES + bytes - shared, shares: shared > 0 }
+    }
+}
+
 /// Bytes of as many of the first of these messages as are written together.
-fn room<M: Encode>(messages: &[M]) -> usize {
+fn room(sizes: &[Size]) -> usize {
     let mut room = 0;
-    for message in messages {
-        let bytes = HEAD_BYTES + message.own_bytes();
-        if room > 0 && room + bytes > TOGETHER_BYTES {
+    for size in sizes {
+        if room > 0 && room + size.own > TOGETHER_BYTES {
             break;
         }
-        room += bytes;
-        if message.own_bytes() < message.bytes() {
+        room += size.own;
+        if size.shares {
             break;
         }
     }
@@ -347,8 +363,8 @@ mod tests {
             self.0.len() + self.1.as_ref().map_or(0, Bytes::len)
         }
 
-        fn own_bytes(&self) -> usize {
-            self.0.len()
+        fn shared_bytes(&self) -> usize {
+            self.1.as_ref().map_or(0, Bytes::len)
         }
 
         fn write(&self, pieces: &mut Pieces) {

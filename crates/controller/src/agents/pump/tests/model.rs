@@ -6,7 +6,6 @@
 //! connection. An agent that starts anew remembers what it knew at the last barrier.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::hash::{Hash, Hasher};
 
 use bulkhead_store::Memory;
 use bulkhead_wire::proto::controller_message::Body;
@@ -236,36 +235,15 @@ struct Seen {
     quiet: bool,
 }
 
-#[derive(Debug, Clone)]
-struct State {
-    way: Vec<Action>,
-    seen: Seen,
-}
-
-impl PartialEq for State {
-    fn eq(&self, other: &Self) -> bool {
-        self.seen == other.seen
-    }
-}
-
-impl Hash for State {
-    fn hash<H: Hasher>(&self, hasher: &mut H) {
-        self.seen.hash(hasher);
-    }
-}
+type State = modelled::State<Action, Seen>;
 
 fn play(way: Vec<Action>) -> State {
-    thread_local! {
-        static RUNTIME: tokio::runtime::Runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    }
-    RUNTIME.with(|runtime| {
-        runtime.block_on(async {
-            let mut world = World::new().await;
-            for action in &way {
-                world.act(*action).await;
-            }
-            State { seen: world.seen(), way }
-        })
+    modelled::played(async {
+        let mut world = World::new().await;
+        for action in &way {
+            world.act(*action).await;
+        }
+        State { seen: world.seen(), way }
     })
 }
 

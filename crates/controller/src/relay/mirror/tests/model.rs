@@ -10,7 +10,6 @@
 //! From each state everything is let through once, with whatever is broken mended: then all must know what there is.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
-use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -426,23 +425,7 @@ struct Seen {
     wrong: Option<String>,
 }
 
-#[derive(Debug, Clone)]
-struct State {
-    way: Vec<Action>,
-    seen: Seen,
-}
-
-impl PartialEq for State {
-    fn eq(&self, other: &Self) -> bool {
-        self.seen == other.seen
-    }
-}
-
-impl Hash for State {
-    fn hash<H: Hasher>(&self, hasher: &mut H) {
-        self.seen.hash(hasher);
-    }
-}
+type State = modelled::State<Action, Seen>;
 
 /// How far the checker goes.
 #[derive(Debug)]
@@ -456,17 +439,12 @@ struct Relayed {
 
 impl Relayed {
     fn play(&self, way: Vec<Action>) -> State {
-        thread_local! {
-            static RUNTIME: tokio::runtime::Runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        }
-        RUNTIME.with(|runtime| {
-            runtime.block_on(async {
-                let mut world = World::new(self.agents).await;
-                for action in &way {
-                    world.act(*action).await;
-                }
-                State { seen: world.seen(), way }
-            })
+        modelled::played(async {
+            let mut world = World::new(self.agents).await;
+            for action in &way {
+                world.act(*action).await;
+            }
+            State { seen: world.seen(), way }
         })
     }
 }
